@@ -1,0 +1,38 @@
+"""Inputs quantized at run time, each token by its own range: no calibration, no batch mates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewbit.errors import BadArgument
+from fewbit.formats import Spec
+
+KIND = "dynamic"
+
+
+class Dynamic(nn.Module):
+    """Rounds every row to `spec`, the scales taken from the row itself."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        if spec.span == "tensor" or spec.scale.outer == "tensor":
+            raise BadArgument(
+                f"dynamic activations cannot use {spec}: one range for a whole batch would make "
+                "an image depend on its batch mates; give each row or group its own"
+            )
+        self.spec = spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.spec.round(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": KIND, "spec": str(self.spec)}
+
+    def extra_repr(self) -> str:
+        return str(self.spec)
+
+
+def from_config(config: dict[str, Any]) -> Dynamic:
+    return Dynamic(Spec.parse(config["spec"]))

@@ -1,0 +1,23 @@
+"""Number formats: what a code means, how scales are kept, how codes become bytes."""
+
+from fewbit.formats.format import Format
+from fewbit.formats.integer import Integer
+from fewbit.formats.minifloat import Minifloat
+from fewbit.formats.qtensor import QTensor
+from fewbit.formats.scale import SCALES, ScaleFormat
+from fewbit.formats.spec import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, Scales, Spec
+
+__all__ = [
+    "FORMATS",
+    "MXFP4",
+    "NVFP4",
+    "NVFP4_TOKEN",
+    "SCALES",
+    "Format",
+    "Integer",
+    "Minifloat",
+    "QTensor",
+    "ScaleFormat",
+    "Scales",
+    "Spec",
+]

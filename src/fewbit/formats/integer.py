@@ -1,0 +1,35 @@
+"""Integers: equally spaced levels, signed (symmetric grids) or unsigned (with a zero point)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewbit.formats.format import Format
+
+
+@dataclass(frozen=True)
+class Integer(Format):
+    """`intN` holds -2^(N-1) .. 2^(N-1)-1 in two's complement, `uintN` holds 0 .. 2^N-1."""
+
+    width: int
+    unsigned: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{'u' if self.unsigned else ''}int{self.width}"
+
+    @property
+    def bits(self) -> int:
+        return self.width
+
+    def code_values(self) -> tuple[float, ...]:
+        count = 1 << self.width
+        wrap = count if self.unsigned else count // 2
+        return tuple(float(c if c < wrap else c - count) for c in range(count))
+
+    def encode(self, values: Tensor) -> Tensor:
+        level = torch.round(values.float()).clamp_(self.min, self.max)
+        return level.to(torch.int16).bitwise_and_((1 << self.width) - 1).to(torch.uint8)

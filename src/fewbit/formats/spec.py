@@ -1,0 +1,162 @@
+"""What one matrix is stored as: a format, the span of one scale, and how the scale is kept.
+
+A matrix has rows and columns. A row is an output channel of a weight or a token of an activation;
+columns are the input features in both, so one vocabulary serves both sides of a product.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewbit.errors import BadArgument
+from fewbit.formats.format import Format
+from fewbit.formats.integer import Integer
+from fewbit.formats.minifloat import Minifloat
+from fewbit.formats.pack import packed_width
+from fewbit.formats.scale import E4M3_PER_ROW, E4M3_PER_TENSOR, E8M0, FP32, SCALES, ScaleFormat
+
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        *(Integer(width) for width in range(2, 9)),
+        *(Integer(width, unsigned=True) for width in range(2, 9)),
+        *(Minifloat(e, m) for e, m in ((2, 1), (1, 2), (3, 0), (2, 3), (3, 2), (3, 4))),
+        Minifloat(4, 3, specials="nan"),
+        Minifloat(5, 2, specials="ieee"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales of one matrix as they are stored: [rows or 1, groups]."""
+
+    stored: Tensor
+    outer: Tensor | None = None  # float32, [rows or 1, 1]
+    zeros: Tensor | None = None  # uint8, as `stored`
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Unsigned formats are asymmetric: they carry a zero point, value = (level - zero) * scale."""
+
+    format: Format
+    span: str | int = "row"  # one scale per "tensor", per "row", or per that many columns
+    scale: ScaleFormat = FP32
+
+    def __str__(self) -> str:
+        span = f"g{self.span}" if isinstance(self.span, int) else self.span
+        return f"{self.format}/{span}/{self.scale.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """The inverse of `str`: format/span/scale, as in `e2m1/row/fp32` or `int4/g128/fp16`."""
+        match = re.fullmatch(r"(\w+)/(?:(tensor|row)|g([1-9]\d*))/(\w+)", text)
+        if not match or match[1] not in FORMATS or match[4] not in SCALES:
+            raise BadArgument(
+                f"not a number format: {text!r}; it is FORMAT/SPAN/SCALE with FORMAT one of "
+                f"{', '.join(FORMATS)}, SPAN one of tensor, row, gN, SCALE one of "
+                f"{', '.join(SCALES)}"
+            )
+        return cls(FORMATS[match[1]], match[2] or int(match[3]), SCALES[match[4]])
+
+    @property
+    def symmetric(self) -> bool:
+        return self.format.signed
+
+    def groups(self, columns: int) -> int:
+        """How many scales a row of `columns` has."""
+        if not isinstance(self.span, int):
+            return 1
+        if columns % self.span:
+            raise BadArgument(
+                f"a group of {self.span} does not divide {columns} columns; "
+                f"groups that do: {', '.join(map(str, _divisors(columns)))}"
+            )
+        return columns // self.span
+
+    def fit(self, matrix: Tensor) -> Scales:
+        """The scales at which nothing is clipped (but for the rounding of the scale itself)."""
+        grouped = self._grouped(matrix.float())
+        if not self.symmetric:
+            return self._fit_asymmetric(grouped)
+        absmax = self._reduce(grouped.abs(), "amax")
+        return self.store(self.scale.from_absmax(absmax, self.format.max))
+
+    def store(self, scale: Tensor, outer: Tensor | None = None) -> Scales:
+        """Float scales as this spec keeps them."""
+        if outer is None:
+            outer = self.scale.outer_scale(scale)
+        return Scales(self.scale.store(scale, outer), outer)
+
+    def encode(self, matrix: Tensor, scales: Scales) -> Tensor:
+        """Values [rows, columns] to codes: the one definition of rounding."""
+        units = self._grouped(matrix.float()) * self.load(scales).reciprocal()[..., None]
+        if scales.zeros is not None:
+            units = units + scales.zeros[..., None]
+        return self.format.encode(units).view(matrix.shape)
+
+    def decode(self, codes: Tensor, scales: Scales) -> Tensor:
+        """Codes [rows, columns] to float32 values."""
+        levels = self._grouped(self.format.decode(codes))
+        if scales.zeros is not None:
+            levels = levels - scales.zeros[..., None].float()
+        return (levels * self.load(scales)[..., None]).view(codes.shape)
+
+    def round(self, matrix: Tensor, scales: Scales | None = None) -> Tensor:
+        """Values to what they become when stored: encode, then decode."""
+        scales = scales or self.fit(matrix)
+        return self.decode(self.encode(matrix, scales), scales)
+
+    def load(self, scales: Scales) -> Tensor:
+        """Stored scales to float32."""
+        return self.scale.load(scales.stored, scales.outer)
+
+    def bytes(self, rows: int, columns: int) -> int:
+        """The arithmetic of a packed matrix: codes, scales, outer scales, zero points."""
+        codes = rows * packed_width(columns, self.format.bits)
+        count = 1 if self.span == "tensor" else rows * self.groups(columns)
+        outer = {None: 0, "tensor": 1, "row": rows}[self.scale.outer]
+        zeros = 0 if self.symmetric else count
+        return codes + count * self.scale.dtype.itemsize + 4 * outer + zeros
+
+    def empty_scales(self, rows: int, columns: int) -> Scales:
+        """Scales of the right shapes and dtypes with nothing in them."""
+        shape = (1, 1) if self.span == "tensor" else (rows, self.groups(columns))
+        outer_rows = {None: 0, "tensor": 1, "row": rows}[self.scale.outer]
+        return Scales(
+            torch.empty(shape, dtype=self.scale.dtype),
+            torch.empty(outer_rows, 1) if outer_rows else None,
+            None if self.symmetric else torch.empty(shape, dtype=torch.uint8),
+        )
+
+    def _fit_asymmetric(self, grouped: Tensor) -> Scales:
+        """The range always holds 0, so that 0 is exact and both ends are reached."""
+        low = self._reduce(grouped, "amin").clamp(max=0)
+        high = self._reduce(grouped, "amax").clamp(min=0)
+        scales = self.store(self.scale.from_absmax(high - low, self.format.max))
+        zeros = self.format.encode(-low * self.load(scales).reciprocal())
+        return Scales(scales.stored, scales.outer, zeros)
+
+    def _grouped(self, matrix: Tensor) -> Tensor:
+        rows, columns = matrix.shape
+        groups = self.groups(columns)
+        return matrix.reshape(rows, groups, columns // groups)
+
+    def _reduce(self, grouped: Tensor, how: str) -> Tensor:
+        """[rows, groups, columns] to one number per scale."""
+        per_group = getattr(torch, how)(grouped, -1)
+        return getattr(torch, how)(per_group).view(1, 1) if self.span == "tensor" else per_group
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in (8, 16, 32, 64, 72, 96, 128, 192, 256, 384, 512, n) if n % d == 0]
+
+
+MXFP4 = Spec(FORMATS["e2m1"], 32, E8M0)
+NVFP4 = Spec(FORMATS["e2m1"], 16, E4M3_PER_TENSOR)
+NVFP4_TOKEN = Spec(FORMATS["e2m1"], 16, E4M3_PER_ROW)

@@ -1,0 +1,83 @@
+"""What a method file holds, and what the engine hands it.
+
+A method is a module with
+    NAME, SUMMARY   what it is called and one line about it
+    VARIANTS        bits -> Rule; the first is the default
+    CALIBRATED      whether it needs to see data
+    Settings        a frozen dataclass of its settings with their defaults, checked on construction
+    rule(layer, variant, settings) -> Rule | None      what a layer becomes; None keeps it
+    solve(job, settings) -> None                       replaces the layers of one block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fewbit.errors import BadArgument
+from fewbit.formats import Spec
+from fewbit.linear import QLinear
+from fewbit.models import Layer
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of a layer: how its weight is stored and how its input is rounded."""
+
+    weight: Spec
+    activation: Spec | None = None
+
+
+@dataclass
+class BlockJob:
+    """One block to be solved: its module, the rule of each of its layers, and a place for results."""
+
+    index: int
+    module: nn.Module
+    name: str
+    layers: tuple[Layer, ...]
+    rules: Mapping[str, Rule]
+    groups: tuple[tuple[str, ...], ...]  # the layers with a rule, those that read one tensor together
+    seed: int
+    solved: dict[str, Solved] = field(default_factory=dict)
+
+    def linear(self, name: str) -> nn.Linear:
+        linear = self.module.get_submodule(name.removeprefix(f"{self.name}."))
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def weight(self, name: str) -> Tensor:
+        return self.linear(name).weight.detach()
+
+    def replace(self, name: str, layer: QLinear, target: Tensor) -> None:
+        """Put `layer` where the linear stood; `target` is what its packed weight stands for."""
+        self.solved[name] = Solved(layer, target)
+        self.module.set_submodule(name.removeprefix(f"{self.name}."), layer)
+
+
+@dataclass(frozen=True)
+class Solved:
+    layer: QLinear
+    target: Tensor
+
+
+class Method(Protocol):
+    NAME: str
+    SUMMARY: str
+    VARIANTS: Mapping[str, Rule]
+    CALIBRATED: bool
+    Settings: Callable[..., Any]
+
+    def rule(self, layer: Layer, variant: Rule, settings: Any) -> Rule | None: ...
+
+    def solve(self, job: BlockJob, settings: Any) -> None: ...
+
+
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """For Settings.__post_init__."""
+    if value not in allowed:
+        listed = ", ".join(map(str, allowed))
+        raise BadArgument(f"setting {name} cannot be {value!r}; allowed: {listed}")

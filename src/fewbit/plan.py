@@ -1,0 +1,109 @@
+"""The plan: which layer becomes what, checked against its shape before any work begins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fewbit.errors import BadArgument, BadModel
+from fewbit.linear import QLinear
+from fewbit.methods.contract import Rule
+from fewbit.models import Layer, ModelSpec, Structure, describe
+from fewbit.recipe import Recipe
+from fewbit.report.summary import megabytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    structure: Structure
+    rules: dict[str, Rule]  # by layer name; layers without a rule stay as they are
+
+    def layers(self, block: int) -> tuple[Layer, ...]:
+        return tuple(one for one in self.structure.quantizable(block) if one.name in self.rules)
+
+    @property
+    def bytes_after(self) -> int:
+        """The arithmetic of the quantized weights, biases as they are, and all that is kept."""
+        return self.structure.bytes - sum(
+            layer.bytes - self._layer_bytes(layer)
+            for layer in self.structure.layers
+            if layer.name in self.rules
+        )
+
+    def _layer_bytes(self, layer: Layer) -> int:
+        rows, columns = layer.shape
+        bias = layer.parameters - rows * columns
+        width = layer.bytes // layer.parameters
+        return self.rules[layer.name].weight.bytes(rows, columns) + bias * width
+
+    def __str__(self) -> str:
+        blocks = len(self.structure.blocks)
+        lines = [
+            f"plan: {self.recipe} for {self.structure.family}, {blocks} blocks, "
+            f"{megabytes(self.structure.bytes)} -> {megabytes(self.bytes_after)}"
+        ]
+        kinds = Counter(
+            (str(layer.role), self.rules.get(layer.name))
+            for layer in self.structure.layers
+            if layer.status == "quantize"
+        )
+        for (role, rule), count in kinds.items():
+            what = "kept" if rule is None else f"weight {rule.weight}"
+            if rule is not None:
+                what += f", input {rule.activation or 'as it comes'}"
+            lines.append(f"  {role:<9} {count:>4} x {what}")
+        kept = sum(layer.status != "quantize" for layer in self.structure.layers)
+        lines.append(f"  {kept} other layers stay in high precision")
+        return "\n".join(lines)
+
+
+def make_plan(
+    model: nn.Module, recipe: Recipe, spec: ModelSpec | None, allow_unknown: bool
+) -> Plan:
+    """Refuses what cannot be done, naming the layer: nothing has been touched by then."""
+    structure = describe(model, spec)
+    _refuse_quantized(model)
+    if structure.unknown and not allow_unknown:
+        names = ", ".join(layer.name for layer in structure.unknown[:5])
+        raise BadModel(
+            f"{len(structure.unknown)} layers of {structure.family} have no known role: {names}; "
+            "give them one in a ModelSpec, or allow_unknown=True to keep them in high precision"
+        )
+    rules = {}
+    for layer in structure.layers:
+        if layer.status != "quantize":
+            continue
+        rule = recipe.implementation.rule(layer, recipe.variant, recipe.settings)
+        if rule is not None:
+            _check(model, layer, rule)
+            rules[layer.name] = rule
+    return Plan(recipe, structure, rules)
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, QLinear):
+            raise BadModel(
+                f"the model is already quantized ({name} is {module.spec}); "
+                "call fewbit.dequantize(model) first or start from the original"
+            )
+
+
+def _check(model: nn.Module, layer: Layer, rule: Rule) -> None:
+    module = model.get_submodule(layer.name)
+    if not isinstance(module, nn.Linear):
+        raise BadModel(f"{layer.name} is a {type(module).__name__}, only nn.Linear is quantized")
+    for part in (rule.weight, rule.activation):
+        if part is not None:
+            try:
+                part.groups(layer.shape[1])
+            except BadArgument as error:
+                raise BadArgument(f"{layer.name}: {error}") from None
+    if not torch.isfinite(module.weight.sum()) and not torch.isfinite(module.weight).all():
+        raise BadModel(f"the weight of {layer.name} holds NaN or infinite values")
+    if module.bias is not None and not torch.isfinite(module.bias).all():
+        raise BadModel(f"the bias of {layer.name} holds NaN or infinite values")

@@ -1,0 +1,109 @@
+"""A recipe: a method, its bits and its settings, checked as a whole; what a file or a name means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+from fewbit import registry
+from fewbit.errors import BadArgument
+from fewbit.methods.contract import Method, Rule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    method: str
+    bits: str
+    settings: Any  # the method's own Settings
+
+    @classmethod
+    def make(cls, method: str, bits: str | None, settings: Mapping[str, Any]) -> Recipe:
+        found = method_named(method)
+        bits = _bits(found, bits)
+        known = [f.name for f in fields(cast(Any, found.Settings))]
+        for name in settings:
+            if name not in known:
+                raise BadArgument(
+                    f"{method} has no setting {name!r}; its settings: {', '.join(known)}"
+                )
+        return cls(method, bits, found.Settings(**settings))
+
+    @classmethod
+    def resolve(cls, recipe: str | Path, bits: str | None, settings: Mapping[str, Any]) -> Recipe:
+        """A name, or a JSON file as `to_dict` gives it; arguments override what the file says."""
+        if not str(recipe).endswith(".json"):
+            return cls.make(str(recipe), bits, settings)
+        content = _read(Path(recipe))
+        return cls.make(
+            content["method"], bits or content["bits"], {**content["settings"], **settings}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.method, "bits": self.bits, "settings": asdict(self.settings)}
+
+    @property
+    def implementation(self) -> Method:
+        return method_named(self.method)
+
+    @property
+    def variant(self) -> Rule:
+        return self.implementation.VARIANTS[self.bits]
+
+    def __str__(self) -> str:
+        return f"{self.method}:{self.bits}"
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """One line of `fewbit recipes`."""
+
+    name: str
+    bits: tuple[str, ...]
+    calibrated: bool
+    summary: str
+
+
+def recipes() -> list[RecipeInfo]:
+    """All recipes by name, the default bits first."""
+    return [
+        RecipeInfo(name, tuple(m.VARIANTS), m.CALIBRATED, m.SUMMARY)
+        for name, m in sorted(_methods().items())
+    ]
+
+
+def method_named(name: str) -> Method:
+    if name not in _methods():
+        raise BadArgument(f"unknown recipe {name!r}; recipes: {', '.join(sorted(_methods()))}")
+    return _methods()[name]
+
+
+def _methods() -> dict[str, Method]:
+    return cast(dict[str, Method], registry.modules("methods", "NAME"))
+
+
+def _bits(method: Method, bits: str | None) -> str:
+    if bits is None:
+        return next(iter(method.VARIANTS))
+    full = bits if "a" in bits or not bits.startswith("w") else f"{bits}a16"
+    if full not in method.VARIANTS:
+        raise BadArgument(
+            f"{method.NAME} has no bits {bits!r}; allowed: {', '.join(method.VARIANTS)}"
+        )
+    return full
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadArgument(f"cannot read the recipe file {path}: {error}") from None
+    expected = {"method": str, "bits": str, "settings": dict}
+    if not isinstance(content, dict) or content.keys() != expected.keys():
+        raise BadArgument(f"{path} must hold exactly the keys {', '.join(expected)}")
+    for key, kind in expected.items():
+        if not isinstance(content[key], kind):
+            raise BadArgument(f"{path}: {key} must be a {kind.__name__}, got {content[key]!r}")
+    return content

@@ -1,0 +1,136 @@
+"""The report of one quantization: per layer what was done, totals, timings; text and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fewbit.files import write_text
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Errors are in dB (higher is better), against full precision; None where nothing was seen."""
+
+    name: str
+    role: str
+    weight: str
+    activation: str | None
+    bits_per_weight: float
+    bytes_before: int
+    bytes: int
+    weight_db: float
+    rounding_weight_db: float  # what plain rounding to the same spec would have given
+    output_db: float | None = None
+    rounding_output_db: float | None = None
+
+
+@dataclass
+class Report:
+    recipe: dict[str, Any]
+    family: str
+    source: str  # SHA-256 over the weights that were quantized
+    seed: int
+    fewbit_version: str
+    layers: list[LayerReport] = field(default_factory=list)
+    bytes_before: int = 0
+    bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Report:
+        layers = [LayerReport(**layer) for layer in content["layers"]]
+        return cls(**{**content, "layers": layers})
+
+    def save(self, path: str | Path) -> None:
+        """As JSON; what is infinite (a lossless layer) is written as null."""
+        write_text(Path(path), json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False))
+
+    def __str__(self) -> str:
+        return "\n".join([*self._head(), *self._roles(), *self._worst(), *self._foot()])
+
+    def _head(self) -> list[str]:
+        name = f"{self.recipe['method']}:{self.recipe['bits']}"
+        ratio = self.bytes_before / max(self.bytes, 1)
+        return [
+            f"{self.family} quantized with {name} in {sum(self.seconds.values()):.1f} s",
+            f"  {megabytes(self.bytes_before)} -> {megabytes(self.bytes)} ({ratio:.2f}x smaller), "
+            f"{len(self.layers)} layers",
+        ]
+
+    def _roles(self) -> list[str]:
+        rows = [_columns("role", "layers", "weight", "input", "MB", "weight dB", "output dB")]
+        for role in dict.fromkeys(layer.role for layer in self.layers):
+            rows += _role_rows(role, [layer for layer in self.layers if layer.role == role])
+        return rows
+
+    def _worst(self) -> list[str]:
+        if not self.layers:
+            return []
+        worst = min(self.layers, key=_error)
+        return [f"  worst layer: {worst.name} at {_db(_error(worst))} dB"]
+
+    def _foot(self) -> list[str]:
+        return [f"  warning: {warning}" for warning in self.warnings]
+
+
+def _role_rows(role: str, layers: list[LayerReport]) -> list[str]:
+    """One row for each way in which layers of this role are stored."""
+    kinds = dict.fromkeys((layer.weight, layer.activation) for layer in layers)
+    rows = []
+    for weight, activation in kinds:
+        same = [one for one in layers if (one.weight, one.activation) == (weight, activation)]
+        size = sum(layer.bytes for layer in same) / 1e6
+        rows.append(
+            _columns(
+                role,
+                str(len(same)),
+                weight,
+                activation or "-",
+                f"{size:.2f}",
+                _mean_db(layer.weight_db for layer in same),
+                _mean_db(layer.output_db for layer in same),
+            )
+        )
+    return rows
+
+
+def _columns(*cells: str) -> str:
+    role, count, weight, activation, size, weight_db, output_db = cells
+    return (
+        f"  {role:<9} {count:>6}  {weight:<15} {activation:<15} {size:>8} "
+        f"{weight_db:>9} {output_db:>9}"
+    ).rstrip()
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _error(layer: LayerReport) -> float:
+    return layer.weight_db if layer.output_db is None else layer.output_db
+
+
+def _mean_db(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return _db(sum(known) / len(known)) if known else "-"
+
+
+def _db(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""How a weight chooses its code."""
