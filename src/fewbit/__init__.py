@@ -1,0 +1,60 @@
+"""fewbit: few-bit diffusion transformers.
+
+Importing this registers fewbit with diffusers, whichever of the two is imported first.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fewbit.registration import register_with_diffusers
+from fewbit.version import __version__
+
+if TYPE_CHECKING:
+    from fewbit.api import dequantize, inspect, load, save
+    from fewbit.diffusers_plugin import FewbitConfig
+    from fewbit.engine import quantize
+    from fewbit.errors import FewbitError
+    from fewbit.models import ModelSpec
+    from fewbit.recipe import recipes
+    from fewbit.report import Report
+
+_HOMES = {
+    "FewbitConfig": "fewbit.diffusers_plugin",
+    "FewbitError": "fewbit.errors",
+    "ModelSpec": "fewbit.models",
+    "Report": "fewbit.report",
+    "dequantize": "fewbit.api",
+    "inspect": "fewbit.api",
+    "load": "fewbit.api",
+    "quantize": "fewbit.engine",
+    "recipes": "fewbit.recipe",
+    "save": "fewbit.api",
+}
+
+__all__ = [
+    "FewbitConfig",
+    "FewbitError",
+    "ModelSpec",
+    "Report",
+    "__version__",
+    "dequantize",
+    "inspect",
+    "load",
+    "quantize",
+    "recipes",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names come when first asked for, so that `fewbit --help` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fewbit' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+register_with_diffusers()

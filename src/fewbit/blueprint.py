@@ -73,8 +73,7 @@ def _entries(config: str, places: dict[tuple[str, str], list[int]]) -> list[Entr
             blocks = f"{stem}.{low}" if low == high else f"{stem}.{low}-{high}"
             paths.setdefault(blocks, []).append(path)
     return [
-        {"blocks": blocks, "layers": names, **json.loads(config)}
-        for blocks, names in paths.items()
+        {"blocks": blocks, "layers": names, **json.loads(config)} for blocks, names in paths.items()
     ]
 
 

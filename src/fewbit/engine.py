@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fewbit.checkpoint import digest
 from fewbit.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration
-from fewbit.formats import Spec
 from fewbit.methods.contract import BlockJob, Solved
 from fewbit.models import Layer, ModelSpec, transformer_of
-from fewbit.plan import Plan, make_plan
+from fewbit.plan import make_plan
 from fewbit.progress import track
+from fewbit.provenance import Provenance, source_sha256
 from fewbit.recipe import Recipe
 from fewbit.report import LayerReport, Report
 from fewbit.version import __version__
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a quantized model came from; it travels with the model and into its files."""
-
-    recipe: dict[str, Any]
-    seed: int
-    source_sha256: str
-    fewbit_version: str
 
 
 def quantize(
@@ -64,14 +53,13 @@ def quantize(
     bytes_before = stored_bytes(transformer)
     planned = time.perf_counter()
 
-    source = hashlib.sha256()
+    sources: dict[str, str] = {}
     layers: list[LayerReport] = []
     blocks = range(len(plan.structure.blocks))
     for block in track(blocks, f"{chosen}, blocks", len(blocks), progress):
-        job = _job(transformer, plan, block, seed)
+        job = plan.job(transformer, block, seed)
         originals = {name: job.linear(name) for name in job.rules}
-        for name, linear in originals.items():
-            _add_to_hash(source, name, linear)
+        sources |= {name: digest(linear.weight) for name, linear in originals.items()}
         _solve_on(device, job, chosen)
         layers += [
             _layer_report(layer, originals[layer.name], job.solved[layer.name])
@@ -80,7 +68,7 @@ def quantize(
     report = Report(
         recipe=chosen.to_dict(),
         family=plan.structure.family,
-        source=source.hexdigest(),
+        source=source_sha256(sources),
         seed=seed,
         fewbit_version=__version__,
         layers=layers,
@@ -89,6 +77,10 @@ def quantize(
         seconds={"plan": planned - started, "solve": time.perf_counter() - planned},
     )
     transformer.fewbit = Provenance(chosen.to_dict(), seed, report.source, __version__)
+    if hasattr(transformer, "register_to_config"):
+        from fewbit.diffusers_plugin import attach
+
+        attach(transformer, chosen)
     return report
 
 
@@ -101,18 +93,6 @@ def stored_bytes(model: nn.Module) -> int:
 def _refuse_useless_data(recipe: Recipe, calibration: object) -> None:
     if calibration is not None and not recipe.implementation.CALIBRATED:
         raise BadCalibration(f"{recipe.method} looks at no data; leave calibration out")
-
-
-def _job(transformer: nn.Module, plan: Plan, block: int, seed: int) -> BlockJob:
-    name = plan.structure.blocks[block]
-    layers = plan.layers(block)
-    rules = {layer.name: plan.rules[layer.name] for layer in layers}
-    groups = tuple(
-        tuple(one for one in group if one in rules)
-        for group in plan.structure.shared_inputs(block)
-        if any(one in rules for one in group)
-    )
-    return BlockJob(block, transformer.get_submodule(name), name, layers, rules, groups, seed)
 
 
 def _solve_on(device: str | torch.device | None, job: BlockJob, recipe: Recipe) -> None:
@@ -144,12 +124,3 @@ def _layer_report(layer: Layer, original: nn.Module, solved: Solved) -> LayerRep
         weight_db=sqnr(solved.target, packed.dequantize()),
         rounding_weight_db=sqnr(weight, packed.spec.round(weight)),
     )
-
-
-def _add_to_hash(digest: hashlib._Hash, name: str, linear: nn.Module) -> None:
-    digest.update(name.encode())
-    for tensor in (linear.weight, linear.bias):
-        if isinstance(tensor, Tensor):
-            flat = tensor.detach().cpu().contiguous().view(-1)
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(flat.view(torch.uint8).numpy())

@@ -45,6 +45,11 @@ class InputStage(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_last": None}  # type: ignore[misc]
 
+    def __str__(self) -> str:
+        """What an input goes through, as `inspect` shows it."""
+        parts = [self.transform, self.activation]
+        return " > ".join(part.extra_repr() for part in parts if part is not None)
+
     def config(self) -> dict[str, Any]:
         """The parts that are there, each by its own config."""
         parts = {"transform": self.transform, "activation": self.activation}

@@ -42,6 +42,15 @@ class QLinear(nn.Module):
         staged = x if self.stage is None else self.stage(x)
         return packed_linear(staged, self.packed_weight, self.bias).to(x.dtype)
 
+    def effective_weight(self) -> Tensor:
+        """The float32 matrix this layer multiplies its untransformed, unrounded input with."""
+        weight = self.packed_weight.dequantize()
+        transform = None if self.stage is None else self.stage.transform
+        if transform is None:
+            return weight
+        identity = torch.eye(self.in_features, device=weight.device)
+        return (transform(identity) @ weight.T).T
+
     def nbytes(self) -> int:
         """Bytes this layer keeps, its input stage aside."""
         return self.packed_weight.nbytes + (0 if self.bias is None else self.bias.nbytes)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from fewbit.errors import BadArgument, BadModel
 from fewbit.linear import QLinear
-from fewbit.methods.contract import Rule
+from fewbit.methods.contract import BlockJob, Rule
 from fewbit.models import Layer, ModelSpec, Structure, describe
 from fewbit.recipe import Recipe
 from fewbit.report.summary import megabytes
@@ -22,8 +24,44 @@ class Plan:
     structure: Structure
     rules: dict[str, Rule]  # by layer name; layers without a rule stay as they are
 
-    def layers(self, block: int) -> tuple[Layer, ...]:
-        return tuple(one for one in self.structure.quantizable(block) if one.name in self.rules)
+    def job(self, model: nn.Module, block: int, seed: int) -> BlockJob:
+        """All layers of a block that have a rule, grouped by the tensor they read."""
+        layers = tuple(one for one in self.structure.quantizable(block) if one.name in self.rules)
+        groups = [
+            tuple(name for name in group if name in self.rules)
+            for group in self.structure.shared_inputs(block)
+        ]
+        return self._job(model, block, layers, tuple(g for g in groups if g), seed)
+
+    def job_of_group(self, model: nn.Module, name: str) -> BlockJob:
+        """Only the layers that read the same tensor as layer `name`."""
+        block = next(one.block for one in self.structure.layers if one.name == name)
+        assert block is not None
+        whole = self.job(model, block, seed=0)
+        group = next(group for group in whole.groups if name in group)
+        layers = tuple(one for one in whole.layers if one.name in group)
+        return self._job(model, block, layers, (group,), seed=0)
+
+    def _job(
+        self,
+        model: nn.Module,
+        block: int,
+        layers: tuple[Layer, ...],
+        groups: tuple[tuple[str, ...], ...],
+        seed: int,
+    ) -> BlockJob:
+        name = self.structure.blocks[block]
+        rules = {layer.name: self.rules[layer.name] for layer in layers}
+        return BlockJob(block, model.get_submodule(name), name, layers, rules, groups, seed)
+
+    def without(self, patterns: Sequence[str]) -> Plan:
+        """The same plan with the layers that match a pattern kept in high precision."""
+        rules = {
+            name: rule
+            for name, rule in self.rules.items()
+            if not any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
+        return replace(self, rules=rules)
 
     @property
     def bytes_after(self) -> int:
@@ -103,6 +141,8 @@ def _check(model: nn.Module, layer: Layer, rule: Rule) -> None:
                 part.groups(layer.shape[1])
             except BadArgument as error:
                 raise BadArgument(f"{layer.name}: {error}") from None
+    if module.weight.is_meta:
+        return  # nothing to see yet: the model is still to be loaded
     if not torch.isfinite(module.weight.sum()) and not torch.isfinite(module.weight).all():
         raise BadModel(f"the weight of {layer.name} holds NaN or infinite values")
     if module.bias is not None and not torch.isfinite(module.bias).all():

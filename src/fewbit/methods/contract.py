@@ -40,7 +40,9 @@ class BlockJob:
     name: str
     layers: tuple[Layer, ...]
     rules: Mapping[str, Rule]
-    groups: tuple[tuple[str, ...], ...]  # the layers with a rule, those that read one tensor together
+    groups: tuple[
+        tuple[str, ...], ...
+    ]  # the layers with a rule, those that read one tensor together
     seed: int
     solved: dict[str, Solved] = field(default_factory=dict)
 

@@ -1,0 +1,24 @@
+"""Back to nn.Linear: the weights a quantized layer stands for, in full precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fewbit.blueprint import quantized_layers
+from fewbit.linear import QLinear
+
+
+def dequantize_layers(model: nn.Module) -> None:
+    """Every quantized layer becomes a linear again; its input is no longer rounded."""
+    for name, layer in quantized_layers(model).items():
+        model.set_submodule(name, to_linear(layer))
+
+
+def to_linear(layer: QLinear) -> nn.Linear:
+    weight = layer.effective_weight()
+    dtype = torch.float32 if layer.bias is None else layer.bias.dtype
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    linear.bias = layer.bias
+    return linear

@@ -1,0 +1,225 @@
+"""The map of a model: every linear with its place, role, status and size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+from torch import Size, Tensor, nn
+
+from fewbit.errors import BadModel
+from fewbit.models.families import recognise
+from fewbit.models.spec import ModelSpec, Role
+
+Status = Literal["quantize", "keep", "unknown"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OUT_OF_VALUE = {
+    Role.V: Role.ATTN_OUT,
+    Role.QKV: Role.ATTN_OUT,
+    Role.CROSS_V: Role.CROSS_OUT,
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear (or convolution) of the model."""
+
+    name: str
+    role: Role | None
+    status: Status
+    block: int | None
+    shape: tuple[int, ...]  # of the weight: [out, in] for a linear
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Value projections whose heads reach the out projections unchanged but for the mixing of
+    tokens: what turns a head's values may be undone in the out projections' columns."""
+
+    values: tuple[str, ...]
+    outs: tuple[str, ...]
+    head_width: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    family: str
+    spec: ModelSpec
+    blocks: tuple[str, ...]  # module names, in order of execution
+    layers: tuple[Layer, ...]
+    other_parameters: int  # norms, embedding tables, free parameters
+    other_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers) + self.other_parameters
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers) + self.other_bytes
+
+    @property
+    def unknown(self) -> tuple[Layer, ...]:
+        """Linears that are neither mapped to a role nor kept."""
+        return tuple(layer for layer in self.layers if layer.status == "unknown")
+
+    def quantizable(self, block: int) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self._inside(block) if layer.status == "quantize")
+
+    def shared_inputs(self, block: int) -> tuple[tuple[str, ...], ...]:
+        """The block's linears grouped by the tensor they read, every linear with a role once.
+
+        Kept linears are in their group too: whoever rescales the tensor must know all readers.
+        """
+        readers: dict[str, list[Layer]] = {}
+        for layer in self._inside(block):
+            if layer.role:
+                path = layer.name.removeprefix(f"{self.blocks[block]}.")
+                readers.setdefault(self.spec.source(path), []).append(layer)
+        for group in readers.values():
+            _refuse_if_not_one_input(group)
+        return tuple(tuple(layer.name for layer in group) for group in readers.values())
+
+    def attentions(self, block: int) -> tuple[Attention, ...]:
+        """The attentions whose value and out projections face each other directly."""
+        if self.spec.heads is None:
+            return ()
+        values: dict[tuple[str, Role], list[str]] = {}
+        for layer in self._inside(block):
+            if layer.role in _OUT_OF_VALUE:
+                place = layer.name.rpartition(".")[0], _OUT_OF_VALUE[layer.role]
+                values.setdefault(place, []).append(layer.name)
+        found = []
+        for (parent, role), names in values.items():
+            outs = [
+                layer
+                for layer in self._inside(block)
+                if layer.role is role and layer.name.startswith(f"{parent}.")
+            ]
+            if outs:
+                width = _head_width(outs[0], self.spec.heads)
+                found.append(Attention(tuple(names), tuple(out.name for out in outs), width))
+        return tuple(found)
+
+    def _inside(self, block: int) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.block == block)
+
+
+def describe(model: object, spec: ModelSpec | None = None) -> Structure:
+    """The structure of a pipeline, a transformer, or any module that comes with a spec."""
+    transformer = transformer_of(model)
+    family = type(transformer).__name__
+    if spec is None:
+        family, spec = recognise(transformer)
+    blocks = _block_names(transformer, spec)
+    layers: list[Layer] = []
+    parameters = size = 0
+    for name, module in _leaves(transformer):
+        if _is_layer(module):
+            layers.append(_layer(name, module, spec, blocks))
+        else:
+            parameters += sum(p.numel() for p in module.parameters(recurse=False))
+            size += _bytes(module, recurse=False)
+    structure = Structure(family, spec, blocks, tuple(layers), parameters, size)
+    for block in range(len(blocks)):
+        structure.shared_inputs(block)
+        structure.attentions(block)
+    return structure
+
+
+def transformer_of(model: object) -> nn.Module:
+    """The network inside a pipeline, or the module itself."""
+    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise BadModel(
+            f"{type(model).__name__} is not a model fewbit can read; give a diffusers pipeline "
+            "with a transformer, a diffusers transformer, or a torch module with a ModelSpec"
+        )
+    return transformer
+
+
+def _block_names(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
+    lists = {
+        name: len(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+    }
+    for path in spec.blocks:
+        if path not in lists:
+            raise BadModel(
+                f"ModelSpec.blocks names {path!r}, which is not a list of modules in "
+                f"{type(model).__name__}; its lists: {', '.join(lists) or 'none'}"
+            )
+    return tuple(f"{path}.{index}" for path in spec.blocks for index in range(lists[path]))
+
+
+def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules, but nothing from inside a layer: what a layer is made of is its own affair."""
+    closed: str | None = None
+    for name, module in model.named_modules():
+        if closed is not None and name.startswith(f"{closed}."):
+            continue
+        if _is_layer(module):
+            closed = name
+        yield name, module
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return _is_linear(module) or isinstance(module, _CONVOLUTIONS)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Also true of whatever already stands where a linear stood."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
+
+
+def _layer(name: str, module: Any, spec: ModelSpec, blocks: tuple[str, ...]) -> Layer:
+    block = next((i for i, at in enumerate(blocks) if name.startswith(f"{at}.")), None)
+    role = None if block is None else spec.role(name.removeprefix(f"{blocks[block]}."))
+    shape = _shape(module)
+    bias = getattr(module, "bias", None)
+    count = shape.numel() + (bias.numel() if isinstance(bias, Tensor) else 0)
+    size = module.nbytes() if hasattr(module, "nbytes") else _bytes(module, recurse=True)
+    return Layer(name, role, _status(name, module, role, spec), block, tuple(shape), count, size)
+
+
+def _status(name: str, module: nn.Module, role: Role | None, spec: ModelSpec) -> Status:
+    if spec.keeps(name) or not _is_linear(module):
+        return "keep"
+    return "quantize" if role else "unknown"
+
+
+def _shape(module: Any) -> Size:
+    if _is_linear(module):
+        return Size((module.out_features, module.in_features))
+    return module.weight.shape
+
+
+def _bytes(module: nn.Module, *, recurse: bool) -> int:
+    tensors = chain(module.parameters(recurse=recurse), module.buffers(recurse=recurse))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _refuse_if_not_one_input(group: list[Layer]) -> None:
+    """Two linears of one role, or of two input widths, betray two inputs taken for one."""
+    names = ", ".join(layer.name for layer in group)
+    if len({layer.shape[1] for layer in group}) > 1:
+        widths = ", ".join(str(layer.shape[1]) for layer in group)
+        raise BadModel(f"{names} are said to read one tensor but read widths {widths}")
+    roles = [layer.role for layer in group if layer.role is not Role.ADALN]
+    if len(set(roles)) < len(roles):
+        raise BadModel(
+            f"{names} would read one tensor although a role occurs twice among them; "
+            "say in ModelSpec.shared which of them do"
+        )
+
+
+def _head_width(out: Layer, heads: int) -> int:
+    if out.shape[1] % heads:
+        raise BadModel(f"{out.name} reads {out.shape[1]} channels, not divisible by {heads} heads")
+    return out.shape[1] // heads

@@ -1,0 +1,22 @@
+"""Where a quantized model came from; it travels with the model and into its files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Provenance:
+    recipe: dict[str, Any]
+    seed: int
+    source_sha256: str  # over the weights that were quantized
+    fewbit_version: str
+
+
+def source_sha256(weights: Mapping[str, str]) -> str:
+    """One digest of layer name -> SHA-256 of its weight, in whatever order they were met."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(weights.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,60 @@
+"""Telling diffusers about fewbit, whichever of the two is imported first, without importing it.
+
+diffusers has no entry point for quantizers: the accepted way is to add to two dictionaries of
+`diffusers.quantizers.auto`. If that module is not there yet, it is met when it arrives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+TARGET = "diffusers.quantizers.auto"
+NAME = "fewbit"
+
+
+def register_with_diffusers() -> None:
+    if TARGET in sys.modules:
+        _register(sys.modules[TARGET])
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def _register(auto: ModuleType) -> None:
+    """A name that somebody else has taken stays theirs."""
+    from fewbit.diffusers_plugin import FewbitConfig, FewbitQuantizer
+
+    auto.AUTO_QUANTIZER_MAPPING.setdefault(NAME, FewbitQuantizer)
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(NAME, FewbitConfig)
+
+
+class _Finder(MetaPathFinder):
+    """Finds nothing itself; lets the real loader work and registers when it is done."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        if fullname != TARGET:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+class _RegisteringLoader(Loader):
+    def __init__(self, real: Loader) -> None:
+        self.real = real
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.real.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.real.exec_module(module)
+        _register(module)
