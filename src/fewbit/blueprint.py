@@ -18,13 +18,14 @@ from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
 
 Entry = dict[str, Any]
+MOST_LAYERS = 100_000
 
 
-def blueprint_of(model: nn.Module) -> list[Entry]:
-    """How `model` is quantized, equal neighbours folded into one entry."""
+def blueprint_of(model: nn.Module, inside: str = "") -> list[Entry]:
+    """How `model`, or its block `inside`, is quantized; equal neighbours fold into one entry."""
     first_user: dict[int, str] = {}
     rows: dict[str, dict[tuple[str, str], list[int]]] = {}
-    for name, layer in quantized_layers(model).items():
+    for name, layer in quantized_layers(model, inside).items():
         stem, index, path = _split(name)
         config = layer.config()
         if layer.stage is not None:
@@ -38,7 +39,8 @@ def blueprint_of(model: nn.Module) -> list[Entry]:
 def apply_blueprint(model: nn.Module, entries: list[Entry]) -> None:
     """Put empty quantized layers where the blueprint says, on the device the linears are on."""
     stages: dict[str, InputStage] = {}
-    for name, config in expand(entries).items():
+    sharers_last = sorted(expand(entries).items(), key=lambda item: _shared(item[1]) is not None)
+    for name, config in sharers_last:
         linear = _linear_at(model, name, config)
         with linear.weight.device:
             layer = _build(name, config, stages)
@@ -56,13 +58,31 @@ def expand(entries: list[Entry]) -> dict[str, dict[str, Any]]:
             for path in entry["layers"]:
                 name = f"{block}.{path}"
                 if name in configs:
-                    raise BrokenFile(f"the blueprint describes {name} twice")
+                    raise BrokenFile(f"the blueprint describes {name[:200]!r} twice")
+                if len(configs) == MOST_LAYERS:
+                    raise BrokenFile(f"the blueprint describes more than {MOST_LAYERS} layers")
                 configs[name] = _absolute(config, block)
     return configs
 
 
-def quantized_layers(model: nn.Module) -> dict[str, QLinear]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, QLinear)}
+def quantized_layers(model: nn.Module, inside: str = "") -> dict[str, QLinear]:
+    """By name, of the whole model or of the block called `inside`."""
+    prefix = f"{inside}." if inside else ""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QLinear) and name.startswith(prefix)
+    }
+
+
+def stored_as_is(model: nn.Module) -> set[str]:
+    """The tensors whose dtype is part of the format: all of a quantized layer but its bias."""
+    return {
+        f"{name}.{part}"
+        for name, layer in quantized_layers(model).items()
+        for part in layer.state_dict()
+        if part != "bias"
+    }
 
 
 def _entries(config: str, places: dict[tuple[str, str], list[int]]) -> list[Entry]:
@@ -96,8 +116,9 @@ def _ranges(indices: list[int]) -> list[tuple[int, int]]:
 
 
 def _blocks(entry: Entry) -> list[str]:
-    match = re.fullmatch(r"([\w.]+)\.(\d{1,4})(?:-(\d{1,4}))?", str(entry.get("blocks")))
-    layers = entry.get("layers")
+    fields = entry if isinstance(entry, dict) else {}
+    match = re.fullmatch(r"([\w.]+)\.(\d{1,4})(?:-(\d{1,4}))?", str(fields.get("blocks")))
+    layers = fields.get("layers")
     if not match or not isinstance(layers, list) or not all(isinstance(x, str) for x in layers):
         raise BrokenFile(f"a blueprint entry names no blocks and layers: {str(entry)[:120]}")
     low, high = int(match[2]), int(match[3] or match[2])
@@ -105,15 +126,21 @@ def _blocks(entry: Entry) -> list[str]:
 
 
 def _absolute(config: dict[str, Any], block: str) -> dict[str, Any]:
-    shared = config.get("input", {}).get("same_as")
+    shared = _shared(config)
     return config if shared is None else {**config, "input": {"same_as": f"{block}.{shared}"}}
+
+
+def _shared(config: dict[str, Any]) -> str | None:
+    """The layer whose input stage this one uses."""
+    stage = config.get("input")
+    return stage.get("same_as") if isinstance(stage, dict) else None
 
 
 def _linear_at(model: nn.Module, name: str, config: dict[str, Any]) -> nn.Linear:
     try:
         linear = model.get_submodule(name)
     except AttributeError:
-        raise BrokenFile(f"the blueprint describes {name}, which the model does not have") from None
+        raise BrokenFile(f"the blueprint describes {name}, which the model has not") from None
     if not isinstance(linear, nn.Linear):
         raise BrokenFile(f"the blueprint describes {name}, which is no linear layer")
     if config.get("shape") != [linear.out_features, linear.in_features]:
@@ -129,7 +156,7 @@ def _build(name: str, config: dict[str, Any], stages: dict[str, InputStage]) -> 
         if "input" in config:
             stages[name] = _stage(name, config["input"], stages)
         return QLinear.from_config(config, stages.get(name))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BrokenFile(f"the blueprint of {name} cannot be read: {error!r}") from None
 
 

@@ -1,4 +1,4 @@
-"""The artefact: what a quantized model is on disk, checked by one `validate` on write and read.
+"""What an artefact says of itself, and the one `validate` it passes on write and on read.
 
 Tensors are plain safetensors. Beside them travels a manifest, a JSON string in the metadata of
 every file: the blueprint, where the weights came from, the architecture, which tensors are stored
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,173 +18,215 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.blueprint import Entry, apply_blueprint, blueprint_of, quantized_layers
-from fewbit.errors import BrokenFile
+from fewbit.blueprint import Entry, blueprint_of, quantized_layers, stored_as_is
+from fewbit.errors import BadArgument, BadModel, BrokenFile
+from fewbit.formats import QTensor
 from fewbit.header import Header, Stored
-from fewbit.linear import STORED
 from fewbit.provenance import Provenance
+from fewbit.recipe import Recipe
+from fewbit.strict_json import parse_table
+from fewbit.tensors import stored_once
 
 SCHEMA_VERSION = 1
-KEY = "fewbit"
+KEY, DIGEST_KEY = "fewbit", "fewbit_sha256"
+_MANIFEST: dict[str, type] = {
+    "schema_version": int,
+    "class_name": str,
+    "architecture": dict,
+    "provenance": dict,
+    "layers": list,
+    "aliases": dict,
+    "sha256": dict,
+}
+_PROVENANCE: dict[str, type] = {
+    "recipe": dict,
+    "seed": int,
+    "source_sha256": str,
+    "fewbit_version": str,
+}
 
 
 @dataclass(frozen=True)
 class Manifest:
     schema_version: int
+    class_name: str
+    architecture: dict[str, Any]
     provenance: Provenance
     layers: list[Entry]
-    architecture: dict[str, Any]
     aliases: dict[str, str]  # a name that is not stored -> the name whose tensor it shares
-    sha256: dict[str, str]  # stored tensor -> digest of its bytes
+    sha256: dict[str, str]  # stored tensor -> its digest
 
-    @property
-    def fingerprint(self) -> str:
-        """One digest over everything the manifest says."""
-        content = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+    def names(self) -> dict[str, list[str]]:
+        """Stored tensor -> all names it goes by in the model."""
+        names = {stored: [stored] for stored in self.sha256}
+        for alias, stored in self.aliases.items():
+            names[stored].append(alias)
+        return names
+
+    def quantization_config(self) -> dict[str, Any]:
+        """What `config.json` must say."""
+        return quantization_config(self.provenance)
 
     def to_metadata(self) -> dict[str, str]:
-        return {KEY: json.dumps({**asdict(self), "fingerprint": self.fingerprint})}
+        text = json.dumps(asdict(self))
+        return {KEY: text, DIGEST_KEY: _sha256(text)}
 
     @classmethod
     def from_headers(cls, headers: Iterable[Header]) -> Manifest:
         """The one manifest that all files of an artefact carry."""
-        texts = {header.metadata.get(KEY): header.path for header in headers}
+        texts = {header.metadata.get(KEY): header for header in headers}
         if len(texts) > 1:
-            names = " and ".join(path.name for path in texts.values())
+            names = " and ".join(header.path.name for header in texts.values())
             raise BrokenFile(f"{names} do not belong to one artefact: their manifests differ")
-        ((text, path),) = texts.items()
+        ((text, header),) = texts.items()
         if text is None:
-            raise BrokenFile(f"{path} carries no fewbit manifest")
-        return cls._parse(text, str(path))
+            raise BrokenFile(f"{header.path} carries no fewbit manifest")
+        if header.metadata.get(DIGEST_KEY) != _sha256(text):
+            raise BrokenFile(f"{header.path}: the manifest was altered; its SHA-256 differs")
+        return cls._parse(text, f"{header.path}: the manifest")
 
     @classmethod
-    def _parse(cls, text: str, path: str) -> Manifest:
-        try:
-            content = json.loads(text)
-            version = content["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise BrokenFile(
-                    f"{path} has schema version {version!r}, this fewbit reads {SCHEMA_VERSION}; "
-                    "a newer fewbit may read it"
-                )
-            fingerprint = content.pop("fingerprint")
-            provenance = Provenance(**content.pop("provenance"))
-            manifest = cls(provenance=provenance, **content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BrokenFile(f"{path}: the fewbit manifest is not valid: {error!r}") from None
-        if manifest.fingerprint != fingerprint:
-            raise BrokenFile(f"{path}: the fewbit manifest was altered; its fingerprint differs")
+    def _parse(cls, text: str, where: str) -> Manifest:
+        content = parse_table(text, where)
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BrokenFile(
+                f"{where} has schema version {str(version)[:20]!r}, this fewbit reads "
+                f"{SCHEMA_VERSION}; a newer fewbit may read it"
+            )
+        _refuse_other_fields(content, _MANIFEST, where)
+        origin = content.pop("provenance")
+        _refuse_other_fields(origin, _PROVENANCE, where)
+        provenance = Provenance(**origin)
+        _refuse_unknown(provenance.recipe, where)
+        manifest = cls(provenance=provenance, **content)
+        for table in (manifest.aliases, manifest.sha256):
+            if not all(isinstance(value, str) for value in table.values()):
+                raise BrokenFile(f"{where}: aliases and sha256 must be tables of strings")
+        if not set(manifest.aliases.values()) <= manifest.sha256.keys():
+            raise BrokenFile(f"{where}: an alias stands for a tensor that is not stored")
         return manifest
 
 
+def quantization_config(provenance: Provenance) -> dict[str, Any]:
+    return {
+        "quant_method": "fewbit",
+        "recipe": provenance.recipe,
+        "bits": provenance.recipe["bits"],
+        "schema_version": SCHEMA_VERSION,
+        "fewbit_version": provenance.fewbit_version,
+    }
+
+
 def manifest_of(
-    model: nn.Module, architecture: dict[str, Any]
+    model: nn.Module, architecture: Mapping[str, Any]
 ) -> tuple[Manifest, dict[str, Tensor]]:
     """The manifest of a quantized model and the tensors to be stored."""
-    tensors, aliases = stored_once(model.state_dict())
+    state = model.state_dict()
+    sha256, aliases = stored_once(state)
+    tensors = {name: state[name].contiguous() for name in sha256}
     manifest = Manifest(
         SCHEMA_VERSION,
+        type(model).__name__,
+        as_json(architecture),
         model.fewbit,  # type: ignore[arg-type]
         blueprint_of(model),
-        normal(architecture),
         aliases,
-        {name: digest(tensor) for name, tensor in tensors.items()},
+        sha256,
     )
-    validate(model, manifest, [_header_of(tensors)])
-    for name, layer in quantized_layers(model).items():
-        check_values(name, layer)
+    written = {name: Stored(t.dtype, tuple(t.shape), 0) for name, t in tensors.items()}
+    validate(model, manifest, [Header(Path("memory"), written, {})])
+    check_values(model)
     return manifest, tensors
-
-
-def stored_once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of equal dtype, shape and bytes are kept under the first of their names."""
-    alike: dict[tuple[Any, ...], list[str]] = {}
-    for name, tensor in state.items():
-        alike.setdefault((tensor.dtype, tensor.shape), []).append(name)
-    aliases: dict[str, str] = {}
-    for names in alike.values():
-        first: dict[str, str] = {}
-        for name in names if len(names) > 1 else ():
-            kept = first.setdefault(digest(state[name]), name)
-            if kept != name:
-                aliases[name] = kept
-    return {name: t for name, t in state.items() if name not in aliases}, aliases
-
-
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes, row-major, little-endian."""
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
-
-
-def prepare(model: nn.Module, manifest: Manifest, headers: Iterable[Header]) -> None:
-    """Make a full-precision skeleton ready to take the artefact's tensors."""
-    apply_blueprint(model, manifest.layers)
-    validate(model, manifest, headers)
 
 
 def validate(model: nn.Module, manifest: Manifest, headers: Iterable[Header]) -> None:
     """Every tensor the model needs is there once, as it must be, and nothing else is."""
-    stored: dict[str, tuple[Stored, Any]] = {}
-    for header in headers:
-        for name, tensor in header.tensors.items():
-            if name in stored:
-                raise BrokenFile(f"{name} is stored twice, in {stored[name][1]} and {header.path}")
-            stored[name] = tensor, header.path
-    packed = {f"{name}.{part}" for name in quantized_layers(model) for part in STORED}
-    needed = model.state_dict()
+    stored = _by_name(headers)
+    needed, packed = model.state_dict(), stored_as_is(model)
     for name, tensor in needed.items():
         source = manifest.aliases.get(name, name)
         if source not in stored:
-            raise BrokenFile(f"the artefact lacks the tensor {source}")
+            raise BrokenFile(f"the artefact lacks the tensor {source[:200]!r}")
         found, path = stored[source]
-        dtype_wrong = name in packed and found.dtype != tensor.dtype
-        if found.shape != tuple(tensor.shape) or dtype_wrong:
+        dtype_fits = (
+            found.dtype == tensor.dtype
+            if name in packed
+            else found.dtype.is_floating_point == tensor.dtype.is_floating_point
+        )
+        if found.shape != tuple(tensor.shape) or not dtype_fits:
             raise BrokenFile(
                 f"{path}: {source} is {found.dtype} {list(found.shape)}, "
                 f"expected {tensor.dtype} {list(tensor.shape)}"
             )
     for name, (_, path) in stored.items():
         if name not in needed or name in manifest.aliases:
-            raise BrokenFile(f"{path} holds the tensor {name}, which the model does not have")
-        if name not in manifest.sha256:
-            raise BrokenFile(f"{path}: the manifest has no digest of {name}")
+            raise BrokenFile(f"{path} holds the tensor {name[:200]!r}, which the model has not")
+    if manifest.sha256.keys() != stored.keys() or not manifest.aliases.keys() <= needed.keys():
+        raise BrokenFile("the manifest lists other tensors than the files hold")
 
 
-def check_digest(name: str, tensor: Tensor, manifest: Manifest) -> None:
-    if digest(tensor) != manifest.sha256[name]:
-        raise BrokenFile(f"the data of {name} was altered: its SHA-256 is not the manifest's")
+def check_values(model: nn.Module) -> None:
+    """Numbers no writer would write would spread through every image."""
+    for name, layer in quantized_layers(model).items():
+        _check_numbers(name, layer.packed_weight)
 
 
-def check_values(name: str, layer: Any) -> None:
-    """Numbers no writer would write: scales that are not positive and finite."""
-    packed = layer.packed_weight
-    scale = packed.spec.load(packed.scales)
-    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise BrokenFile(f"{name}.scales holds a scale that is not positive and finite")
-
-
-def check_architecture(manifest: Manifest, config: Mapping[str, Any]) -> None:
-    """What the configuration said when the artefact was written must still be said."""
-    found = normal(config)
-    for key, value in manifest.architecture.items():
-        if found.get(key) != value:
-            raise BrokenFile(
-                f"the configuration says {key} = {found.get(key)!r}, the weights were saved with "
-                f"{value!r}"
-            )
-
-
-def normal(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as JSON gives it back, without private keys and our own part."""
     public = {
-        k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"
+        key: value
+        for key, value in architecture.items()
+        if not key.startswith("_") and key != "quantization_config"
     }
-    result: dict[str, Any] = json.loads(json.dumps(public, default=str))
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(public, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise BadModel(f"the model's configuration cannot be written as JSON: {error}") from None
     return result
 
 
-def _header_of(tensors: Mapping[str, Tensor]) -> Header:
-    stored = {name: Stored(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
-    return Header(Path("memory"), stored, {})
+def _refuse_other_fields(content: dict[str, Any], kinds: dict[str, type], where: str) -> None:
+    if content.keys() != kinds.keys():
+        raise BrokenFile(f"{where} must hold exactly the fields {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if type(content[name]) is not kind:
+            raise BrokenFile(
+                f"{where}: {name} must be a {kind.__name__}, got {str(content[name])[:80]!r}"
+            )
+
+
+def _refuse_unknown(recipe: dict[str, Any], where: str) -> None:
+    try:
+        Recipe.make(recipe["method"], recipe["bits"], recipe["settings"])
+    except BadArgument as error:
+        raise BrokenFile(f"{where}: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise BrokenFile(f"{where}: the recipe is not one: {str(recipe)[:80]}") from None
+
+
+def _by_name(headers: Iterable[Header]) -> dict[str, tuple[Stored, Path]]:
+    stored: dict[str, tuple[Stored, Path]] = {}
+    for header in headers:
+        for name, tensor in header.tensors.items():
+            if name in stored:
+                raise BrokenFile(f"{name} is stored twice, in {stored[name][1]} and {header.path}")
+            stored[name] = tensor, header.path
+    return stored
+
+
+def _check_numbers(name: str, weight: QTensor) -> None:
+    fmt, scales = weight.spec.format, weight.scales
+    outer = () if scales.outer is None else (scales.outer,)
+    for scale in (weight.spec.load(scales), *outer):
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise BrokenFile(f"{name}.scales holds a scale that is not positive and finite")
+    if scales.zeros is not None and int(scales.zeros.max()) > fmt.max:
+        raise BrokenFile(f"{name}.zeros holds a zero point above {fmt.max:.0f}")
+    has_specials = not all(map(math.isfinite, fmt.code_values()))
+    if has_specials and not bool(torch.isfinite(fmt.decode(weight.codes())).all()):
+        raise BrokenFile(f"{name}.codes holds a code that is no number in {fmt}")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""Folders of quantized models: what lies in one, its skeleton without weights, and back to life."""
+"""Folders of quantized models: writing one that is not diffusers', and back to life."""
 
 from __future__ import annotations
 
@@ -10,119 +10,69 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewbit.blueprint import quantized_layers
-from fewbit.checkpoint import (
-    Manifest,
-    check_architecture,
-    check_digest,
-    check_values,
-    manifest_of,
-    prepare,
-)
+from fewbit.artefact import CONFIG, WEIGHTS, Artefact
+from fewbit.checkpoint import as_json, check_values, manifest_of
 from fewbit.errors import BadModel, BrokenFile
-from fewbit.header import Header, read_header
 from fewbit.models.original_dit import DiTConfig, OriginalDiT
-
-CONFIG, PIPELINE_INDEX, WEIGHTS = "config.json", "model_index.json", "model.safetensors"
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+from fewbit.tensors import read_tensors
 
 
 def save_module(model: nn.Module, folder: Path) -> None:
     """A quantized module that is not diffusers': `config.json` and one file of tensors."""
-    architecture = architecture_of(model)
-    manifest, tensors = manifest_of(model, architecture)
-    content = {"_class_name": type(model).__name__, **architecture}
-    (folder / CONFIG).write_text(json.dumps(content, indent=1))
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / WEIGHTS, {"format": "pt", **manifest.to_metadata()})
+    manifest, tensors = manifest_of(model, architecture_of(model))
+    config = {
+        "_class_name": manifest.class_name,
+        **manifest.architecture,
+        "quantization_config": manifest.quantization_config(),
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+    save_file(tensors, folder / WEIGHTS, {"format": "pt", **manifest.to_metadata()})
 
 
-def load_module(folder: Path, model: nn.Module | None) -> nn.Module:
-    """The opposite; `model` is the full-precision skeleton where fewbit cannot build one."""
-    headers = headers_of(folder)
-    manifest = Manifest.from_headers(headers)
-    model = model or skeleton(folder)
-    check_architecture(manifest, architecture_of(model))
-    prepare(model, manifest, headers)
-    tensors = _read_tensors(headers, manifest)
-    named = {**tensors, **{alias: tensors[name] for alias, name in manifest.aliases.items()}}
-    for name, tensor in named.items():
-        put(model, name, tensor)
-    check_all_values(model)
-    model.fewbit = manifest.provenance  # type: ignore[assignment]
+def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
+    """The model of a folder, in the dtypes it was saved in; `model` is its full-precision
+    skeleton where fewbit cannot build one."""
+    artefact = Artefact.open(folder)
+    if model is None:
+        model = skeleton(folder, artefact.config)
+    else:
+        _refuse_other_model(model, artefact)
+    artefact.prepare(model)
+    names = artefact.manifest.names()
+    for header in artefact.headers:
+        for stored, tensor in read_tensors(header, artefact.manifest.sha256).items():
+            for name in names[stored]:
+                put(model, name, tensor)
+    check_values(model)
+    model.fewbit = artefact.manifest.provenance  # type: ignore[assignment]
     return model.eval()
 
 
-def skeleton(folder: Path) -> nn.Module:
-    """The full-precision model of a folder without its weights, on the meta device."""
-    config = read_config(folder)
+def skeleton(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """The full-precision model that a configuration describes, without weights."""
     name = config.get("_class_name")
-    if name == OriginalDiT.__name__:
-        public = {key: value for key, value in config.items() if not key.startswith("_")}
-        with torch.device("meta"):
-            return OriginalDiT(_original_config(folder, public))
-    cls = diffusers_class(str(name))
+    cls = OriginalDiT if name == OriginalDiT.__name__ else diffusers_class(str(name))
     if cls is None:
         raise BadModel(
-            f"{folder} holds a {name}, a class that fewbit cannot build; "
+            f"{folder} holds a {str(name)[:80]}, a class that fewbit cannot build; "
             "give one with its original weights or none: fewbit.load(path, model=...)"
         )
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
-        model: nn.Module = cls.from_config(config)
-    return model
+    try:
+        return _original(config) if cls is OriginalDiT else _of_diffusers(cls, config)
+    except Exception as error:  # a forged configuration makes a constructor fail in any way
+        raise BrokenFile(f"{folder / CONFIG} describes no {name}: {error!r:.200}") from error
 
 
 def diffusers_class(name: str) -> Any:
     """The diffusers model class of that name, or None."""
     try:
-        return getattr(importlib.import_module("diffusers"), name, None)
-    except (ImportError, AttributeError, RuntimeError):
+        found = getattr(importlib.import_module("diffusers"), name, None)
+    except (ImportError, RuntimeError):
         return None
-
-
-def headers_of(folder: Path) -> list[Header]:
-    """The headers of all weight files of a model folder, its index followed."""
-    for name in (WEIGHTS, DIFFUSERS_WEIGHTS):
-        if (folder / name).exists():
-            return [read_header(folder / name)]
-    index = folder / f"{DIFFUSERS_WEIGHTS}.index.json"
-    if not index.exists():
-        raise BrokenFile(f"{folder} holds no weights: neither {WEIGHTS} nor {DIFFUSERS_WEIGHTS}")
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
-        raise BrokenFile(f"{index} has no valid weight_map")
-    return [read_header(shard_path(folder, name)) for name in sorted(set(shards.values()))]
-
-
-def shard_path(folder: Path, name: str) -> Path:
-    """A shard lies in the folder itself, whatever an index says."""
-    if Path(name).name != name or name in (".", ".."):
-        raise BrokenFile(f"the index of {folder} names the file {name!r} outside the folder")
-    if not (folder / name).is_file():
-        raise BrokenFile(f"{folder} lacks the file {name} that its index names")
-    return folder / name
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / CONFIG)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise BrokenFile(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BrokenFile(f"{path} is not valid JSON: {str(error)[:100]}") from None
-    if not isinstance(content, dict):
-        raise BrokenFile(f"{path} is not a JSON table")
-    return content
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
 
 
 def architecture_of(model: nn.Module) -> dict[str, Any]:
@@ -131,11 +81,6 @@ def architecture_of(model: nn.Module) -> dict[str, Any]:
     if is_dataclass(config) and not isinstance(config, type):
         return asdict(config)
     return dict(config) if isinstance(config, Mapping) else {}
-
-
-def check_all_values(model: nn.Module) -> None:
-    for name, layer in quantized_layers(model).items():
-        check_values(name, layer)
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -148,18 +93,24 @@ def put(model: nn.Module, name: str, tensor: Tensor) -> None:
         module._buffers[leaf] = tensor
 
 
-def _original_config(folder: Path, public: dict[str, Any]) -> DiTConfig:
-    try:
-        return DiTConfig(**public)
-    except TypeError as error:
-        raise BrokenFile(f"{folder / CONFIG} does not describe an OriginalDiT: {error}") from None
+def _original(config: Mapping[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return OriginalDiT(DiTConfig(**as_json(config)))
 
 
-def _read_tensors(headers: list[Header], manifest: Manifest) -> dict[str, Tensor]:
-    tensors = {}
-    for header in headers:
-        with safe_open(header.path, framework="pt") as file:
-            for name in header.tensors:
-                tensors[name] = file.get_tensor(name)
-                check_digest(name, tensors[name], manifest)
-    return tensors
+def _of_diffusers(cls: Any, config: Mapping[str, Any]) -> nn.Module:
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        model: nn.Module = cls.from_config(config)
+    return model
+
+
+def _refuse_other_model(model: nn.Module, artefact: Artefact) -> None:
+    expected = artefact.manifest
+    if type(model).__name__ != expected.class_name:
+        raise BadModel(
+            f"{artefact.folder} holds a {expected.class_name}, not a {type(model).__name__}"
+        )
+    if as_json(architecture_of(model)) != expected.architecture:
+        raise BadModel(f"the model given has another configuration than {artefact.folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 
 from fewbit.errors import BrokenFile
+from fewbit.strict_json import LARGEST, parse_table
 
-LARGEST_HEADER = 32 << 20  # bytes; a model of ten thousand tensors needs about three
+MOST_DIMENSIONS = 8
 
 DTYPES = {
     "F64": torch.float64,
@@ -37,6 +37,7 @@ class Stored:
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+    start: int  # the first of its bytes, counted from the beginning of the file
 
     @property
     def nbytes(self) -> int:
@@ -52,69 +53,58 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The checked header: every tensor lies inside the file, and no byte is claimed twice."""
-    content, data_bytes = _content(path)
+    content, begin, size = _content(path)
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise BrokenFile(f"{path}: the metadata is not a table of strings")
-    spans = []
-    tensors = {}
-    for name, entry in content.items():
-        tensors[name], span = _tensor(path, name, entry)
-        spans.append((*span, name))
-    _check_spans(path, sorted(spans), data_bytes)
+    tensors = {name: _tensor(path, name, entry, begin) for name, entry in content.items()}
+    _refuse_gaps(path, tensors, begin, size)
     return Header(path, tensors, metadata)
 
 
-def _content(path: Path) -> tuple[dict[str, Any], int]:
+def _content(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header's table, where the data begin, and where the file ends."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise BrokenFile(f"{path} is not a whole safetensors file ({size} bytes)")
-            if length > LARGEST_HEADER:
-                raise BrokenFile(f"{path}: a header of {length} bytes, allowed {LARGEST_HEADER}")
-            content = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+            if length > LARGEST:
+                raise BrokenFile(f"{path}: a header of {length} bytes, allowed {LARGEST}")
+            text = file.read(length)
     except OSError as error:
         raise BrokenFile(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BrokenFile(f"{path}: the header is not valid: {str(error)[:100]}") from None
-    if not isinstance(content, dict):
-        raise BrokenFile(f"{path}: the header is not a table")
-    return content, size - 8 - length
+    return parse_table(text, f"{path}: the header"), 8 + length, size
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice[:80]!r} occurs twice")
-    return table
-
-
-def _tensor(path: Path, name: str, entry: Any) -> tuple[Stored, tuple[int, int]]:
+def _tensor(path: Path, name: str, entry: Any, begin: int) -> Stored:
     try:
-        stored = Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]))
-        start, end = entry["data_offsets"]
-        sizes = (*stored.shape, start, end)
-        if not all(type(n) is int and 0 <= n < 1 << 48 for n in sizes):
+        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if len(shape) > MOST_DIMENSIONS:
+            raise ValueError(f"{len(shape)} dimensions, allowed {MOST_DIMENSIONS}")
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, start, end)):
             raise ValueError("a shape or offset is not a sensible number")
+        stored = Stored(DTYPES[dtype], tuple(shape), begin + start)
     except (KeyError, TypeError, ValueError) as error:
-        raise BrokenFile(f"{path}: the entry of tensor {name!r} is not valid: {error}") from None
+        raise BrokenFile(
+            f"{path}: the entry of tensor {name[:200]!r} is not valid: {str(error)[:100]}"
+        ) from None
     if end - start != stored.nbytes:
         raise BrokenFile(
-            f"{path}: tensor {name!r} of shape {list(stored.shape)} needs {stored.nbytes} bytes, "
-            f"the header gives it {end - start}"
+            f"{path}: tensor {name[:200]!r} of shape {list(stored.shape)} needs {stored.nbytes} "
+            f"bytes, the header gives it {end - start}"
         )
-    return stored, (start, end)
+    return stored
 
 
-def _check_spans(path: Path, spans: list[tuple[int, int, str]], data_bytes: int) -> None:
-    at = 0
-    for start, end, name in spans:
-        if start != at:
-            raise BrokenFile(f"{path}: tensor {name!r} starts at byte {start}, expected {at}")
-        at = end
-    if at != data_bytes:
-        raise BrokenFile(f"{path} is truncated or altered: {data_bytes} data bytes, expected {at}")
+def _refuse_gaps(path: Path, tensors: Mapping[str, Stored], begin: int, size: int) -> None:
+    at = begin
+    for name, stored in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if stored.start != at:
+            raise BrokenFile(
+                f"{path}: tensor {name[:200]!r} starts at byte {stored.start}, expected {at}"
+            )
+        at += stored.nbytes
+    if at != size:
+        raise BrokenFile(f"{path} is truncated or altered: it has {size} bytes, expected {at}")

@@ -12,7 +12,7 @@ from fewbit.formats import QTensor, Scales, Spec
 from fewbit.input_stage import InputStage
 from fewbit.kernels.reference import packed_linear
 
-STORED = ("codes", "scales", "outer_scales", "zeros")
+STORED = ("codes", "scales", "outer_scales", "zeros", "choices")
 
 
 class QLinear(nn.Module):
@@ -32,10 +32,11 @@ class QLinear(nn.Module):
     scales: Tensor
     outer_scales: Tensor | None
     zeros: Tensor | None
+    choices: Tensor | None
 
     @property
     def packed_weight(self) -> QTensor:
-        scales = Scales(self.scales, self.outer_scales, self.zeros)
+        scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices)
         return QTensor(self.codes, scales, self.spec, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:

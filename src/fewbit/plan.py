@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -13,7 +13,7 @@ from torch import nn
 from fewbit.errors import BadArgument, BadModel
 from fewbit.linear import QLinear
 from fewbit.methods.contract import BlockJob, Rule
-from fewbit.models import Layer, ModelSpec, Structure, describe
+from fewbit.models import Attention, Layer, ModelSpec, Structure, describe
 from fewbit.recipe import Recipe
 from fewbit.report.summary import megabytes
 
@@ -52,7 +52,17 @@ class Plan:
     ) -> BlockJob:
         name = self.structure.blocks[block]
         rules = {layer.name: self.rules[layer.name] for layer in layers}
-        return BlockJob(block, model.get_submodule(name), name, layers, rules, groups, seed)
+        attentions = self._attentions(block, rules)
+        module = model.get_submodule(name)
+        return BlockJob(block, module, name, layers, rules, groups, attentions, seed)
+
+    def _attentions(self, block: int, rules: Mapping[str, Rule]) -> tuple[Attention, ...]:
+        """Those all of whose value and output projections are to be quantized."""
+        return tuple(
+            attention
+            for attention in self.structure.attentions(block)
+            if all(name in rules for name in (*attention.values, *attention.outs))
+        )
 
     def without(self, patterns: Sequence[str]) -> Plan:
         """The same plan with the layers that match a pattern kept in high precision."""

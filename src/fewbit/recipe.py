@@ -1,4 +1,4 @@
-"""A recipe: a method, its bits and its settings, checked as a whole; what a file or a name means."""
+"""A recipe: a method, its bits and its settings, checked as a whole; from a name or a file."""
 
 from __future__ import annotations
 

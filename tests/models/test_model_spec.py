@@ -45,3 +45,11 @@ def test_the_first_matching_pattern_gives_the_role():
 def test_each_bad_field_is_named(fields, message):
     with pytest.raises(BadArgument, match=message):
         ModelSpec(**{"blocks": "layers", "roles": {"a": "q"}, **fields})
+
+
+def test_what_reads_one_tensor_has_one_source():
+    roles = {f"{at}.{name}": name for at in ("near", "far") for name in ("q", "k", "v")}
+    spec = ModelSpec("layers", {**roles, "up": "fc1", "gate": "fc1"}, shared=[["up", "gate"]])
+    assert spec.source("near.q") == spec.source("near.k") == spec.source("near.v")
+    assert spec.source("near.q") != spec.source("far.q")
+    assert spec.source("up") == spec.source("gate") != spec.source("near.q")

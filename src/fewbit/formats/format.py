@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,7 +16,21 @@ class Format(ABC):
 
     Rounding is to the nearest level, beyond the ends to the end, and a value exactly between two
     levels goes to the one with the even code: the rule of IEEE 754, OCP MX and `torch.round`.
+    NaN is no level and comes back as some number: whoever rounds sees to it (scales carry it).
     """
+
+    levels: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    _tables: tuple[Tensor, Tensor, Tensor] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """`levels`, the distinct finite values, ascending; and the tables made from them."""
+        values = self.code_values()
+        levels = tuple(sorted({v + 0.0 for v in values if abs(v) < float("inf")}))
+        first = {v: c for c, v in reversed(list(enumerate(values)))}  # zero is written as +0
+        codes = torch.tensor([first[v] for v in levels], dtype=torch.uint8, device="cpu")
+        table = torch.tensor(values, dtype=torch.float32, device="cpu")
+        object.__setattr__(self, "levels", levels)
+        object.__setattr__(self, "_tables", (table, codes, _boundaries(levels, codes)))
 
     @property
     @abstractmethod
@@ -34,11 +48,6 @@ class Format(ABC):
     def signed(self) -> bool:
         return self.min < 0
 
-    @cached_property
-    def levels(self) -> tuple[float, ...]:
-        """The distinct finite values, ascending."""
-        return tuple(sorted({v + 0.0 for v in self.code_values() if abs(v) < float("inf")}))
-
     @property
     def max(self) -> float:
         return self.levels[-1]
@@ -47,12 +56,12 @@ class Format(ABC):
     def min(self) -> float:
         return self.levels[0]
 
-    @cached_property
+    @property
     def step(self) -> float:
         """The smallest positive level: all levels are integer multiples of it."""
         return min(v for v in self.levels if v > 0)
 
-    @cached_property
+    @property
     def integer_max(self) -> int:
         """The largest magnitude in units of `step`: how wide an exact integer product must be."""
         return int(max(abs(self.min), self.max) / self.step)
@@ -64,39 +73,40 @@ class Format(ABC):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (uint8) to values (float32)."""
-        return _table(self, codes.device)[codes.int()]
+        table, _, _ = self._tables_on(codes.device)
+        return table[codes.int()]
 
     def encode(self, values: Tensor) -> Tensor:
         """Values to the codes (uint8) of their nearest levels."""
-        level = torch.bucketize(values.float(), _boundaries(self, values.device))
-        return _level_codes(self, values.device)[level]
+        _, codes, boundaries = self._tables_on(values.device)
+        return codes[torch.bucketize(values.float().contiguous(), boundaries)]
 
     def round(self, values: Tensor) -> Tensor:
         """Values to their nearest levels (float32)."""
         return self.decode(self.encode(values))
 
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The value of each code, the code of each level, the boundaries between levels."""
+        if device.type == "cpu":
+            return self._tables
+        return _moved(self, device) if not torch.compiler.is_compiling() else _move(self, device)
+
     def __str__(self) -> str:
         return self.name
 
 
-@lru_cache(maxsize=256)
-def _table(fmt: Format, device: torch.device) -> Tensor:
-    return torch.tensor(fmt.code_values(), dtype=torch.float32, device=device)
-
-
-@lru_cache(maxsize=256)
-def _level_codes(fmt: Format, device: torch.device) -> Tensor:
-    """The code of each level; zero is written as +0."""
-    first = {v: c for c, v in reversed(list(enumerate(fmt.code_values())))}
-    return torch.tensor([first[v] for v in fmt.levels], dtype=torch.uint8, device=device)
-
-
-@lru_cache(maxsize=256)
-def _boundaries(fmt: Format, device: torch.device) -> Tensor:
+def _boundaries(levels: tuple[float, ...], codes: Tensor) -> Tensor:
     """The largest float32 that still rounds down, for every two neighbouring levels."""
-    levels = torch.tensor(fmt.levels, dtype=torch.float64)
-    middle = ((levels[1:] + levels[:-1]) / 2).float()
-    codes = _level_codes(fmt, torch.device("cpu"))
+    values = torch.tensor(levels, dtype=torch.float64, device="cpu")
+    middle = ((values[1:] + values[:-1]) / 2).float()
     tie_goes_up = codes[1:] % 2 == 0
-    below = torch.nextafter(middle, torch.tensor(-torch.inf))
-    return torch.where(tie_goes_up, below, middle).to(device)
+    below = torch.nextafter(middle, torch.full_like(middle, -torch.inf))
+    return torch.where(tie_goes_up, below, middle)
+
+
+def _move(fmt: Format, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    table, codes, boundaries = fmt._tables
+    return table.to(device), codes.to(device), boundaries.to(device)
+
+
+_moved = lru_cache(maxsize=256)(_move)

@@ -52,6 +52,10 @@ class Minifloat(Format):
         return (1 + fraction) * 2.0 ** (exponent - self.bias)
 
     def encode(self, values: Tensor) -> Tensor:
-        """As the definition, but a negative value that rounds to zero keeps its sign bit."""
+        """As the definition, but a negative value that rounds to zero keeps its sign bit, and
+        NaN becomes the all-ones NaN where the format has one."""
         sign = torch.signbit(values).to(torch.uint8) << (self.bits - 1)
-        return super().encode(values.abs()) | sign
+        codes = super().encode(values.abs())
+        if self.specials != "none":
+            codes = codes.masked_fill(values.isnan(), (1 << (self.bits - 1)) - 1)
+        return codes | sign

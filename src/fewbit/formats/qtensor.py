@@ -52,5 +52,6 @@ class QTensor:
             "scales": self.scales.stored,
             "outer_scales": self.scales.outer,
             "zeros": self.scales.zeros,
+            "choices": self.scales.choices,
         }
         return {name: t for name, t in named.items() if t is not None}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SMALLEST = torch.finfo(torch.float32).tiny
+SMALLEST = torch.finfo(torch.float32).tiny  # its reciprocal is still finite
+SMALLEST_E4M3 = 2.0**-9
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class ScaleFormat:
 
     def store(self, scale: Tensor, outer: Tensor | None = None) -> Tensor:
         finfo = torch.finfo(self.dtype)
-        return scale.clamp(finfo.tiny, finfo.max).to(self.dtype)
+        smallest = max(SMALLEST, finfo.tiny * finfo.eps)  # in fp16 a subnormal number
+        return scale.clamp(smallest, finfo.max).to(self.dtype)
 
     def load(self, stored: Tensor, outer: Tensor | None = None) -> Tensor:
         return stored.float()
@@ -35,46 +38,42 @@ class ScaleFormat:
 
 @dataclass(frozen=True)
 class PowerOfTwo(ScaleFormat):
-    """OCP E8M0: the byte is the exponent plus 127; 255 would be NaN and is never written."""
+    """OCP E8M0: the byte is the exponent plus 127; 255 is NaN. Other scales are rounded down."""
 
     def from_absmax(self, absmax: Tensor, top: float) -> Tensor:
         """The OCP MX rule: the block's largest exponent minus the format's largest exponent."""
-        return torch.where(absmax == 0, 1.0, _floor_power(absmax) / 2.0 ** _exponent(top))
+        power = torch.ldexp(torch.ones_like(absmax), torch.frexp(absmax).exponent - 1)
+        scale = (power / 2.0 ** (math.frexp(top)[1] - 1)).clamp_(min=2.0**-127)
+        return torch.where(absmax == 0, 1.0, torch.where(absmax.isfinite(), scale, torch.nan))
 
     def store(self, scale: Tensor, outer: Tensor | None = None) -> Tensor:
-        return (torch.log2(_floor_power(scale)) + 127).clamp(0, 254).to(torch.uint8)
+        byte = (torch.frexp(scale).exponent + 126).clamp(0, 254)
+        return byte.masked_fill(scale.isnan(), 255).to(torch.uint8)
 
     def load(self, stored: Tensor, outer: Tensor | None = None) -> Tensor:
-        exponent = stored.int() - 127
-        return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent)
+        power = torch.ldexp(torch.ones_like(stored, dtype=torch.float32), stored.int() - 127)
+        return power.masked_fill(stored == 255, torch.nan)
 
 
 @dataclass(frozen=True)
 class Fp8Scale(ScaleFormat):
     """E4M3 under an outer float32 scale that puts the largest scale of its span on 448."""
 
+    def from_absmax(self, absmax: Tensor, top: float) -> Tensor:
+        """Where all is 0 the scale is 0, so that it has no say in the outer scale."""
+        return absmax / top
+
     def outer_scale(self, scale: Tensor) -> Tensor:
         largest = scale.amax() if self.outer == "tensor" else scale.amax(-1, keepdim=True)
-        return (largest / 448.0).clamp_(min=SMALLEST).reshape(-1, 1)
+        return (largest / 448.0).clamp_(min=SMALLEST / SMALLEST_E4M3).reshape(-1, 1)
 
     def store(self, scale: Tensor, outer: Tensor | None = None) -> Tensor:
         assert outer is not None
-        smallest_subnormal = 2.0**-9
-        return (scale / outer).clamp(smallest_subnormal, 448.0).to(torch.float8_e4m3fn)
+        return (scale / outer).clamp(SMALLEST_E4M3, 448.0).to(torch.float8_e4m3fn)
 
     def load(self, stored: Tensor, outer: Tensor | None = None) -> Tensor:
         assert outer is not None
         return stored.float() * outer
-
-
-def _floor_power(x: Tensor) -> Tensor:
-    """The largest power of two that is not above x."""
-    mantissa, exponent = torch.frexp(x)
-    return torch.ldexp(torch.ones_like(mantissa), exponent - 1)
-
-
-def _exponent(top: float) -> int:
-    return int(torch.frexp(torch.tensor(top)).exponent) - 1
 
 
 FP32 = ScaleFormat("fp32", torch.float32)

@@ -7,12 +7,13 @@ columns are the input features in both, so one vocabulary serves both sides of a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
+from fewbit.formats.choice import SEPARATOR, FormatChoice
 from fewbit.formats.format import Format
 from fewbit.formats.integer import Integer
 from fewbit.formats.minifloat import Minifloat
@@ -24,11 +25,23 @@ FORMATS: dict[str, Format] = {
     for f in (
         *(Integer(width) for width in range(2, 9)),
         *(Integer(width, unsigned=True) for width in range(2, 9)),
-        *(Minifloat(e, m) for e, m in ((2, 1), (1, 2), (3, 0), (2, 3), (3, 2), (3, 4))),
+        *(Minifloat(e, m) for e, m in ((1, 1), (2, 0))),
+        *(Minifloat(e, m) for e, m in ((2, 1), (1, 2), (3, 0))),
+        *(Minifloat(e, m) for e, m in ((2, 3), (3, 2))),
+        Minifloat(3, 4),
         Minifloat(4, 3, specials="nan"),
         Minifloat(5, 2, specials="ieee"),
     )
 }
+
+
+def format_named(name: str) -> Format | None:
+    """A format of the library, or several of one width joined by `|` of which each row has one."""
+    options = [FORMATS.get(part) for part in name.split(SEPARATOR)]
+    known = tuple(option for option in options if option is not None)
+    if len(known) < len(options) or len({option.bits for option in known}) > 1:
+        return None
+    return known[0] if len(known) == 1 else FormatChoice(known)
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class Scales:
     stored: Tensor
     outer: Tensor | None = None  # float32, [rows or 1, 1]
     zeros: Tensor | None = None  # uint8, as `stored`
+    choices: Tensor | None = None  # uint8 [rows, 1], which option of a FormatChoice a row uses
 
 
 @dataclass(frozen=True)
@@ -55,18 +69,24 @@ class Spec:
     @classmethod
     def parse(cls, text: str) -> Spec:
         """The inverse of `str`: format/span/scale, as in `e2m1/row/fp32` or `int4/g128/fp16`."""
-        match = re.fullmatch(r"(\w+)/(?:(tensor|row)|g([1-9]\d*))/(\w+)", text)
-        if not match or match[1] not in FORMATS or match[4] not in SCALES:
+        match = re.fullmatch(r"([\w|]+)/(?:(tensor|row)|g([1-9]\d*))/(\w+)", text)
+        fmt = format_named(match[1]) if match else None
+        if not match or fmt is None or match[4] not in SCALES:
             raise BadArgument(
                 f"not a number format: {text!r}; it is FORMAT/SPAN/SCALE with FORMAT one of "
                 f"{', '.join(FORMATS)}, SPAN one of tensor, row, gN, SCALE one of "
                 f"{', '.join(SCALES)}"
             )
-        return cls(FORMATS[match[1]], match[2] or int(match[3]), SCALES[match[4]])
+        return cls(fmt, match[2] or int(match[3]), SCALES[match[4]])
 
     @property
     def symmetric(self) -> bool:
         return self.format.signed
+
+    @property
+    def one_group(self) -> Spec:
+        """For a part of a matrix that lies within one group: a scale per row."""
+        return replace(self, span="row")
 
     def groups(self, columns: int) -> int:
         """How many scales a row of `columns` has."""
@@ -98,11 +118,14 @@ class Spec:
         units = self._grouped(matrix.float()) * self.load(scales).reciprocal()[..., None]
         if scales.zeros is not None:
             units = units + scales.zeros[..., None]
+        if isinstance(self.format, FormatChoice):
+            assert scales.choices is not None
+            return self.format.encode_rows(units, scales.choices[..., None]).view(matrix.shape)
         return self.format.encode(units).view(matrix.shape)
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         """Codes [rows, columns] to float32 values."""
-        levels = self._grouped(self.format.decode(codes))
+        levels = self._grouped(self._levels(codes, scales))
         if scales.zeros is not None:
             levels = levels - scales.zeros[..., None].float()
         return (levels * self.load(scales)[..., None]).view(codes.shape)
@@ -122,7 +145,8 @@ class Spec:
         count = 1 if self.span == "tensor" else rows * self.groups(columns)
         outer = {None: 0, "tensor": 1, "row": rows}[self.scale.outer]
         zeros = 0 if self.symmetric else count
-        return codes + count * self.scale.dtype.itemsize + 4 * outer + zeros
+        choices = rows if isinstance(self.format, FormatChoice) else 0
+        return codes + count * self.scale.dtype.itemsize + 4 * outer + zeros + choices
 
     def empty_scales(self, rows: int, columns: int) -> Scales:
         """Scales of the right shapes and dtypes with nothing in them."""
@@ -132,7 +156,16 @@ class Spec:
             torch.empty(shape, dtype=self.scale.dtype),
             torch.empty(outer_rows, 1) if outer_rows else None,
             None if self.symmetric else torch.empty(shape, dtype=torch.uint8),
+            torch.empty(rows, 1, dtype=torch.uint8)
+            if isinstance(self.format, FormatChoice)
+            else None,
         )
+
+    def _levels(self, codes: Tensor, scales: Scales) -> Tensor:
+        if isinstance(self.format, FormatChoice):
+            assert scales.choices is not None
+            return self.format.decode_rows(codes, scales.choices)
+        return self.format.decode(codes)
 
     def _fit_asymmetric(self, grouped: Tensor) -> Scales:
         """The range always holds 0, so that 0 is exact and both ends are reached."""

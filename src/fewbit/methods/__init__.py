@@ -1,1 +1,1 @@
-"""One file per published method, found by listing this folder; `contract` says what a file holds."""
+"""One file per published method, found by listing this folder; `contract` is what it holds."""

@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from fewbit.calibration.observe import Seen
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.linear import QLinear
-from fewbit.models import Layer
+from fewbit.models import Attention, Layer, Role
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,13 @@ class Rule:
     activation: Spec | None = None
 
 
+def _nothing_to_see() -> dict[str, Seen]:
+    raise AssertionError("a method that is not CALIBRATED asked for data")
+
+
 @dataclass
 class BlockJob:
-    """One block to be solved: its module, the rule of each of its layers, and a place for results."""
+    """One block to be solved: its module, the rules of its layers, a place for results."""
 
     index: int
     module: nn.Module
@@ -51,8 +56,18 @@ class BlockJob:
         assert isinstance(linear, nn.Linear)
         return linear
 
+    def role(self, name: str) -> Role | None:
+        return next(layer.role for layer in self.layers if layer.name == name)
+
     def weight(self, name: str) -> Tensor:
         return self.linear(name).weight.detach()
+
+    def seed_of(self, number: int) -> int:
+        """A seed of its own for the number-th random choice in this block."""
+        return (self.seed * 1_000 + self.index) * 1_000 + number
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
 
     def replace(self, name: str, layer: QLinear, target: Tensor) -> None:
         """Put `layer` where the linear stood; `target` is what its packed weight stands for."""
@@ -83,3 +98,11 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         listed = ", ".join(map(str, allowed))
         raise BadArgument(f"setting {name} cannot be {value!r}; allowed: {listed}")
+
+
+def within(name: str, value: object, low: float, high: float | None) -> None:
+    """For Settings.__post_init__: strictly between, `high` None meaning without end."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low < value < (float("inf") if high is None else high):  # type: ignore[operator]
+        allowed = f"above {low:g}" if high is None else f"between {low:g} and {high:g}"
+        raise BadArgument(f"setting {name} must be a number {allowed}, got {value!r}")

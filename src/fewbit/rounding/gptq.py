@@ -63,11 +63,12 @@ def gptq(
     _check(weight, hessian, damping, order)
     dead = hessian.diagonal() == 0
     columns = _processing_order(hessian, order)
-    feedback, damping = _feedback(hessian[columns][:, columns], damping)
+    feedback, damping = _feedback(hessian, columns, damping)
     original = weight.T[columns].to(_at_least_float32(weight))  # [in, out]: a column is contiguous
     solve = _Solve(original, feedback.to(original), rounder, columns.tolist())
-    values = torch.empty_like(original)
-    values[columns] = solve.in_place() if order == "natural" else solve.permuted(weight)
+    rounded = solve.group_by_group() if order == "natural" else solve.all_scales_first(weight)
+    values = torch.empty_like(rounded)
+    values[columns] = rounded
     return Solution(values.T.contiguous(), damping, dead)
 
 
@@ -89,12 +90,12 @@ class _Solve:
         self.rounder = rounder
         self.columns = columns
 
-    def in_place(self) -> Tensor:
+    def group_by_group(self) -> Tensor:
         count = len(self.columns)
         self._from_left_to_right(0, count, self.rounder.group or count, self._group)
         return self.values
 
-    def permuted(self, weight: Tensor) -> Tensor:
+    def all_scales_first(self, weight: Tensor) -> Tensor:
         count = len(self.columns)
         group = self.rounder.group or count
         for start in range(0, count, group):
@@ -118,8 +119,21 @@ class _Solve:
         self._from_left_to_right(middle, stop, unit, visit)
 
     def _group(self, start: int, stop: int) -> None:
-        self.rounder.begin(slice(start, stop), self.target[start:stop].T)
+        self.rounder.begin(slice(start, stop), self._compensated(start, stop).T)
         self._from_left_to_right(start, stop, FEW_COLUMNS, self._few_columns)
+
+    def _compensated(self, start: int, stop: int) -> Tensor:
+        """Where the columns end up if none of them has to be rounded: W - E with E·(F + I) = W - T.
+
+        Every T_k presumes that its predecessors in the group keep their original values.
+        """
+        weight, within = self.weight[start:stop], self.feedback[start:stop, start:stop].T
+        if start == 0:
+            return weight
+        correction = self.target[start:stop] - weight
+        return weight + torch.linalg.solve_triangular(
+            within, correction, upper=False, unitriangular=True
+        )
 
     def _few_columns(self, start: int, stop: int) -> None:
         for k in range(start, stop):
@@ -129,12 +143,13 @@ class _Solve:
             torch.sub(self.weight[k], self.values[k], out=self.error[k])
 
 
-def _feedback(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+def _feedback(hessian: Tensor, columns: Tensor, damping: float) -> tuple[Tensor, float]:
     """F of H + λI = (F + I)·D·(F + I)ᵀ, and the damping λ / mean(diag) that made it possible.
 
-    The upper factor of H is the lower factor of H read backwards.
+    The upper factor of a matrix is the lower factor of the matrix read backwards.
     """
-    backwards = hessian.flip(0, 1).double()
+    reverse = columns.flip(0)
+    backwards = hessian[reverse][:, reverse].double()
     diagonal = backwards.diagonal().clone()
     live = diagonal != 0
     mean = diagonal[live].mean().item() if live.any() else 1.0

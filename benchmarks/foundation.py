@@ -1,0 +1,118 @@
+"""Plain rounding of a DiT-XL/2-sized random model: seconds, peak memory, bytes, inspection.
+
+python benchmarks/foundation.py      writes benchmarks/results/foundation.json
+Each figure comes from a process of its own, so that no peak hides behind another.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+from environment import write_result
+
+IMPORT = """
+import time, torch
+start = time.perf_counter(); import fewbit; print(time.perf_counter() - start)
+"""
+
+
+def main() -> None:
+    figures = {
+        "import_fewbit_beyond_torch_seconds": _import_seconds(),
+        "rtn_dit_xl_2": _child("quantize"),
+        "inspect_dit_xl_2": _child("inspect"),
+    }
+    print(json.dumps(figures, indent=1))
+    print(write_result("foundation", figures))
+
+
+def _import_seconds() -> float:
+    runs = [
+        float(subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True).stdout)
+        for _ in range(5)
+    ]
+    return round(statistics.median(runs), 4)
+
+
+def _child(what: str) -> dict[str, float]:
+    run = subprocess.run(
+        [sys.executable, __file__, what], capture_output=True, text=True, check=True
+    )
+    figures: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return figures
+
+
+def dit_xl_2():  # type: ignore[no-untyped-def]
+    """Random weights in the published shape, without the cost of initialising them."""
+    import torch
+    from accelerate import init_empty_weights
+    from diffusers import DiTTransformer2DModel
+
+    with init_empty_weights(include_buffers=False):
+        model = DiTTransformer2DModel(
+            num_attention_heads=16,
+            attention_head_dim=72,
+            in_channels=4,
+            out_channels=8,
+            num_layers=28,
+            sample_size=32,
+            patch_size=2,
+            num_embeds_ada_norm=1000,
+        )
+    generator = torch.Generator().manual_seed(0)
+    shared: dict[str, torch.nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters()):
+        tail = name.partition(".norm1.emb.")[2]  # one copy serves all blocks, as once converted
+        if tail not in shared or not tail:
+            values = torch.empty(parameter.shape).normal_(std=0.02, generator=generator)
+            shared[tail] = torch.nn.Parameter(values, requires_grad=False)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, shared[tail])
+    return model.eval()
+
+
+def quantize() -> dict[str, float]:
+    import fewbit
+    from fewbit.engine import stored_bytes
+    from fewbit.plan import make_plan
+    from fewbit.recipe import Recipe
+
+    model = dit_xl_2()
+    before = stored_bytes(model)
+    arithmetic = make_plan(model, Recipe.make("rtn", "w4a4", {}), None, False)
+    planned = arithmetic.bytes_after
+    start = time.perf_counter()
+    report = fewbit.quantize(model, "rtn", bits="w4a4", progress=False)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    packed = sum(layer.bytes for layer in report.layers)
+    planned_packed = planned - (arithmetic.structure.bytes - sum(x.bytes_before for x in report.layers))
+    return {
+        "seconds": round(seconds, 1),
+        "fp32_bytes": before,
+        "bytes": report.bytes,
+        "peak_rss_over_fp32_bytes": round(peak / before, 3),
+        "packed_bytes_over_arithmetic": round(packed / planned_packed, 5),
+    }
+
+
+def inspect() -> dict[str, float]:
+    import fewbit
+
+    model = dit_xl_2()
+    start = time.perf_counter()
+    inspection = fewbit.inspect(model)
+    text = str(inspection)
+    return {"seconds": round(time.perf_counter() - start, 3), "lines": text.count("\n") + 1}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps({"quantize": quantize, "inspect": inspect}[sys.argv[1]]()))
+    else:
+        main()

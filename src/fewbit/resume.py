@@ -1,0 +1,72 @@
+"""A working folder: a finished block is written there and never computed again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fewbit.blueprint import apply_blueprint, blueprint_of, quantized_layers
+from fewbit.checkpoint import stored_once
+from fewbit.errors import BadOutput
+from fewbit.files import replacing, write_text
+from fewbit.folder import put
+from fewbit.header import read_header
+from fewbit.report import LayerReport
+
+KEY = "run.json"
+
+
+class Workdir:
+    """Belongs to one run, which `key` describes: same model, recipe, seed and data."""
+
+    def __init__(self, path: Path, key: dict[str, Any]) -> None:
+        self.path = path
+        said = json.dumps(key, sort_keys=True, indent=1)
+        place = path / KEY
+        if not place.exists():
+            write_text(place, said)
+        elif place.read_text() != said:
+            before = json.loads(place.read_text())
+            differs = ", ".join(name for name in key if before.get(name) != key[name])
+            raise BadOutput(
+                f"{path} holds the work of another run, which differs in: {differs}; "
+                "choose another folder or delete it"
+            )
+
+    def finished(self, block: int) -> bool:
+        return self._file(block).exists()
+
+    def save(self, model: nn.Module, name: str, block: int, reports: list[LayerReport]) -> None:
+        """The quantized layers of the block called `name`, and what is said of them."""
+        state = {
+            f"{layer_name}.{key}": tensor
+            for layer_name, layer in quantized_layers(model, inside=name).items()
+            for key, tensor in layer.state_dict().items()
+        }
+        tensors, aliases = stored_once(state)
+        said = {
+            "entries": blueprint_of(model, inside=name),
+            "aliases": aliases,
+            "reports": [asdict(report) for report in reports],
+        }
+        with replacing(self._file(block)) as aside:
+            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            save_file(contiguous, aside, {KEY: json.dumps(said)})
+
+    def restore(self, model: nn.Module, block: int) -> list[LayerReport]:
+        """Put a finished block's layers into the model."""
+        file = self._file(block)
+        said = json.loads(read_header(file).metadata[KEY])
+        apply_blueprint(model, said["entries"])
+        tensors = load_file(file)
+        for name in [*tensors, *said["aliases"]]:
+            put(model, name, tensors[said["aliases"].get(name, name)])
+        return [LayerReport(**report) for report in said["reports"]]
+
+    def _file(self, block: int) -> Path:
+        return self.path / f"block-{block:04}.safetensors"

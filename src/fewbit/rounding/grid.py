@@ -1,0 +1,88 @@
+"""The grid a solver rounds to: a spec whose scales are fixed group by group as the solver goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fewbit.formats import FormatChoice, QTensor, Scales, Spec
+from fewbit.rounding.clipping import Fit
+
+
+class Grid:
+    """What `gptq` calls a rounder, for any spec of the library."""
+
+    def __init__(self, spec: Spec, weight: Tensor, fit: Fit) -> None:
+        self.spec = spec
+        self.group = spec.span if isinstance(spec.span, int) else None
+        self.fit = fit
+        self.whole = spec.fit(weight)  # an outer scale, or the one scale of a tensor, stays
+        self.fitted: dict[int, Scales] = {}
+
+    def begin(self, columns: slice, weight: Tensor) -> None:
+        if self.spec.span == "tensor":
+            self.fitted[0] = self.whole
+            return
+        self.fitted[self._index(columns.start)] = self.fit(
+            weight, self.spec.one_group, self.whole.outer
+        )
+
+    def round(self, weight: Tensor, column: int) -> Tensor:
+        scales = self.fitted[self._index(column)]
+        return self.spec.one_group.round(weight[:, None], scales)[:, 0]
+
+    def scales(self) -> Scales:
+        groups = [self.fitted[index] for index in sorted(self.fitted)]
+        zeros = [one.zeros for one in groups if one.zeros is not None]
+        return Scales(
+            torch.cat([one.stored for one in groups], dim=1),
+            self.whole.outer,
+            torch.cat(zeros, dim=1) if zeros else None,
+        )
+
+    def _index(self, column: int) -> int:
+        return column // self.group if self.group else 0
+
+
+class ChoiceGrid:
+    """Every row on the grid of its own option of a `FormatChoice`."""
+
+    def __init__(self, spec: Spec, weight: Tensor, fit: Fit, choices: Tensor) -> None:
+        assert isinstance(spec.format, FormatChoice)
+        self.spec, self.choices = spec, choices
+        self.group = spec.span if isinstance(spec.span, int) else None
+        self.rows = [(choices == index).nonzero()[:, 0] for index in range(len(spec.format.options))]
+        self.grids = [
+            Grid(replace(spec, format=option), weight[rows], fit)
+            for option, rows in zip(spec.format.options, self.rows, strict=True)
+            if len(rows)
+        ]
+        self.rows = [rows for rows in self.rows if len(rows)]
+
+    def begin(self, columns: slice, weight: Tensor) -> None:
+        for grid, rows in zip(self.grids, self.rows, strict=True):
+            grid.begin(columns, weight[rows])
+
+    def round(self, weight: Tensor, column: int) -> Tensor:
+        rounded = torch.empty_like(weight)
+        for grid, rows in zip(self.grids, self.rows, strict=True):
+            rounded[rows] = grid.round(weight[rows], column)
+        return rounded
+
+    def scales(self) -> Scales:
+        parts = [grid.scales().stored for grid in self.grids]
+        stored = parts[0].new_empty(len(self.choices), parts[0].shape[1])
+        for part, rows in zip(parts, self.rows, strict=True):
+            stored[rows] = part
+        return Scales(stored, choices=self.choices[:, None].to(torch.uint8))
+
+
+def round_to_nearest(weight: Tensor, grid: Grid | ChoiceGrid) -> QTensor:
+    """Plain rounding at the grid's own scales."""
+    columns = weight.shape[1]
+    width = grid.group or columns
+    for start in range(0, columns, width):
+        grid.begin(slice(start, start + width), weight[:, start : start + width])
+    return QTensor.quantize(weight, grid.spec, grid.scales())

@@ -1,0 +1,1 @@
+"""Exact rewrites: `input(x) @ weight(W).T == x @ W.T`."""

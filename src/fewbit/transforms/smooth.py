@@ -1,0 +1,53 @@
+"""Per-channel smoothing: x/s on the input, W·s in the weight, and the product is the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.errors import BadArgument
+
+KIND = "smooth"
+LARGEST_LOG = 11.5  # scales stay within 1e-5 .. 1e5
+
+
+class Smooth(nn.Module):
+    """One positive scale per input channel."""
+
+    scales: Tensor
+
+    def __init__(self, scales: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scales", scales)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x / self.scales).to(x.dtype)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        return (weight * self.scales).to(weight.dtype)
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": KIND, "width": len(self.scales)}
+
+    def extra_repr(self) -> str:
+        return "smooth"
+
+
+def from_config(config: dict[str, Any]) -> Smooth:
+    return Smooth(torch.empty(config["width"]))
+
+
+def smoothing_scales(act_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
+    """s = max|x|^α / max|W|^(1-α) per channel: SmoothQuant (Xiao et al. 2023), equation 4.
+
+    Divided by their geometric mean, a factor that cancels in the product, so that a channel that
+    calibration or the weight left at zero keeps a neutral 1 and no scale leaves a half type.
+    """
+    if not 0 <= alpha <= 1:
+        raise BadArgument(f"smoothing got alpha {alpha}; allowed: 0 to 1")
+    live = (act_absmax > 0) & (weight_absmax > 0)
+    log_scales = alpha * act_absmax.log() - (1 - alpha) * weight_absmax.log()
+    centred = log_scales - log_scales[live].mean()
+    return torch.where(live, centred.clamp(-LARGEST_LOG, LARGEST_LOG), 0.0).exp()
