@@ -7,19 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from fewbit.artefact import CONFIG, PIPELINE_INDEX
 from fewbit.card import write_card
-from fewbit.dequantize import dequantize_layers
+from fewbit.dequantization import dequantize_layers
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.files import new_folder
-from fewbit.folder import (
-    CONFIG,
-    PIPELINE_INDEX,
-    diffusers_class,
-    headers_of,
-    load_module,
-    read_config,
-    save_module,
-)
+from fewbit.folder import load_module, save_module
 from fewbit.inspection import inspect
 from fewbit.models import transformer_of
 from fewbit.report import Report
@@ -45,30 +38,47 @@ def save(
 
 
 def load(path: str | Path, *, model: nn.Module | None = None) -> Any:
-    """The pipeline or module that `save` wrote. A class that neither fewbit nor diffusers knows
-    is given as `model`, a full-precision instance; its linears are replaced."""
+    """The pipeline or module that `save` wrote, in the dtype it was saved in.
+
+    A class that neither fewbit nor diffusers knows is given as `model`, a full-precision instance;
+    its linears are replaced.
+    """
     folder = Path(path)
     if (folder / PIPELINE_INDEX).exists():
-        from diffusers import DiffusionPipeline
-
-        headers_of(folder / "transformer")
-        return DiffusionPipeline.from_pretrained(folder)
+        return _load_pipeline(folder)
     if not (folder / CONFIG).exists():
         raise BrokenFile(f"{folder} is no folder of a quantized model: it has no {CONFIG}")
-    cls = diffusers_class(str(read_config(folder).get("_class_name")))
-    if cls is None or model is not None:
-        return load_module(folder, model)
-    headers_of(folder)
-    return cls.from_pretrained(folder)
+    return _load_transformer(folder, model)
 
 
 def dequantize(model: Any) -> None:
     """Turn every quantized layer back into a full-precision linear, in place."""
-    transformer = transformer_of(model)
+    transformer: Any = transformer_of(model)
     if not hasattr(transformer, "fewbit"):
         raise BadModel("the model is not quantized; there is nothing to undo")
     if hasattr(transformer, "hf_quantizer"):
         transformer.dequantize()
     else:
         dequantize_layers(transformer)
-    del transformer.fewbit
+
+
+def _load_pipeline(folder: Path) -> Any:
+    """Everything but the transformer is diffusers' to load."""
+    from diffusers import DiffusionPipeline
+
+    transformer = _load_transformer(folder / "transformer", None)
+    try:
+        return DiffusionPipeline.from_pretrained(
+            folder, transformer=transformer, torch_dtype=transformer.dtype
+        )
+    except Exception as error:  # a broken file makes a foreign loader fail in any way
+        raise BrokenFile(f"diffusers cannot load the pipeline of {folder}: {error}") from error
+
+
+def _load_transformer(folder: Path, model: nn.Module | None) -> Any:
+    module = load_module(folder, model)
+    if hasattr(module, "register_to_config"):
+        from fewbit.diffusers_plugin import attach
+
+        attach(module)
+    return module

@@ -15,7 +15,7 @@ from fewbit.errors import BrokenFile
 from fewbit.header import Header, read_header
 from fewbit.strict_json import read_table
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, PIPELINE_INDEX, WEIGHTS = "config.json", "model_index.json", "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{DIFFUSERS_WEIGHTS}.index.json"
 

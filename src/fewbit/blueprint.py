@@ -23,13 +23,13 @@ MOST_LAYERS = 100_000
 
 def blueprint_of(model: nn.Module, inside: str = "") -> list[Entry]:
     """How `model`, or its block `inside`, is quantized; equal neighbours fold into one entry."""
-    first_user: dict[int, str] = {}
+    first_user: dict[tuple[int, str, int], str] = {}  # of a stage, in each block
     rows: dict[str, dict[tuple[str, str], list[int]]] = {}
     for name, layer in quantized_layers(model, inside).items():
         stem, index, path = _split(name)
         config = layer.config()
         if layer.stage is not None:
-            first = first_user.setdefault(id(layer.stage), name)
+            first = first_user.setdefault((id(layer.stage), stem, index), name)
             if first != name:
                 config["input"] = {"same_as": _split(first)[2]}
         rows.setdefault(json.dumps(config), {}).setdefault((stem, path), []).append(index)
@@ -53,8 +53,9 @@ def expand(entries: list[Entry]) -> dict[str, dict[str, Any]]:
     """Layer name -> its config, every name once."""
     configs: dict[str, dict[str, Any]] = {}
     for entry in entries:
+        blocks = _blocks(entry)
         config = {key: value for key, value in entry.items() if key not in ("blocks", "layers")}
-        for block in _blocks(entry):
+        for block in blocks:
             for path in entry["layers"]:
                 name = f"{block}.{path}"
                 if name in configs:
@@ -122,6 +123,8 @@ def _blocks(entry: Entry) -> list[str]:
     if not match or not isinstance(layers, list) or not all(isinstance(x, str) for x in layers):
         raise BrokenFile(f"a blueprint entry names no blocks and layers: {str(entry)[:120]}")
     low, high = int(match[2]), int(match[3] or match[2])
+    if low > high:
+        raise BrokenFile(f"a blueprint entry counts its blocks backwards: {entry['blocks']}")
     return [f"{match[1]}.{index}" for index in range(low, high + 1)]
 
 

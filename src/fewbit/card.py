@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fewbit.artefact import PIPELINE_INDEX, Artefact
 from fewbit.models import transformer_of
 from fewbit.provenance import Provenance
 from fewbit.report import Report
@@ -19,10 +20,11 @@ def write_card(model: Any, folder: Path, report: Report | None) -> None:
     (folder / RECIPE).write_text(json.dumps(provenance.recipe, indent=1))
     if report is not None:
         report.save(folder / REPORT)
-    (folder / CARD).write_text(_card(model, provenance, report, _weight_bytes(folder)))
+    place = folder / "transformer" if (folder / PIPELINE_INDEX).exists() else folder
+    (folder / CARD).write_text(_card(model, provenance, report, Artefact.open(place)))
 
 
-def _card(model: Any, provenance: Provenance, report: Report | None, size: int) -> str:
+def _card(model: Any, provenance: Provenance, report: Report | None, artefact: Artefact) -> str:
     recipe = provenance.recipe
     base = _base_model(model)
     lines = [
@@ -44,7 +46,7 @@ def _card(model: Any, provenance: Provenance, report: Report | None, size: int) 
         "## What was done",
         "",
         f"- recipe: `{json.dumps(recipe)}`, seed {provenance.seed}",
-        f"- weight files: {megabytes(size)}",
+        f"- weight files of the transformer: {_sizes(artefact)}",
         f"- SHA-256 of the source weights: `{provenance.source_sha256}`",
         f"- written by fewbit {provenance.fewbit_version}",
         *([] if report is None else ["", "## Report", "", "```", str(report), "```"]),
@@ -70,7 +72,13 @@ def _how_to_load(model: Any) -> list[str]:
     return ["import fewbit", "", 'model = fewbit.load("PATH")']
 
 
-def _weight_bytes(folder: Path) -> int:
-    """Of the quantized transformer only."""
-    place = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    return sum(file.stat().st_size for file in place.glob("*.safetensors"))
+def _sizes(artefact: Artefact) -> str:
+    size = sum(header.path.stat().st_size for header in artefact.headers)
+    stored = {n: t for header in artefact.headers for n, t in header.tensors.items()}
+    shared = [stored[name].nbytes for name in artefact.manifest.aliases.values()]
+    if not shared:
+        return megabytes(size)
+    return (
+        f"{megabytes(size)}; {len(shared)} tensors are copies of others and share their memory, "
+        f"which saves {megabytes(sum(shared))}"
+    )

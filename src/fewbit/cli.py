@@ -240,11 +240,14 @@ def inspect(model: str, layers: bool, heads: int | None, as_json: bool) -> None:
     Every linear is quantized, quantizable, kept or unknown; it has a role, a shape and bytes.
     """
     import fewbit
-    from fewbit.source import locate, open_model
+    from fewbit.source import check_folder, locate, open_model
 
     place = locate(model)
-    is_folder = isinstance(place, Path) and place.is_dir()
-    found = fewbit.inspect(place if is_folder else open_model(model, heads=heads))
+    if isinstance(place, Path) and place.is_dir():
+        check_folder(place)
+        found = fewbit.inspect(place)
+    else:
+        found = fewbit.inspect(open_model(model, heads=heads))
     _print(found.to_dict() if as_json else found)
     if layers and not as_json:
         click.echo(found.table())

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+)
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
-from torch import Tensor, nn
+from torch import Tensor
 
-from fewbit.blueprint import quantized_layers
-from fewbit.checkpoint import (
-    SCHEMA_VERSION,
-    Manifest,
-    check_architecture,
-    check_digest,
-    digest,
-    manifest_of,
-    prepare,
-)
-from fewbit.dequantize import dequantize_layers
+from fewbit.artefact import Artefact
+from fewbit.blueprint import stored_as_is
+from fewbit.checkpoint import SCHEMA_VERSION, check_values, manifest_of, quantization_config
+from fewbit.dequantization import dequantize_layers
 from fewbit.errors import BadArgument, BadCalibration, BrokenFile
-from fewbit.folder import check_all_values, put, shard_path
-from fewbit.header import read_header
+from fewbit.folder import put
 from fewbit.plan import Plan, make_plan
 from fewbit.provenance import Provenance, source_sha256
 from fewbit.recipe import Recipe
+from fewbit.tensors import digest, read_tensors
 from fewbit.version import __version__
 
 
-class QuantMethod(str, Enum):
+class QuantMethod(StrEnum):
     FEWBIT = "fewbit"
 
 
@@ -61,6 +58,9 @@ class FewbitConfig(QuantizationConfigMixin):
             self.recipe, self.bits = dict(recipe), bits
             self.__dict__.update(settings)  # whatever else the file said, newer keys included
 
+    def as_recipe(self) -> Recipe:
+        return Recipe.make(self.recipe["method"], self.recipe["bits"], self.recipe["settings"])
+
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "quant_method": self.quant_method.value}
 
@@ -69,25 +69,22 @@ class FewbitConfig(QuantizationConfigMixin):
 
 
 class FewbitQuantizer(DiffusersQuantizer):
+    """Reads an artefact, or quantizes a plain model while it is loaded; writes artefacts."""
+
     requires_calibration = False
     use_keep_in_fp32_modules = True
 
     quantization_config: FewbitConfig
-    manifest: Manifest
-    plan: Plan
-    model: nn.Module
+    model: Any
+    work: _Reading | _Rounding | None  # what is to be done while loading, gone afterwards
 
     def __init__(self, quantization_config: FewbitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.keep_in_fp32: Sequence[str] = ()
-        self.sources: dict[str, str] = {}
+        self.work = None
         if not self.pre_quantized:
-            _refuse_calibrated(self.recipe)
-
-    @property
-    def recipe(self) -> Recipe:
-        said = self.quantization_config.recipe
-        return Recipe.make(said["method"], said["bits"], said["settings"])
+            recipe = quantization_config.as_recipe()
+            _refuse_calibrated(recipe)
+            self.work = _Rounding(recipe, quantization_config.modules_to_not_convert)
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
         return torch_dtype or torch.float32
@@ -95,38 +92,32 @@ class FewbitQuantizer(DiffusersQuantizer):
     def maybe_update_loaded_keys(
         self, loaded_keys: list[str], checkpoint_files: list[str]
     ) -> list[str]:
-        if not self.pre_quantized:
-            return loaded_keys
-        folder = Path(checkpoint_files[0]).parent
-        names = [os.path.relpath(file, folder) for file in checkpoint_files]
-        self.headers = [read_header(shard_path(folder, name)) for name in names]
-        self.manifest = Manifest.from_headers(self.headers)
-        return [*loaded_keys, *self.manifest.aliases]
+        if self.pre_quantized:
+            artefact = Artefact.of_files([Path(file) for file in checkpoint_files])
+            self.work = _Reading(artefact)
+            return [*loaded_keys, *artefact.manifest.aliases]
+        return loaded_keys
 
     def _process_model_before_weight_loading(
-        self, model: nn.Module, keep_in_fp32_modules: Sequence[str] | None = None, **_: Any
+        self, model: Any, keep_in_fp32_modules: Sequence[str] | None = None, **_: Any
     ) -> None:
         self.model = model
-        self.keep_in_fp32 = keep_in_fp32_modules or ()
-        if self.pre_quantized:
-            if self.manifest.provenance.recipe != self.quantization_config.recipe:
-                raise BrokenFile("config.json names another recipe than the weights were made with")
-            check_architecture(self.manifest, model.config)
-            prepare(model, self.manifest, self.headers)
-        else:
-            self.plan = make_plan(model, self.recipe, None, allow_unknown=False).without(
-                self.quantization_config.modules_to_not_convert
-            )
+        assert self.work is not None
+        self.work.begin(model, keep_in_fp32_modules or ())
+
+    def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        assert self.work is not None
+        return self.work.state_dict(state_dict)
 
     def check_if_quantized_param(
-        self, model: nn.Module, param_value: Tensor, param_name: str, *_: Any, **__: Any
+        self, model: Any, param_value: Tensor, param_name: str, *_: Any, **__: Any
     ) -> bool:
-        """All tensors of an artefact are ours to check; of a plain model, the planned weights."""
-        return self.pre_quantized or param_name.removesuffix(".weight") in self.plan.rules
+        assert self.work is not None
+        return self.work.claims(param_name)
 
     def create_quantized_param(
         self,
-        model: nn.Module,
+        model: Any,
         param_value: Tensor,
         param_name: str,
         target_device: Any,
@@ -135,25 +126,15 @@ class FewbitQuantizer(DiffusersQuantizer):
         dtype: torch.dtype | None = None,
         **_: Any,
     ) -> None:
-        stored = state_dict[param_name]  # `param_value` may have been cast already
-        if not self.pre_quantized:
-            self._quantize_when_complete(param_name.removesuffix(".weight"), stored, target_device)
-            return
-        check_digest(param_name, stored, self.manifest)
-        tensor = stored.to(target_device)
-        if not self._inside_quantized(param_name):
-            tensor = tensor.to(self._kept_dtype(param_name, dtype))
-        for name in (param_name, *self._sharers.get(param_name, ())):
-            put(model, name, tensor)
+        assert self.work is not None
+        stored = state_dict[param_name]  # `param_value` is the same, cast to `dtype`
+        self.work.take(param_name, stored.to(target_device), dtype or torch.float32)
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
-        if self.pre_quantized:
-            check_all_values(model)
-            model.fewbit = self.manifest.provenance
-        else:
-            source = source_sha256(self.sources)
-            model.fewbit = Provenance(self.recipe.to_dict(), 0, source, __version__)
-            model.register_to_config(quantization_config=self.quantization_config)
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        assert self.work is not None
+        model.fewbit = self.work.finish()
+        model.register_to_config(quantization_config=self.quantization_config)
+        self.work = None
         return model
 
     def get_state_dict_and_metadata(
@@ -164,8 +145,10 @@ class FewbitQuantizer(DiffusersQuantizer):
         manifest, tensors = manifest_of(self.model, self.model.config)
         return tensors, manifest.to_metadata()
 
-    def _dequantize(self, model: nn.Module) -> nn.Module:
+    def _dequantize(self, model: Any) -> Any:
         dequantize_layers(model)
+        plain = {k: v for k, v in model.config.items() if k != "quantization_config"}
+        model._internal_dict = FrozenDict(plain)  # there is no public way to take a key out
         return model
 
     @property
@@ -180,35 +163,84 @@ class FewbitQuantizer(DiffusersQuantizer):
     def is_compileable(self) -> bool:
         return True
 
-    @property
-    def _sharers(self) -> dict[str, list[str]]:
-        sharers: dict[str, list[str]] = {}
-        for alias, name in self.manifest.aliases.items():
-            sharers.setdefault(name, []).append(alias)
-        return sharers
 
-    def _inside_quantized(self, name: str) -> bool:
-        """Codes, scales and what belongs to the input keep the dtype they are stored in."""
-        layers = quantized_layers(self.model)
-        return any(name.startswith(f"{at}.") and name != f"{at}.bias" for at in layers)
+class _Reading:
+    """Loading an artefact: our own reader gives the tensors, diffusers says which and where to."""
 
-    def _kept_dtype(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
+    def __init__(self, artefact: Artefact) -> None:
+        self.artefact = artefact
+        self.names = artefact.manifest.names()
+
+    def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
+        self.model, self.keep_in_fp32 = model, keep_in_fp32
+        self.artefact.prepare(model)
+        self.as_is = stored_as_is(model)
+
+    def state_dict(self, mapped: dict[str, Any]) -> dict[str, Any]:
+        """The tensors of the file that diffusers has just mapped into memory."""
+        for header in self.artefact.headers:
+            if header.tensors.keys() == mapped.keys():
+                return read_tensors(header, self.artefact.manifest.sha256)
+        raise BrokenFile(f"a weight file of {self.artefact.folder} changed while it was loaded")
+
+    def claims(self, name: str) -> bool:
+        return True
+
+    def take(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+        casts: dict[torch.dtype, Tensor] = {}
+        for user in self.names[name]:
+            wanted = self._dtype(user, tensor, dtype)
+            put(self.model, user, casts.setdefault(wanted, tensor.to(wanted)))
+
+    def finish(self) -> Provenance:
+        check_values(self.model)
+        return self.artefact.manifest.provenance
+
+    def _dtype(self, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+        """As stored inside a quantized layer, as diffusers would have it elsewhere."""
+        if name in self.as_is or not tensor.is_floating_point():
+            return tensor.dtype
         exempt = any(part in name.split(".") for part in self.keep_in_fp32)
-        return torch.float32 if exempt else dtype or torch.float32
+        return torch.float32 if exempt else dtype
 
-    def _quantize_when_complete(self, name: str, weight: Tensor, device: Any) -> None:
-        """Layers that read one tensor are solved together, as soon as the last one has come."""
-        self.sources[name] = digest(weight)
-        put(self.model, f"{name}.weight", weight.to(device))
-        job = self.plan.job_of_group(self.model, name)
+
+class _Rounding:
+    """Quantizing while loading: layers that read one tensor, as soon as all of them have come."""
+
+    def __init__(self, recipe: Recipe, keep: Sequence[str]) -> None:
+        self.recipe, self.keep = recipe, keep
+        self.sources: dict[str, str] = {}
+
+    def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
+        self.model = model
+        whole = make_plan(model, self.recipe, None, allow_unknown=False)
+        self.plan = _without(whole, self.keep)
+
+    def state_dict(self, mapped: dict[str, Any]) -> dict[str, Any]:
+        return mapped
+
+    def claims(self, name: str) -> bool:
+        return name.removesuffix(".weight") in self.plan.rules
+
+    def take(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+        """Cast first: the same as loading in that dtype and quantizing then."""
+        layer, weight = name.removesuffix(".weight"), tensor.to(dtype)
+        self.sources[layer] = digest(weight)
+        put(self.model, name, weight)
+        job = self.plan.job_of_group(self.model, layer)
         if not any(job.linear(one).weight.is_meta for one in job.rules):
             self.recipe.implementation.solve(job, self.recipe.settings)
 
+    def finish(self) -> Provenance:
+        missing = self.plan.rules.keys() - self.sources.keys()
+        if missing:
+            raise BrokenFile(f"the checkpoint lacks the weight of {min(missing)}")
+        return Provenance(self.recipe.to_dict(), 0, source_sha256(self.sources), __version__)
 
-def attach(model: nn.Module, recipe: Recipe) -> None:
-    """Make a model that was quantized in memory one that diffusers can save."""
-    config = FewbitConfig(recipe.to_dict(), recipe.bits)
-    config.schema_version, config.fewbit_version = SCHEMA_VERSION, __version__
+
+def attach(model: Any) -> None:
+    """Make a model that was quantized or read by fewbit one that diffusers can save."""
+    config = FewbitConfig(**quantization_config(model.fewbit))
     quantizer = FewbitQuantizer(config, pre_quantized=True)
     quantizer.model = model
     model.hf_quantizer = quantizer
@@ -217,9 +249,27 @@ def attach(model: nn.Module, recipe: Recipe) -> None:
     model.register_to_config(quantization_config=config)
 
 
+def _without(plan: Plan, keep: Sequence[str]) -> Plan:
+    """Names and patterns of layers, or of modules that hold layers."""
+    for pattern in keep:
+        kept = plan.without([pattern, f"{pattern}.*", f"*.{pattern}", f"*.{pattern}.*"])
+        if len(kept.rules) == len(plan.rules):
+            raise BadArgument(
+                f"modules_to_not_convert names {pattern!r}, but no layer to be quantized is "
+                f"called so; a layer: {next(iter(plan.rules), 'none is left')}"
+            )
+        plan = kept
+    return plan
+
+
 def _refuse_calibrated(recipe: Recipe) -> None:
     if recipe.implementation.CALIBRATED:
         raise BadCalibration(
             f"{recipe.method} needs calibration and cannot be applied while loading; load the "
             f'pipeline, call fewbit.quantize(pipe, "{recipe.method}"), then pipe.save_pretrained'
         )
+
+
+# A name that somebody else has taken stays theirs.
+AUTO_QUANTIZER_MAPPING.setdefault(QuantMethod.FEWBIT.value, FewbitQuantizer)
+AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QuantMethod.FEWBIT.value, FewbitConfig)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from fewbit.registration import NAME
 from fewbit.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
@@ -115,11 +114,11 @@ def _diffusers() -> str:
         from diffusers.quantizers.auto import AUTO_QUANTIZER_MAPPING
     except ImportError as error:
         return f"not usable: {error}"
-    quantizer = AUTO_QUANTIZER_MAPPING.get(NAME)
+    quantizer = AUTO_QUANTIZER_MAPPING.get("fewbit")
     if quantizer is None:
         return "present, fewbit is not registered"
     ours = quantizer.__module__.startswith("fewbit.")
-    return "fewbit is registered" if ours else f"{NAME!r} belongs to {quantizer.__module__}"
+    return "fewbit is registered" if ours else f"the name fewbit belongs to {quantizer.__module__}"
 
 
 def _cpu_features() -> dict[str, bool] | None:

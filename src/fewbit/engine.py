@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fewbit.checkpoint import digest
+from fewbit.calibration import BlockStream, CalibrationSet, Step, sample
 from fewbit.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration
-from fewbit.methods.contract import BlockJob, Solved
+from fewbit.methods.contract import Rule, Solved
 from fewbit.models import Layer, ModelSpec, transformer_of
-from fewbit.plan import make_plan
+from fewbit.output_error import OutputError, output_errors
+from fewbit.plan import Plan, make_plan
 from fewbit.progress import track
 from fewbit.provenance import Provenance, source_sha256
 from fewbit.recipe import Recipe
 from fewbit.report import LayerReport, Report
+from fewbit.resume import BlockDone, Workdir
+from fewbit.tensors import digest
 from fewbit.version import __version__
 
 
@@ -45,49 +50,168 @@ def quantize(
     """
     started = time.perf_counter()
     chosen = Recipe.resolve(recipe, bits, settings)
-    transformer = transformer_of(model)
+    transformer: Any = transformer_of(model)
     plan = make_plan(transformer, chosen, spec, allow_unknown)
     _refuse_useless_data(chosen, calibration)
+    _refuse_unusable(device)
     if progress:
         print(plan, file=sys.stderr)
     bytes_before = stored_bytes(transformer)
-    planned = time.perf_counter()
+    data = _data(model, chosen, calibration, seed)
+    calibrated = time.perf_counter()
 
-    sources: dict[str, str] = {}
-    layers: list[LayerReport] = []
-    blocks = range(len(plan.structure.blocks))
-    for block in track(blocks, f"{chosen}, blocks", len(blocks), progress):
-        job = plan.job(transformer, block, seed)
-        originals = {name: job.linear(name) for name in job.rules}
-        sources |= {name: digest(linear.weight) for name, linear in originals.items()}
-        _solve_on(device, job, chosen)
-        layers += [
-            _layer_report(layer, originals[layer.name], job.solved[layer.name])
-            for layer in job.layers
-        ]
+    run = _Run(transformer, plan, data, seed, device, None if workdir is None else Path(workdir))
+    for _ in track(run.blocks(), f"{chosen}, blocks", len(plan.structure.blocks), progress):
+        pass
     report = Report(
         recipe=chosen.to_dict(),
         family=plan.structure.family,
-        source=source_sha256(sources),
+        source=source_sha256(run.sources),
         seed=seed,
         fewbit_version=__version__,
-        layers=layers,
+        layers=run.layers,
         bytes_before=bytes_before,
         bytes=stored_bytes(transformer),
-        seconds={"plan": planned - started, "solve": time.perf_counter() - planned},
+        seconds={
+            "calibrate": calibrated - started,
+            "solve": time.perf_counter() - calibrated,
+        },
+        warnings=run.warnings,
     )
     transformer.fewbit = Provenance(chosen.to_dict(), seed, report.source, __version__)
     if hasattr(transformer, "register_to_config"):
         from fewbit.diffusers_plugin import attach
 
-        attach(transformer, chosen)
+        attach(transformer)
     return report
+
+
+class _Run:
+    """The walk over the blocks of one model."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        plan: Plan,
+        data: CalibrationSet | None,
+        seed: int,
+        device: str | torch.device | None,
+        workdir: Path | None,
+    ) -> None:
+        self.transformer, self.plan, self.seed, self.device = transformer, plan, seed, device
+        self.sources = {name: digest(self._weight(name)) for name in plan.rules}
+        self.work = None if workdir is None else Workdir(workdir, self._identity(data))
+        self.stream = None if data is None else self._stream(data, workdir)
+        self.layers: list[LayerReport] = []
+        self.warnings: list[str] = []
+
+    def blocks(self) -> Iterator[int]:
+        """Each block when it is done, those first that an earlier run has finished."""
+        first = self._restore()
+        yield from range(first)
+        for block, step in zip(self._rest(first), self._steps(first), strict=True):
+            if self.work is not None and self.work.finished(block):
+                self._take(self.work.restore(self.transformer, block))
+            else:
+                self._solve(block, step)
+            yield block
+
+    def _solve(self, block: int, step: Step | None) -> None:
+        job = self.plan.job(self.transformer, block, self.seed)
+        job.step = step
+        if step is not None and not self.plan.recipe.settings.propagate:
+            step.advance()
+        originals = {name: job.linear(name) for name in job.rules}
+        with _visiting(self.device, job.module):
+            self.plan.recipe.implementation.solve(job, self.plan.recipe.settings)
+        outputs = {} if step is None else output_errors(step, job, originals)
+        reports = [
+            _layer_report(
+                layer, originals[layer.name], job.rules[layer.name], job.solved[layer.name], outputs
+            )
+            for layer in job.layers
+        ]
+        done = BlockDone(reports, job.warnings)
+        self._take(done)
+        if self.work is not None:
+            self.work.save(self.transformer, job.name, block, done)
+
+    def _take(self, done: BlockDone) -> None:
+        self.layers += done.layers
+        self.warnings += done.warnings
+
+    def _restore(self) -> int:
+        """Blocks whose result and whose outputs an earlier run has left."""
+        count = len(self.plan.structure.blocks)
+        if self.work is None:
+            return 0
+        ready = count if self.stream is None else self.stream.ready()
+        first = 0
+        while first < ready and self.work.finished(first):
+            self._take(self.work.restore(self.transformer, first))
+            first += 1
+        return first
+
+    def _rest(self, first: int) -> range:
+        return range(first, len(self.plan.structure.blocks))
+
+    def _steps(self, first: int) -> Iterator[Step | None]:
+        if self.stream is None:
+            return iter([None] * len(self._rest(first)))
+        return self.stream.steps(first)
+
+    def _stream(self, data: CalibrationSet, workdir: Path | None) -> BlockStream:
+        blocks = [self.transformer.get_submodule(name) for name in self.plan.structure.blocks]
+        return BlockStream(self.transformer, blocks, data, workdir=workdir)
+
+    def _identity(self, data: CalibrationSet | None) -> dict[str, Any]:
+        """What must be the same for finished blocks to be used again."""
+        return {
+            "recipe": self.plan.recipe.to_dict(),
+            "seed": self.seed,
+            "fewbit": __version__,
+            "weights": source_sha256(self.sources),
+            "data": None if data is None else data.fingerprint(),
+        }
+
+    def _weight(self, name: str) -> Tensor:
+        linear = self.transformer.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        return linear.weight
+
+
+def _data(
+    model: Any, recipe: Recipe, calibration: int | Iterable[Mapping[str, Any]] | None, seed: int
+) -> CalibrationSet | None:
+    """What a calibrated recipe sees: what was given, or the pipeline's own trajectories."""
+    if not recipe.implementation.CALIBRATED:
+        return None
+    if isinstance(calibration, CalibrationSet):
+        return calibration
+    if calibration is not None and not isinstance(calibration, int):
+        return CalibrationSet.from_items(calibration)
+    if isinstance(model, nn.Module):
+        raise BadCalibration(
+            f"{recipe.method} needs to see data, and a bare {type(model).__name__} cannot make "
+            "its own; give calibration=[{...}, ...], dicts of its forward's keyword arguments, "
+            "or quantize the whole pipeline"
+        )
+    count = recipe.settings.samples if calibration is None else calibration
+    return sample(model, samples=count, seed=seed)
 
 
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, each once however many modules share it."""
-    tensors = {t.data_ptr() or id(t): t.nbytes for t in model.state_dict().values()}
-    return sum(tensors.values())
+    total = reached = 0
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    for tensor in sorted(tensors, key=torch.Tensor.data_ptr):
+        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        if start == 0:  # without data (on meta) nothing overlaps
+            total += tensor.nbytes
+        else:
+            total += max(end - max(start, reached), 0)
+            reached = max(end, reached)
+    return total
 
 
 def _refuse_useless_data(recipe: Recipe, calibration: object) -> None:
@@ -95,21 +219,37 @@ def _refuse_useless_data(recipe: Recipe, calibration: object) -> None:
         raise BadCalibration(f"{recipe.method} looks at no data; leave calibration out")
 
 
-def _solve_on(device: str | torch.device | None, job: BlockJob, recipe: Recipe) -> None:
-    """The block visits `device` for the time of its solution."""
-    if device is None:
-        recipe.implementation.solve(job, recipe.settings)
-        return
-    home = next(job.module.parameters()).device
+def _refuse_unusable(device: str | torch.device | None) -> None:
     try:
-        job.module.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadArgument(f"cannot use device {str(device)!r}: {error}") from None
-    recipe.implementation.solve(job, recipe.settings)
-    job.module.to(home)
+        usable = torch.empty(0, device=device).device.type != "meta"
+        reason = "it holds no data"
+    except (RuntimeError, AssertionError, TypeError) as error:
+        usable, reason = False, str(error).partition("\n")[0]
+    if not usable:
+        raise BadArgument(f"cannot use device {str(device)!r}: {reason}")
 
 
-def _layer_report(layer: Layer, original: nn.Module, solved: Solved) -> LayerReport:
+@contextmanager
+def _visiting(device: str | torch.device | None, block: nn.Module) -> Iterator[None]:
+    """The block is on `device` for the time of its solution, and comes home whatever happens."""
+    if device is None:
+        yield
+        return
+    home = next(block.parameters()).device
+    try:
+        block.to(device)
+        yield
+    finally:
+        block.to(home)
+
+
+def _layer_report(
+    layer: Layer,
+    original: nn.Linear,
+    rule: Rule,
+    solved: Solved,
+    outputs: Mapping[str, OutputError],
+) -> LayerReport:
     weight, packed = original.weight.detach(), solved.layer.packed_weight
     stage = solved.layer.stage
     activation = getattr(stage.activation, "spec", None) if stage else None
@@ -122,5 +262,7 @@ def _layer_report(layer: Layer, original: nn.Module, solved: Solved) -> LayerRep
         bytes_before=layer.bytes,
         bytes=solved.layer.nbytes(),
         weight_db=sqnr(solved.target, packed.dequantize()),
-        rounding_weight_db=sqnr(weight, packed.spec.round(weight)),
+        rounding_weight_db=sqnr(weight, rule.weight.round(weight)),
+        output_db=outputs[layer.name].actual_db if outputs else None,
+        rounding_output_db=outputs[layer.name].plain_db if outputs else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -31,12 +32,13 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
         raise BadOutput(f"{path} already exists and is not empty; choose another or overwrite it")
     with _aside(path) as folder:
-        fresh, old = folder / "new", folder / "old"
+        fresh = folder / "new"
         fresh.mkdir()
         yield fresh
-        if path.exists():
-            os.replace(path, old)
-        os.replace(fresh, path)
+        if not path.exists():
+            os.replace(fresh, path)
+        elif not _exchange(fresh, path):
+            _move_away_and_replace(path, folder / "old", fresh)
 
 
 @contextmanager
@@ -51,3 +53,25 @@ def _aside(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_away_and_replace(path: Path, old: Path, fresh: Path) -> None:
+    """In two steps; what was there comes back when the second fails."""
+    os.replace(path, old)
+    try:
+        os.rename(fresh, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Two names change places in one step, where the system can do that (Linux)."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, TypeError, AttributeError):
+        return False
+    at_working_directory, exchange = -100, 2
+    paths = os.fsencode(one), os.fsencode(other)
+    flags = at_working_directory, paths[0], at_working_directory, paths[1], exchange
+    return bool(renameat2(*flags) == 0)

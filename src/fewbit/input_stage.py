@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewbit import registry
+from fewbit.activations.activation import Activation
+from fewbit.transforms.transform import Transform
+
+
+@dataclass
+class _Shared:
+    """What was computed of `x`, and who has had it."""
+
+    x: weakref.ref[Tensor]
+    version: int
+    result: Tensor
+    served: set[int]
+
+    def serves(self, x: Tensor, reader: object) -> bool:
+        if self.x() is not x or self.version != x._version or id(reader) in self.served:
+            return False
+        self.served.add(id(reader))
+        return True
 
 
 class InputStage(nn.Module):
-    """Transform, then quantize. q, k and v hold the same stage and so use the same codes."""
+    """Transform, then quantize. q, k and v hold the same stage and so use the same codes.
+
+    `stage(x)` always computes. `stage(x, reader)` computes for the first reader of x and hands the
+    result to the others, to each of them once: whoever comes a second time has a new input, a new
+    timestep, new parameters or a captured graph, even if x is the same object.
+    """
 
     def __init__(
-        self, transform: nn.Module | None = None, activation: nn.Module | None = None
+        self, transform: Transform | None = None, activation: Activation | None = None
     ) -> None:
         super().__init__()
         self.transform = transform
         self.activation = activation
-        self._last: tuple[weakref.ref[Tensor], Tensor] | None = None
+        self._last: _Shared | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return self._compute(x)  # the compiler removes the repetition itself
+    def forward(self, x: Tensor, reader: object = None) -> Tensor:
+        # The compiler removes the repetition itself; inference tensors cannot tell that they were
+        # written to; and a result must not outlive the graph it belongs to.
+        if torch.compiler.is_compiling() or x.is_inference() or torch.is_grad_enabled():
+            return self._compute(x)
         last = self._last
-        if last is not None and last[0]() is x:
-            return last[1]
+        if reader is not None and last is not None and last.serves(x, reader):
+            return last.result
         result = self._compute(x)
-        if result is not x:
-            self._last = weakref.ref(x, self._forget), result
+        if reader is not None and result is not x:
+            self._last = _Shared(weakref.ref(x, self._forget), x._version, result, {id(reader)})
         return result
 
     def _compute(self, x: Tensor) -> Tensor:
@@ -39,11 +65,11 @@ class InputStage(nn.Module):
         return x if self.activation is None else self.activation(x)
 
     def _forget(self, dead: weakref.ref[Tensor]) -> None:
-        if self._last is not None and self._last[0] is dead:
+        if self._last is not None and self._last.x is dead:
             self._last = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_last": None}  # type: ignore[misc]
+        return {**super().__getstate__(), "_last": None}
 
     def __str__(self) -> str:
         """What an input goes through, as `inspect` shows it."""
@@ -58,6 +84,6 @@ class InputStage(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> InputStage:
         return cls(
-            registry.build("transforms", config.get("transform")),
-            registry.build("activations", config.get("activation")),
+            registry.build("transforms", config["transform"]) if "transform" in config else None,
+            registry.build("activations", config["activation"]) if "activation" in config else None,
         )

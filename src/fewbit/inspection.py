@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from fewbit.checkpoint import Manifest, prepare
-from fewbit.folder import PIPELINE_INDEX, headers_of, read_config, skeleton
+from fewbit.artefact import CONFIG, PIPELINE_INDEX, Artefact
+from fewbit.folder import skeleton
 from fewbit.linear import QLinear
 from fewbit.models import Layer, ModelSpec, describe, transformer_of
 from fewbit.report.summary import megabytes
+from fewbit.strict_json import read_table
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,13 @@ def inspect(model: Any, spec: ModelSpec | None = None) -> Inspection:
 def _inspect_folder(folder: Path, spec: ModelSpec | None) -> Inspection:
     if (folder / PIPELINE_INDEX).exists():
         folder = folder / "transformer"
-    model = skeleton(folder)
-    if "quantization_config" not in read_config(folder) and not _has_manifest(folder):
+    config = read_table(folder / CONFIG)
+    model = skeleton(folder, config)
+    if "quantization_config" not in config:
         return _inspect_module(model, spec, None)
-    headers = headers_of(folder)
-    manifest = Manifest.from_headers(headers)
-    prepare(model, manifest, headers)
-    return _inspect_module(model, spec, manifest.provenance.recipe)
-
-
-def _has_manifest(folder: Path) -> bool:
-    return any("fewbit" in header.metadata for header in headers_of(folder))
+    artefact = Artefact.open(folder)
+    artefact.prepare(model)
+    return _inspect_module(model, spec, artefact.manifest.provenance.recipe)
 
 
 def _inspect_module(

@@ -40,7 +40,7 @@ class QLinear(nn.Module):
         return QTensor(self.codes, scales, self.spec, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        staged = x if self.stage is None else self.stage(x)
+        staged = x if self.stage is None else self.stage(x, reader=self)
         return packed_linear(staged, self.packed_weight, self.bias).to(x.dtype)
 
     def effective_weight(self) -> Tensor:

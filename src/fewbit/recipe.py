@@ -23,6 +23,7 @@ class Recipe:
     def make(cls, method: str, bits: str | None, settings: Mapping[str, Any]) -> Recipe:
         found = method_named(method)
         bits = _bits(found, bits)
+        settings = _with_preset(found, settings)
         known = [f.name for f in fields(cast(Any, found.Settings))]
         for name in settings:
             if name not in known:
@@ -38,7 +39,9 @@ class Recipe:
             return cls.make(str(recipe), bits, settings)
         content = _read(Path(recipe))
         return cls.make(
-            content["method"], bits or content["bits"], {**content["settings"], **settings}
+            content["method"],
+            content["bits"] if bits is None else bits,
+            {**content["settings"], **settings},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +90,9 @@ def _methods() -> dict[str, Method]:
 def _bits(method: Method, bits: str | None) -> str:
     if bits is None:
         return next(iter(method.VARIANTS))
-    full = bits if "a" in bits or not bits.startswith("w") else f"{bits}a16"
+    full = str(bits)
+    if full.startswith("w") and "a" not in full:
+        full = f"{full}a16"
     if full not in method.VARIANTS:
         raise BadArgument(
             f"{method.NAME} has no bits {bits!r}; allowed: {', '.join(method.VARIANTS)}"
@@ -95,10 +100,22 @@ def _bits(method: Method, bits: str | None) -> str:
     return full
 
 
+def _with_preset(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`preset` stands for several settings; what is said beside it counts more."""
+    own = dict(settings)
+    preset = own.pop("preset", None)
+    if preset is None:
+        return own
+    if preset not in method.PRESETS:
+        allowed = ", ".join(method.PRESETS) or "none"
+        raise BadArgument(f"{method.NAME} has no preset {preset!r}; allowed: {allowed}")
+    return {**method.PRESETS[preset], **own}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadArgument(f"cannot read the recipe file {path}: {error}") from None
     expected = {"method": str, "bits": str, "settings": dict}
     if not isinstance(content, dict) or content.keys() != expected.keys():

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 TARGET = "diffusers.quantizers.auto"
-NAME = "fewbit"
+PLUGIN = "fewbit.diffusers_plugin"  # registers itself when it is imported
 
 
 def register_with_diffusers() -> None:
     if TARGET in sys.modules:
-        _register(sys.modules[TARGET])
+        import_module(PLUGIN)
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-
-
-def _register(auto: ModuleType) -> None:
-    """A name that somebody else has taken stays theirs."""
-    from fewbit.diffusers_plugin import FewbitConfig, FewbitQuantizer
-
-    auto.AUTO_QUANTIZER_MAPPING.setdefault(NAME, FewbitQuantizer)
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(NAME, FewbitConfig)
 
 
 class _Finder(MetaPathFinder):
@@ -57,4 +50,4 @@ class _RegisteringLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.real.exec_module(module)
-        _register(module)
+        import_module(PLUGIN)

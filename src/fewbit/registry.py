@@ -8,8 +8,6 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
 from fewbit.errors import BrokenFile
 
 
@@ -24,15 +22,12 @@ def modules(package: str, marker: str) -> dict[str, ModuleType]:
     return {getattr(m, marker): m for m in children if hasattr(m, marker)}
 
 
-def build(package: str, config: dict[str, Any] | None) -> nn.Module | None:
+def build(package: str, config: dict[str, Any]) -> Any:
     """The part that `config` describes, its tensors still to be loaded."""
-    if config is None:
-        return None
     kinds = modules(package, "KIND")
     kind = config.get("kind")
     if kind not in kinds:
         raise BrokenFile(
             f"unknown kind {kind!r} in {package}; this version knows: {', '.join(sorted(kinds))}"
         )
-    part: nn.Module = kinds[kind].from_config(config)
-    return part
+    return kinds[kind].from_config(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fewbit.blueprint import apply_blueprint, blueprint_of, quantized_layers
-from fewbit.checkpoint import stored_once
 from fewbit.errors import BadOutput
 from fewbit.files import replacing, write_text
 from fewbit.folder import put
 from fewbit.header import read_header
 from fewbit.report import LayerReport
+from fewbit.tensors import stored_once
 
 KEY = "run.json"
+
+
+@dataclass(frozen=True)
+class BlockDone:
+    layers: list[LayerReport]
+    warnings: list[str]
 
 
 class Workdir:
@@ -41,24 +47,24 @@ class Workdir:
     def finished(self, block: int) -> bool:
         return self._file(block).exists()
 
-    def save(self, model: nn.Module, name: str, block: int, reports: list[LayerReport]) -> None:
+    def save(self, model: nn.Module, name: str, block: int, done: BlockDone) -> None:
         """The quantized layers of the block called `name`, and what is said of them."""
         state = {
             f"{layer_name}.{key}": tensor
             for layer_name, layer in quantized_layers(model, inside=name).items()
             for key, tensor in layer.state_dict().items()
         }
-        tensors, aliases = stored_once(state)
+        kept, aliases = stored_once(state)
         said = {
             "entries": blueprint_of(model, inside=name),
             "aliases": aliases,
-            "reports": [asdict(report) for report in reports],
+            **asdict(done),
         }
         with replacing(self._file(block)) as aside:
-            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            contiguous = {key: state[key].contiguous() for key in kept}
             save_file(contiguous, aside, {KEY: json.dumps(said)})
 
-    def restore(self, model: nn.Module, block: int) -> list[LayerReport]:
+    def restore(self, model: nn.Module, block: int) -> BlockDone:
         """Put a finished block's layers into the model."""
         file = self._file(block)
         said = json.loads(read_header(file).metadata[KEY])
@@ -66,7 +72,8 @@ class Workdir:
         tensors = load_file(file)
         for name in [*tensors, *said["aliases"]]:
             put(model, name, tensors[said["aliases"].get(name, name)])
-        return [LayerReport(**report) for report in said["reports"]]
+        layers = [LayerReport(**layer) for layer in said["layers"]]
+        return BlockDone(layers, said["warnings"])
 
     def _file(self, block: int) -> Path:
         return self.path / f"block-{block:04}.safetensors"

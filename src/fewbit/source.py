@@ -11,10 +11,12 @@ from torch import nn
 
 from fewbit import demo
 from fewbit.api import load
+from fewbit.artefact import CONFIG, PIPELINE_INDEX
 from fewbit.errors import BadArgument, BadModel, BrokenFile, FewbitError
-from fewbit.folder import CONFIG, PIPELINE_INDEX, diffusers_class, read_config
+from fewbit.folder import diffusers_class
 from fewbit.header import read_header
 from fewbit.models import load_original
+from fewbit.strict_json import read_table
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 _FOREIGN = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError)
@@ -61,37 +63,36 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_folder(folder: Path) -> None:
+    """There is a transformer in it, and every weight file is whole."""
+    is_pipeline = (folder / PIPELINE_INDEX).exists()
+    if is_pipeline and not (folder / "transformer" / CONFIG).exists():
+        raise BadModel(f"{folder} is a pipeline without a transformer/{CONFIG}")
+    if not is_pipeline and not (folder / CONFIG).exists():
+        raise BadModel(
+            f"{folder} holds no transformer: neither {PIPELINE_INDEX} (a pipeline) "
+            f"nor {CONFIG} (a transformer) is in it"
+        )
+    for file in sorted(folder.rglob("*.safetensors")):
+        read_header(file)
+
+
 def _open(place: Path | str, dtype: torch.dtype, heads: int | None) -> Any:
     if isinstance(place, str):
         return _from_hub(place, dtype)
     if place.is_file():
         return load_original(place, heads=heads).to(dtype)
-    if (place / PIPELINE_INDEX).exists():
-        return _pipeline(place, dtype)
-    if (place / CONFIG).exists():
-        return _module(place, dtype)
-    raise BadModel(
-        f"{place} holds no transformer: neither {PIPELINE_INDEX} (a pipeline) "
-        f"nor {CONFIG} (a transformer) is in it"
-    )
+    return _from_folder(place, dtype)
 
 
-def _pipeline(folder: Path, dtype: torch.dtype) -> Any:
-    if not (folder / "transformer" / CONFIG).exists():
-        raise BadModel(f"{folder} is a pipeline without a transformer/{CONFIG}")
-    from diffusers import DiffusionPipeline
-
-    return _from_folder(DiffusionPipeline, folder, dtype)
-
-
-def _module(folder: Path, dtype: torch.dtype) -> nn.Module:
-    cls = diffusers_class(str(read_config(folder).get("_class_name")))
-    return load(folder) if cls is None else _from_folder(cls, folder, dtype)
-
-
-def _from_folder(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-    for file in sorted(folder.rglob("*.safetensors")):
-        read_header(file)
+def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
+    check_folder(folder)
+    if (folder / PIPELINE_INDEX).exists():
+        from diffusers import DiffusionPipeline as cls
+    else:
+        cls = diffusers_class(str(read_table(folder / CONFIG).get("_class_name")))
+    if cls is None:
+        return load(folder)
     return _from_pretrained(cls, folder, dtype, f"diffusers cannot open {folder}")
 
 
@@ -107,11 +108,22 @@ def _from_pretrained(cls: Any, where: Path | str, dtype: torch.dtype, complaint:
 
     logging.disable_progress_bar()  # of assembling the parts; a download keeps its own
     try:
-        return cls.from_pretrained(where, dtype=dtype)
+        return _with_class_names(cls.from_pretrained(where, dtype=dtype))
     except FewbitError:
         raise
     except _FOREIGN as error:
-        raise BrokenFile(f"{complaint}: {_first_line(error)}") from error
+        raise BrokenFile(f"{complaint}: {_first_sentence(error)}") from error
+
+
+def _with_class_names(model: Any) -> Any:
+    """diffusers reads the names of a DiT's classes but would not write them again."""
+    names: dict[int, list[str]] = {}
+    for name, number in getattr(model, "labels", {}).items():
+        names.setdefault(number, []).append(name)
+    if names:
+        texts = {str(number): ", ".join(alike) for number, alike in sorted(names.items())}
+        model.register_to_config(id2label=texts)
+    return model
 
 
 def _refuse_holes(model: Any, text: str) -> None:
@@ -127,6 +139,6 @@ def _modules(model: Any) -> list[nn.Module]:
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _first_sentence(error: Exception) -> str:
+    sentence = re.split(r"\. | \(|\n", str(error).strip())[0].rstrip(".")
+    return sentence[:200] or type(error).__name__

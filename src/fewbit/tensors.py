@@ -61,7 +61,7 @@ def _read(header: Header, names: Iterable[str], sha256: Mapping[str, str]) -> di
             stored = header.tensors[name]
             tensor = _empty(stored)
             file.seek(stored.start)
-            whole = file.readinto(_bytes(tensor)) == stored.nbytes  # type: ignore[arg-type]
+            whole = file.readinto(_bytes(tensor)) == stored.nbytes
             if not whole or digest(tensor) != sha256[name]:
                 raise BrokenFile(
                     f"{header.path}: the data of {name} was altered: its SHA-256 is not the "
@@ -76,4 +76,4 @@ def _empty(stored: Stored) -> Tensor:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

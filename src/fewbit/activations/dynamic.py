@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from fewbit.activations.activation import Activation
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 
 KIND = "dynamic"
 
 
-class Dynamic(nn.Module):
+class Dynamic(Activation):
     """Rounds every row to `spec`, the scales taken from the row itself."""
 
     def __init__(self, spec: Spec) -> None:

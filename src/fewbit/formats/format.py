@@ -27,7 +27,7 @@ class Format(ABC):
         values = self.code_values()
         levels = tuple(sorted({v + 0.0 for v in values if abs(v) < float("inf")}))
         first = {v: c for c, v in reversed(list(enumerate(values)))}  # zero is written as +0
-        codes = torch.tensor([first[v] for v in levels], dtype=torch.uint8, device="cpu")
+        codes = torch.tensor([first[v] for v in levels], device="cpu").to(torch.uint8)
         table = torch.tensor(values, dtype=torch.float32, device="cpu")
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "_tables", (table, codes, _boundaries(levels, codes)))

@@ -33,3 +33,6 @@ class Integer(Format):
     def encode(self, values: Tensor) -> Tensor:
         level = torch.round(values.float()).clamp_(self.min, self.max)
         return level.to(torch.int16).bitwise_and_((1 << self.width) - 1).to(torch.uint8)
+
+    def round(self, values: Tensor) -> Tensor:
+        return torch.round(values.float()).clamp_(self.min, self.max).add_(0.0)  # no minus zero

@@ -59,3 +59,19 @@ class Minifloat(Format):
         if self.specials != "none":
             codes = codes.masked_fill(values.isnan(), (1 << (self.bits - 1)) - 1)
         return codes | sign
+
+    def round(self, values: Tensor) -> Tensor:
+        """The same values as the definition, by arithmetic on the bits of float32.
+
+        A normal number drops mantissa bits; a subnormal is a multiple of `step`, which adding and
+        subtracting 2^23 steps leaves behind.
+        """
+        magnitude = values.float().abs().clamp_(max=self.max)
+        dropped = 23 - self.mantissa
+        bits = magnitude.view(torch.int32)
+        nearest = bits + ((bits >> dropped) & 1) + ((1 << (dropped - 1)) - 1)
+        normal = (nearest & -(1 << dropped)).view(torch.float32)
+        anchor = self.step * 2.0**23
+        subnormal = (magnitude + anchor) - anchor
+        smallest_normal = 2.0 ** (1 - self.bias)
+        return torch.where(magnitude < smallest_normal, subnormal, normal).copysign(values)

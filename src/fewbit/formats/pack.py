@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from math import gcd
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 

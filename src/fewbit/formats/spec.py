@@ -6,6 +6,7 @@ columns are the input features in both, so one vocabulary serves both sides of a
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -36,10 +37,10 @@ FORMATS: dict[str, Format] = {
 
 
 def format_named(name: str) -> Format | None:
-    """A format of the library, or several of one width joined by `|` of which each row has one."""
+    """A format of the library, or several of one width and sign joined by `|`, one per row."""
     options = [FORMATS.get(part) for part in name.split(SEPARATOR)]
     known = tuple(option for option in options if option is not None)
-    if len(known) < len(options) or len({option.bits for option in known}) > 1:
+    if len(known) < len(options) or len({(f.bits, f.signed) for f in known}) > 1:
         return None
     return known[0] if len(known) == 1 else FormatChoice(known)
 
@@ -108,16 +109,16 @@ class Spec:
         return self.store(self.scale.from_absmax(absmax, self.format.max))
 
     def store(self, scale: Tensor, outer: Tensor | None = None) -> Scales:
-        """Float scales as this spec keeps them."""
+        """Float scales as this spec keeps them; one that is not finite becomes NaN, and with it
+        all values it spans, so that a lost input never looks like a number."""
+        scale = scale.masked_fill(scale.isinf(), torch.nan)
         if outer is None:
             outer = self.scale.outer_scale(scale)
         return Scales(self.scale.store(scale, outer), outer)
 
     def encode(self, matrix: Tensor, scales: Scales) -> Tensor:
         """Values [rows, columns] to codes: the one definition of rounding."""
-        units = self._grouped(matrix.float()) * self.load(scales).reciprocal()[..., None]
-        if scales.zeros is not None:
-            units = units + scales.zeros[..., None]
+        units = self._units(matrix, scales)
         if isinstance(self.format, FormatChoice):
             assert scales.choices is not None
             return self.format.encode_rows(units, scales.choices[..., None]).view(matrix.shape)
@@ -126,14 +127,15 @@ class Spec:
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         """Codes [rows, columns] to float32 values."""
         levels = self._grouped(self._levels(codes, scales))
-        if scales.zeros is not None:
-            levels = levels - scales.zeros[..., None].float()
-        return (levels * self.load(scales)[..., None]).view(codes.shape)
+        return self._values(levels, scales).view(codes.shape)
 
     def round(self, matrix: Tensor, scales: Scales | None = None) -> Tensor:
-        """Values to what they become when stored: encode, then decode."""
+        """Values to what they become when stored: encode, then decode, without making codes."""
         scales = scales or self.fit(matrix)
-        return self.decode(self.encode(matrix, scales), scales)
+        if isinstance(self.format, FormatChoice):
+            return self.decode(self.encode(matrix, scales), scales)
+        levels = self.format.round(self._units(matrix, scales))
+        return self._values(levels, scales).view(matrix.shape)
 
     def load(self, scales: Scales) -> Tensor:
         """Stored scales to float32."""
@@ -142,16 +144,15 @@ class Spec:
     def bytes(self, rows: int, columns: int) -> int:
         """The arithmetic of a packed matrix: codes, scales, outer scales, zero points."""
         codes = rows * packed_width(columns, self.format.bits)
-        count = 1 if self.span == "tensor" else rows * self.groups(columns)
-        outer = {None: 0, "tensor": 1, "row": rows}[self.scale.outer]
+        count = math.prod(self._scales_shape(rows, columns))
+        outer = self._outer_rows(rows)
         zeros = 0 if self.symmetric else count
         choices = rows if isinstance(self.format, FormatChoice) else 0
         return codes + count * self.scale.dtype.itemsize + 4 * outer + zeros + choices
 
     def empty_scales(self, rows: int, columns: int) -> Scales:
         """Scales of the right shapes and dtypes with nothing in them."""
-        shape = (1, 1) if self.span == "tensor" else (rows, self.groups(columns))
-        outer_rows = {None: 0, "tensor": 1, "row": rows}[self.scale.outer]
+        shape, outer_rows = self._scales_shape(rows, columns), self._outer_rows(rows)
         return Scales(
             torch.empty(shape, dtype=self.scale.dtype),
             torch.empty(outer_rows, 1) if outer_rows else None,
@@ -161,6 +162,17 @@ class Spec:
             else None,
         )
 
+    def _units(self, matrix: Tensor, scales: Scales) -> Tensor:
+        """[rows, groups, columns], in units of the scale and counted from the zero point."""
+        units = self._grouped(matrix.float()) * self.load(scales).reciprocal()[..., None]
+        return units if scales.zeros is None else units + scales.zeros[..., None]
+
+    def _values(self, levels: Tensor, scales: Scales) -> Tensor:
+        """The opposite, of rounded units."""
+        if scales.zeros is not None:
+            levels = levels - scales.zeros[..., None].float()
+        return levels * self.load(scales)[..., None]
+
     def _levels(self, codes: Tensor, scales: Scales) -> Tensor:
         if isinstance(self.format, FormatChoice):
             assert scales.choices is not None
@@ -168,12 +180,20 @@ class Spec:
         return self.format.decode(codes)
 
     def _fit_asymmetric(self, grouped: Tensor) -> Scales:
-        """The range always holds 0, so that 0 is exact and both ends are reached."""
+        """The range always holds 0, so that 0 is exact; both ends are met within half a step."""
         low = self._reduce(grouped, "amin").clamp(max=0)
         high = self._reduce(grouped, "amax").clamp(min=0)
         scales = self.store(self.scale.from_absmax(high - low, self.format.max))
         zeros = self.format.encode(-low * self.load(scales).reciprocal())
         return Scales(scales.stored, scales.outer, zeros)
+
+    def _scales_shape(self, rows: int, columns: int) -> tuple[int, int]:
+        return (1, 1) if self.span == "tensor" else (rows, self.groups(columns))
+
+    def _outer_rows(self, rows: int) -> int:
+        if self.scale.outer is None:
+            return 0
+        return 1 if "tensor" in (self.scale.outer, self.span) else rows
 
     def _grouped(self, matrix: Tensor) -> Tensor:
         rows, columns = matrix.shape
@@ -187,7 +207,8 @@ class Spec:
 
 
 def _divisors(n: int) -> list[int]:
-    return [d for d in (8, 16, 32, 64, 72, 96, 128, 192, 256, 384, 512, n) if n % d == 0]
+    usual = (8, 16, 32, 64, 72, 96, 128, 192, 256, 384, 512)
+    return sorted({d for d in (*usual, n) if n % d == 0})
 
 
 MXFP4 = Spec(FORMATS["e2m1"], 32, E8M0)

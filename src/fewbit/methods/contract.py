@@ -3,7 +3,9 @@
 A method is a module with
     NAME, SUMMARY   what it is called and one line about it
     VARIANTS        bits -> Rule; the first is the default
-    CALIBRATED      whether it needs to see data
+    CALIBRATED      whether it needs to see data; its Settings then say how many `samples`, and
+                    with `propagate` whether later blocks see what the quantized earlier ones give
+    PRESETS         name -> settings that belong together
     Settings        a frozen dataclass of its settings with their defaults, checked on construction
     rule(layer, variant, settings) -> Rule | None      what a layer becomes; None keeps it
     solve(job, settings) -> None                       replaces the layers of one block
@@ -17,7 +19,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from fewbit.calibration.observe import Seen
+from fewbit.calibration import Step
+from fewbit.calibration.observe import Seen, observe
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.linear import QLinear
@@ -32,10 +35,6 @@ class Rule:
     activation: Spec | None = None
 
 
-def _nothing_to_see() -> dict[str, Seen]:
-    raise AssertionError("a method that is not CALIBRATED asked for data")
-
-
 @dataclass
 class BlockJob:
     """One block to be solved: its module, the rules of its layers, a place for results."""
@@ -45,14 +44,15 @@ class BlockJob:
     name: str
     layers: tuple[Layer, ...]
     rules: Mapping[str, Rule]
-    groups: tuple[
-        tuple[str, ...], ...
-    ]  # the layers with a rule, those that read one tensor together
+    groups: tuple[tuple[str, ...], ...]  # layers with a rule, those that read one tensor together
+    attentions: tuple[Attention, ...]
     seed: int
+    step: Step | None = None  # the block's place in the calibration stream, if there is data
     solved: dict[str, Solved] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def linear(self, name: str) -> nn.Linear:
-        linear = self.module.get_submodule(name.removeprefix(f"{self.name}."))
+        linear = self.module.get_submodule(self.path(name))
         assert isinstance(linear, nn.Linear)
         return linear
 
@@ -66,13 +66,24 @@ class BlockJob:
         """A seed of its own for the number-th random choice in this block."""
         return (self.seed * 1_000 + self.index) * 1_000 + number
 
+    def observe(self) -> dict[str, Seen]:
+        """What each layer sees, by its name; those that read one tensor see the same."""
+        assert self.step is not None
+        widths = {self.path(group[0]): self.linear(group[0]).in_features for group in self.groups}
+        seen = observe(self.step, widths, self.seed_of(999))
+        return {name: seen[self.path(group[0])] for group in self.groups for name in group}
+
+    def path(self, name: str) -> str:
+        """Of a layer inside its block."""
+        return name.removeprefix(f"{self.name}.")
+
     def warn(self, message: str) -> None:
         self.warnings.append(message)
 
     def replace(self, name: str, layer: QLinear, target: Tensor) -> None:
         """Put `layer` where the linear stood; `target` is what its packed weight stands for."""
         self.solved[name] = Solved(layer, target)
-        self.module.set_submodule(name.removeprefix(f"{self.name}."), layer)
+        self.module.set_submodule(self.path(name), layer)
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class Method(Protocol):
     SUMMARY: str
     VARIANTS: Mapping[str, Rule]
     CALIBRATED: bool
+    PRESETS: Mapping[str, Mapping[str, Any]]
     Settings: Callable[..., Any]
 
     def rule(self, layer: Layer, variant: Rule, settings: Any) -> Rule | None: ...

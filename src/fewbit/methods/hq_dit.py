@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewbit.activations.dynamic import Dynamic
 from fewbit.calibration.observe import Seen
@@ -26,21 +26,24 @@ from fewbit.linear import QLinear
 from fewbit.methods.contract import BlockJob, Rule, one_of, within
 from fewbit.models import Attention, Layer, Role
 from fewbit.rounding.clipping import least_error, no_clipping
-from fewbit.rounding.gptq import gptq
+from fewbit.rounding.gptq import Order, gptq
 from fewbit.rounding.grid import ChoiceGrid, Grid, round_to_nearest
 from fewbit.rounding.selection import best_for_all, by_error, by_ratio
 from fewbit.transforms.chain import Chain
 from fewbit.transforms.hadamard import (
+    Block,
     Hadamard,
     HadamardTransform,
     rotate_heads_in,
     rotate_heads_out,
 )
 from fewbit.transforms.smooth import Smooth, smoothing_scales
+from fewbit.transforms.transform import Transform
 
 NAME = "hq-dit"
 SUMMARY = "FP4 weights and activations: Hadamard rotation, format selection, GPTQ on floats"
 CALIBRATED = True
+PRESETS = {"fast": {"samples": 64}}
 
 
 def _row(name: str) -> Spec:
@@ -63,14 +66,14 @@ CANDIDATES = {
 class Settings:
     samples: int = 512  # forward rows seen in calibration
     hadamard: bool = True
-    block: int | str | None = "auto"  # of the rotation: a size, None for the full width, "auto"
+    block: Block = "auto"  # of the rotation: a size, None for the full width, "auto"
     selection: str = "ratio"  # of the weight's format: "ratio", "mse" or "off"
     selection_per: str = "layer"  # or "channel": every output channel has its own
     alpha: float = 0.25  # of the quantile in the ratio
     activation_format: str = "fixed"  # or "auto": per layer, by error on calibration inputs
     gptq: bool = True
     damping: float = 0.01
-    order: str = "natural"  # or "activation": loudest channels first
+    order: Order = "natural"  # or "activation": loudest channels first
     clip: bool = True  # scales may lie below the largest weight where that loses less
     propagate: bool = True  # later blocks see what the quantized earlier ones give
     smooth: float | None = None  # strength of per-channel smoothing before the rotation
@@ -105,14 +108,26 @@ def solve(job: BlockJob, settings: Settings) -> None:
         for number, attention in enumerate(job.attentions):
             _rotate_heads(job, attention, seed=job.seed_of(number))
     seen = job.observe()
+    worse: dict[str, str] = {}
     for number, group in enumerate(job.groups):
-        _solve_group(job, group, seen[group[0]], settings, seed=job.seed_of(100 + number))
+        seed = job.seed_of(100 + number)
+        worse |= _solve_group(job, group, seen[group[0]], settings, seed)
+    if worse:
+        listed = ", ".join(f"{job.path(name)} ({change})" for name, change in worse.items())
+        job.warn(
+            f"{job.name}: the transform makes plain rounding lose more of the output in {listed}; "
+            "where a few inputs are far louder than the rest, smooth=0.5 helps"
+        )
 
 
 def _solve_group(
     job: BlockJob, group: tuple[str, ...], seen: Seen, settings: Settings, seed: int
-) -> None:
-    """All layers that read one tensor: one transform and one quantized input for them."""
+) -> dict[str, str]:
+    """All layers that read one tensor: one transform and one quantized input for them.
+
+    Returns the layers that the transform makes worse, and by how much.
+    """
+    worse = {}
     transform = _transform(job, group, seen, settings, seed)
     activation = _activation_spec(job.rules[group[0]].activation, seen, transform, settings)
     dynamic = None if activation is None else Dynamic(activation)
@@ -124,7 +139,12 @@ def _solve_group(
         packed = _round(job, name, target, moments, settings)
         job.replace(name, QLinear(packed, linear.bias, stage), target)
         if transform is not None and activation is not None:
-            _warn_if_worse(job, name, weight, seen.sample, transform, Rule(job.rules[name].weight, activation))
+            rule = Rule(job.rules[name].weight, activation)
+            before = _lost(seen.sample, weight, rule, seen.sample @ weight.T)
+            after = _lost(transform(seen.sample), target, rule, seen.sample @ weight.T)
+            if after > before:
+                worse[name] = f"{100 * before:.2g}% -> {100 * after:.2g}%"
+    return worse
 
 
 def _rotate_heads(job: BlockJob, attention: Attention, seed: int) -> None:
@@ -149,11 +169,11 @@ def _rotate_heads(job: BlockJob, attention: Attention, seed: int) -> None:
 
 def _transform(
     job: BlockJob, group: tuple[str, ...], seen: Seen, settings: Settings, seed: int
-) -> nn.Module | None:
+) -> Transform | None:
     """What happens to an input at run time; nothing where it is not quantized."""
     if job.rules[group[0]].activation is None:
         return None
-    parts: list[nn.Module] = []
+    parts: list[Transform] = []
     if settings.smooth is not None:
         largest = torch.stack([job.weight(name).abs().amax(0) for name in group]).amax(0)
         parts.append(Smooth(smoothing_scales(seen.absmax, largest.float(), settings.smooth)))
@@ -170,7 +190,7 @@ def _rotated_offline(job: BlockJob, group: tuple[str, ...]) -> bool:
 
 
 def _activation_spec(
-    spec: Spec | None, seen: Seen, transform: nn.Module | None, settings: Settings
+    spec: Spec | None, seen: Seen, transform: Transform | None, settings: Settings
 ) -> Spec | None:
     if spec is None or settings.activation_format == "fixed":
         return spec
@@ -219,20 +239,8 @@ def _round(
     return QTensor.quantize(solution.values, grid.spec, grid.scales())
 
 
-def _warn_if_worse(
-    job: BlockJob, name: str, weight: Tensor, sample: Tensor, transform: nn.Module, rule: Rule
-) -> None:
-    """By plain rounding on both sides, so that only the transform differs."""
-    before = _output_error(sample, weight, rule, sample @ weight.T)
-    after = _output_error(transform(sample), transform.weight(weight), rule, sample @ weight.T)
-    if after > before:
-        job.warn(
-            f"{name}: the rotation makes it worse ({before:.3g} -> {after:.3g} of the output's "
-            "energy is lost); a few inputs are far louder than the rest, try smooth=0.5"
-        )
-
-
-def _output_error(x: Tensor, weight: Tensor, rule: Rule, exact: Tensor) -> float:
+def _lost(x: Tensor, weight: Tensor, rule: Rule, exact: Tensor) -> float:
+    """The share of the output's energy that plain rounding of both sides loses."""
     assert rule.activation is not None
     rounded = rule.activation.round(x) @ rule.weight.round(weight).T
     return float((rounded - exact).square().sum() / exact.square().sum())

@@ -20,6 +20,7 @@ from fewbit.models import Layer, Role
 NAME = "rtn"
 SUMMARY = "plain rounding to nearest: no data, no search, the floor for all others"
 CALIBRATED = False
+PRESETS: dict[str, dict[str, object]] = {}
 
 
 def _row(name: str) -> Spec:
@@ -48,10 +49,9 @@ class Settings:
     def __post_init__(self) -> None:
         one_of("adaln", self.adaln, ("int8", "same", "keep"))
         one_of("asymmetric", self.asymmetric, (True, False))
-        if self.group_size is not None and not (
-            isinstance(self.group_size, int) and self.group_size > 0
-        ):
-            raise BadArgument(f"setting group_size must be positive, got {self.group_size!r}")
+        size = self.group_size
+        if size is not None and (type(size) is not int or size < 1):
+            raise BadArgument(f"setting group_size must be a positive integer, got {size!r}")
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:

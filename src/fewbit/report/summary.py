@@ -11,6 +11,10 @@ from typing import Any
 
 from fewbit.files import write_text
 
+_SPELLED = ("inf", "-inf", "nan")
+
+SHOWN_WARNINGS = 3
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -27,6 +31,13 @@ class LayerReport:
     rounding_weight_db: float  # what plain rounding to the same spec would have given
     output_db: float | None = None
     rounding_output_db: float | None = None
+
+    @property
+    def gain_db(self) -> float | None:
+        """Of the output over plain rounding to the same formats."""
+        if self.output_db is None or self.rounding_output_db is None:
+            return None
+        return self.output_db - self.rounding_output_db
 
 
 @dataclass
@@ -47,12 +58,13 @@ class Report:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Report:
-        layers = [LayerReport(**layer) for layer in content["layers"]]
+        """From `to_dict`, or from the JSON that `save` wrote."""
+        layers = [LayerReport(**_numbers(layer)) for layer in content["layers"]]
         return cls(**{**content, "layers": layers})
 
     def save(self, path: str | Path) -> None:
-        """As JSON; what is infinite (a lossless layer) is written as null."""
-        write_text(Path(path), json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False))
+        """As JSON, which has no word for infinite: a lossless layer has "inf" dB."""
+        write_text(Path(path), json.dumps(_spelled(self.to_dict()), indent=1, allow_nan=False))
 
     def __str__(self) -> str:
         return "\n".join([*self._head(), *self._roles(), *self._worst(), *self._foot()])
@@ -67,7 +79,7 @@ class Report:
         ]
 
     def _roles(self) -> list[str]:
-        rows = [_columns("role", "layers", "weight", "input", "MB", "weight dB", "output dB")]
+        rows = [_columns("role", "n", "weight", "input", "MB", "weight dB", "output dB", "gain")]
         for role in dict.fromkeys(layer.role for layer in self.layers):
             rows += _role_rows(role, [layer for layer in self.layers if layer.role == role])
         return rows
@@ -79,7 +91,9 @@ class Report:
         return [f"  worst layer: {worst.name} at {_db(_error(worst))} dB"]
 
     def _foot(self) -> list[str]:
-        return [f"  warning: {warning}" for warning in self.warnings]
+        told = [f"  warning: {warning}" for warning in self.warnings[:SHOWN_WARNINGS]]
+        more = len(self.warnings) - len(told)
+        return [*told, f"  and {more} more warnings, in the JSON report"] if more else told
 
 
 def _role_rows(role: str, layers: list[LayerReport]) -> list[str]:
@@ -93,22 +107,26 @@ def _role_rows(role: str, layers: list[LayerReport]) -> list[str]:
             _columns(
                 role,
                 str(len(same)),
-                weight,
-                activation or "-",
+                brief(weight),
+                brief(activation or "-"),
                 f"{size:.2f}",
                 _mean_db(layer.weight_db for layer in same),
                 _mean_db(layer.output_db for layer in same),
+                _mean_db(layer.gain_db for layer in same),
             )
         )
     return rows
 
 
 def _columns(*cells: str) -> str:
-    role, count, weight, activation, size, weight_db, output_db = cells
-    return (
-        f"  {role:<9} {count:>6}  {weight:<15} {activation:<15} {size:>8} "
-        f"{weight_db:>9} {output_db:>9}"
-    ).rstrip()
+    role, count, weight, activation, size, weight_db, output_db, gain = cells
+    left = f"  {role:<9} {count:>4}  {weight:<15} {activation:<12} {size:>7}"
+    return f"{left} {weight_db:>9} {output_db:>9} {gain:>6}".rstrip()
+
+
+def brief(spec: str) -> str:
+    """A number format without what goes without saying: float32 scales, one for each row."""
+    return spec.replace("/row", "").replace("/fp32", "")
 
 
 def megabytes(count: float) -> str:
@@ -128,9 +146,13 @@ def _db(value: float) -> str:
     return f"{value:.2f}"
 
 
-def _finite(value: Any) -> Any:
+def _spelled(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _spelled(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_spelled(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(layer: dict[str, Any]) -> dict[str, Any]:
+    return {key: float(value) if value in _SPELLED else value for key, value in layer.items()}

@@ -53,13 +53,12 @@ class ChoiceGrid:
         assert isinstance(spec.format, FormatChoice)
         self.spec, self.choices = spec, choices
         self.group = spec.span if isinstance(spec.span, int) else None
-        self.rows = [(choices == index).nonzero()[:, 0] for index in range(len(spec.format.options))]
+        used = [int(index) for index in choices.unique()]
+        self.rows = [(choices == index).nonzero()[:, 0] for index in used]
         self.grids = [
-            Grid(replace(spec, format=option), weight[rows], fit)
-            for option, rows in zip(spec.format.options, self.rows, strict=True)
-            if len(rows)
+            Grid(replace(spec, format=spec.format.options[index]), weight[rows], fit)
+            for index, rows in zip(used, self.rows, strict=True)
         ]
-        self.rows = [rows for rows in self.rows if len(rows)]
 
     def begin(self, columns: slice, weight: Tensor) -> None:
         for grid, rows in zip(self.grids, self.rows, strict=True):

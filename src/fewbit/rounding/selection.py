@@ -1,4 +1,4 @@
-"""Which few-bit float fits a tensor: by the ratio of its largest to a typical value, or by error."""
+"""Which few-bit float fits a tensor: by its ratio of largest to typical value, or by error."""
 
 from __future__ import annotations
 

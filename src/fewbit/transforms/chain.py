@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from fewbit import registry
+from fewbit.transforms.transform import Transform
 
 KIND = "chain"
 
 
-class Chain(nn.Module):
-    def __init__(self, parts: list[nn.Module]) -> None:
+class Chain(Transform):
+    def __init__(self, parts: Sequence[Transform]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        for part in self.parts:
+        for part in self._transforms():
             x = part(x)
         return x
 
     def weight(self, weight: Tensor) -> Tensor:
-        for part in self.parts:
+        for part in self._transforms():
             weight = part.weight(weight)
         return weight
 
+    def _transforms(self) -> Iterable[Transform]:
+        return cast(Iterable[Transform], self.parts)
+
     def config(self) -> dict[str, Any]:
-        return {"kind": KIND, "parts": [part.config() for part in self.parts]}
+        return {"kind": KIND, "parts": [part.config() for part in self._transforms()]}
 
     def extra_repr(self) -> str:
-        return " > ".join(part.extra_repr() for part in self.parts)
+        return " > ".join(part.extra_repr() for part in self._transforms())
 
 
 def from_config(config: dict[str, Any]) -> Chain:
-    built = [registry.build("transforms", part) for part in config["parts"]]
-    return Chain([part for part in built if part is not None])
+    return Chain([registry.build("transforms", part) for part in config["parts"]])

@@ -10,10 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewbit.errors import BadArgument
 from fewbit.transforms.hadamard_matrix import factors, halves, kronecker
+from fewbit.transforms.transform import Transform
+
+Block = int | Literal["auto"] | None
 
 KIND = "hadamard"
 
@@ -31,9 +34,7 @@ class Hadamard:
             raise BadArgument(_no_hadamard(self.width, self.block))
 
     @classmethod
-    def for_width(
-        cls, width: int, seed: int, *, block: int | Literal["auto"] | None = None
-    ) -> Hadamard:
+    def for_width(cls, width: int, seed: int, *, block: Block = None) -> Hadamard:
         """`block` None is the full rotation; "auto" is full or else the largest block there is."""
         if block != "auto":
             return cls(width, block, seed)
@@ -70,7 +71,7 @@ class Hadamard:
         return _multiply(x, left.T, right.T) * self.signs().to(x.device)
 
 
-class HadamardTransform(nn.Module):
+class HadamardTransform(Transform):
     """`Hadamard.input` as a module; the signs travel with the checkpoint."""
 
     signs: Tensor

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewbit.errors import BadArgument
+from fewbit.transforms.transform import Transform
 
 KIND = "smooth"
 LARGEST_LOG = 11.5  # scales stay within 1e-5 .. 1e5
 
 
-class Smooth(nn.Module):
+class Smooth(Transform):
     """One positive scale per input channel."""
 
     scales: Tensor

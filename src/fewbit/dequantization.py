@@ -10,9 +10,19 @@ from fewbit.linear import QLinear
 
 
 def dequantize_layers(model: nn.Module) -> None:
-    """Every quantized layer becomes a linear again; its input is no longer rounded."""
+    """Every quantized layer becomes a linear again; its input is no longer rounded.
+
+    Tensors that were stored once become separate again: whoever trains the model moves one of them
+    and not the others.
+    """
     for name, layer in quantized_layers(model).items():
         model.set_submodule(name, to_linear(layer))
+    met: set[int] = set()
+    for parameter in model.parameters():
+        if parameter.data_ptr() in met:
+            parameter.data = parameter.data.clone()
+        met.add(parameter.data_ptr())
+    del model.fewbit
 
 
 def to_linear(layer: QLinear) -> nn.Linear:
@@ -20,5 +30,5 @@ def to_linear(layer: QLinear) -> nn.Linear:
     dtype = torch.float32 if layer.bias is None else layer.bias.dtype
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    linear.bias = layer.bias
+    linear.register_parameter("bias", layer.bias)
     return linear

@@ -1,0 +1,15 @@
+"""What layers see: sets of forward arguments, pipelines that give them, streams through blocks."""
+
+from fewbit.calibration.set import CalibrationSet
+from fewbit.calibration.stream import BlockInput, BlockStream, LayerInput, Rows, Step
+from fewbit.calibration.trajectories import sample
+
+__all__ = [
+    "BlockInput",
+    "BlockStream",
+    "CalibrationSet",
+    "LayerInput",
+    "Rows",
+    "Step",
+    "sample",
+]

@@ -1,0 +1,142 @@
+"""Walk to a block through the model's own forward, the blocks before it only playing their part.
+
+Each block's forward is replaced, for one pass, by a stand-in that hands out what the block once
+gave. The model itself routes it: long skips, joint streams, tuples, arguments that depend on the
+block's number. No control flow is copied, and no block is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.calibration.modes import evaluating
+from fewbit.calibration.tree import map_tensors, tensors
+from fewbit.errors import BadModel
+
+StandIn = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Reached(Exception):
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.arguments = args, kwargs
+
+
+class Replay:
+    """`blocks` are modules of `model`, each run once by its forward, in this order."""
+
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        self.model, self.blocks = model, list(blocks)
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def reach(
+        self, block: int, inputs: Mapping[str, Any], given: Callable[[int], Any]
+    ) -> Arguments:
+        """What `block` receives when the blocks j before it give given(j)."""
+
+        def stand_in(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if number == block:
+                raise _Reached(args, kwargs)
+            return given(number)
+
+        try:
+            self.run(inputs, stand_in)
+        except _Reached as reached:
+            return reached.arguments
+        raise AssertionError("run() checks that every block was reached")
+
+    def finish(self, inputs: Mapping[str, Any], given: Callable[[int], Any]) -> Any:
+        """The model's own result when every block j gives given(j)."""
+        return self.run(inputs, lambda number, *_: given(number))
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Any], stand_in: StandIn) -> Any:
+        """One forward with stand_in(number, args, kwargs) in the place of every block."""
+        order: list[int] = []
+
+        def in_turn(number: int, *args: Any, **kwargs: Any) -> Any:
+            if number != len(order):
+                raise BadModel(
+                    f"{type(self.model).__name__} ran block {number} as number {len(order)}; "
+                    "blocks must be listed in order of execution, each running once"
+                )
+            order.append(number)
+            return stand_in(number, args, kwargs)
+
+        moved = map_tensors(inputs, lambda tensor: tensor.to(self.device))
+        with evaluating(self.model), _replaced(self.blocks, in_turn):
+            result = self.model(**moved)
+        if len(order) < len(self.blocks):
+            raise BadModel(
+                f"{type(self.model).__name__} never ran block {len(order)}; list only blocks that "
+                "its forward runs"
+            )
+        return result
+
+
+class Routes:
+    """What each block gives, and which later blocks read it, found by poisoning.
+
+    outlines: per block, its output for one row, as tensors without storage.
+    last:     per block, the last block that reads its output; len(blocks) for the model's tail.
+    """
+
+    def __init__(self, replay: Replay, row: Mapping[str, Any]) -> None:
+        self.replay, self.row = replay, row
+        self.outlines = self._outlines()
+        self.last = [self._last_reader(number) for number in range(len(self.outlines))]
+
+    def _outlines(self) -> list[Any]:
+        outlines: list[Any] = []
+        forwards = [block.forward for block in self.replay.blocks]
+
+        def genuine(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            output = forwards[number](*args, **kwargs)
+            outlines.append(map_tensors(output, lambda tensor: tensor.to("meta")))
+            return output
+
+        self.replay.run(self.row, genuine)
+        return outlines
+
+    def _last_reader(self, source: int) -> int:
+        """The source gives NaN, the others zeros: a reader is who receives a NaN."""
+        readers = [source]
+
+        def stand_in(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if _poisoned((args, kwargs)):
+                readers.append(number)
+            value = torch.nan if number == source else 0
+            return map_tensors(self.outlines[number], partial(self._filled, value=value))
+
+        if _poisoned(self.replay.run(self.row, stand_in)):
+            readers.append(len(self.outlines))
+        return max(readers)
+
+    def _filled(self, outline: Tensor, value: float) -> Tensor:
+        value = value if outline.is_floating_point() else 0
+        return torch.full_like(outline, value, device=self.replay.device)
+
+
+def _poisoned(tree: Any) -> bool:
+    return any(bool(tensor.isnan().any()) for tensor in tensors(tree).values())
+
+
+@contextmanager
+def _replaced(blocks: Sequence[nn.Module], in_turn: Callable[..., Any]) -> Iterator[None]:
+    """The modules stay where they are: models also reach into them for more than their forward."""
+    before = [vars(block).get("forward") for block in blocks]
+    for number, block in enumerate(blocks):
+        vars(block)["forward"] = partial(in_turn, number)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            del vars(block)["forward"]
+            if forward is not None:
+                vars(block)["forward"] = forward

@@ -1,0 +1,293 @@
+"""Calibration data through a model block by block: one block's inputs and outputs at a time.
+
+A stream knows nothing of quantization. Steps that advance after the block was changed carry its
+error on; steps that advance before do not. Two streams over one model give both, in lockstep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.calibration.modes import evaluating
+from fewbit.calibration.replay import Replay, Routes
+from fewbit.calibration.set import CalibrationSet
+from fewbit.calibration.store import Disk, Memory, Named, Store
+from fewbit.calibration.tree import map_tensors, rebuild, tensors
+from fewbit.errors import BadArgument, BadCalibration
+
+STORED = (None, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of the calibration set a minibatch holds."""
+
+    indices: range
+    timesteps: Tensor | None  # float32 [rows]
+    conditional: Tensor | None  # bool [rows]
+
+
+@dataclass(frozen=True)
+class BlockInput:
+    """What a block receives, on its own device."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """What a layer of a block receives: x [rows, ..., channels]."""
+
+    name: str
+    x: Tensor
+    rows: Rows
+    mask: Tensor | None  # bool [rows, tokens], False where a token of x is padding
+
+
+class BlockStream:
+    """`blocks` are modules of `model` in order of execution, `batch` is rows at a time.
+
+    store:   dtype in which floating outputs wait; None keeps theirs, and every number exact.
+    workdir: a folder of this stream's own, for this model, recipe and seed. Outputs wait there and
+             not in memory, and a later stream over the same data goes on from them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[nn.Module],
+        data: CalibrationSet,
+        *,
+        batch: int = 8,
+        store: torch.dtype | None = None,
+        workdir: Path | None = None,
+    ) -> None:
+        if not blocks:
+            raise BadArgument("a stream needs one block or more, got none")
+        if store not in STORED:
+            raise BadArgument(f"outputs cannot wait as {store}; allowed: {STORED}")
+        self.data, self.blocks, self.dtype = data, list(blocks), store
+        self.parts = data.parts(batch)
+        self.times = data.timesteps()
+        self.replay = Replay(model, blocks)
+        self.routes = Routes(self.replay, data.take([0]))
+        self.outputs: Store = Memory()
+        if workdir is not None:
+            identity = sha256(f"{data.fingerprint()} {batch} {store}".encode()).hexdigest()
+            self.outputs = Disk(workdir / f"stream-{identity[:16]}")
+
+    def steps(self, first: int = 0) -> Iterator[Step]:
+        """One block after the other; each step advances when the loop comes back for the next.
+
+        Write down what was made of a block inside the loop: afterwards its inputs are forgotten.
+        """
+        if not 0 <= first <= self.ready():
+            raise BadArgument(
+                f"the stream cannot begin at block {first}; allowed: 0 to {self.ready()}"
+            )
+        for index in range(first, len(self.blocks)):
+            step = Step(self, index)
+            yield step
+            if not step.advanced:
+                step.advance()
+            for done in range(index + 1):
+                if self.routes.last[done] <= index:
+                    self.outputs.drop(done)
+
+    def ready(self) -> int:
+        """The last block that all waiting outputs allow to begin at."""
+        return max(
+            index
+            for index in range(len(self.blocks) + 1)
+            if all(self.outputs.holds(block) for block in self._read_from(index))
+        )
+
+    def results(self) -> Iterator[Any]:
+        """What the model gives for each minibatch, after the last step."""
+        for number in range(len(self.parts)):
+            yield self.replay.finish(self._inputs(number), partial(self._output, number))
+
+    def bytes_needed(self) -> int:
+        """The most that waits at any time, in memory or in the workdir."""
+        sizes = [self._bytes_per_row(outline) for outline in self.routes.outlines]
+        peak = max(
+            sizes[index] + sum(sizes[block] for block in self._read_from(index))
+            for index in range(len(sizes))
+        )
+        return peak * len(self.data)
+
+    def rows(self, number: int) -> Rows:
+        part = self.parts[number]
+        where = slice(part.start, part.stop)
+        known = self.times, self.data.conditional
+        times, conditional = (None if flags is None else flags[where] for flags in known)
+        return Rows(part, times, conditional)
+
+    def call(self, index: int, number: int) -> BlockInput:
+        """What the block receives for one minibatch."""
+        given = partial(self._output, number)
+        arguments = self.replay.reach(index, self._inputs(number), given)
+        device = next((p.device for p in self.blocks[index].parameters()), self.replay.device)
+        args, kwargs = map_tensors(arguments, lambda tensor: tensor.to(device))
+        return BlockInput(args, kwargs, self.rows(number))
+
+    def park(self, output: Any) -> Named:
+        """The tensors of an output as they wait, sharing no memory with anything."""
+
+        def copy(tensor: Tensor) -> Tensor:
+            dtype = self.dtype if tensor.is_floating_point() else None
+            return tensor.detach().to(
+                "cpu", dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format
+            )
+
+        return {path: copy(tensor) for path, tensor in tensors(output).items()}
+
+    def text_mask(self, number: int) -> Tensor | None:
+        """bool [rows, tokens] of the text that the transformer was given, where it says so."""
+        mask = self._inputs(number).get("encoder_attention_mask")
+        return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def _inputs(self, number: int) -> dict[str, Any]:
+        return self.data.take(self.parts[number])
+
+    def _output(self, number: int, block: int) -> Any:
+        """A waiting output; zeros stand for what nobody reads any more."""
+        waiting = self.outputs.read(block, number) if self.outputs.holds(block) else None
+        rows = len(self.parts[number])
+
+        def fill(path: str, outline: Any) -> Any:
+            if not isinstance(outline, Tensor):
+                return outline
+            if waiting is None:
+                blank = torch.zeros((), dtype=outline.dtype, device=self.replay.device)
+                return blank.expand(rows, *outline.shape[1:])
+            return waiting[path].to(self.replay.device, outline.dtype, copy=True)
+
+        return rebuild(self.routes.outlines[block], fill)
+
+    def _read_from(self, index: int) -> list[int]:
+        """The blocks before `index` whose outputs are read at `index` or later."""
+        return [block for block in range(index) if self.routes.last[block] >= index]
+
+    def _bytes_per_row(self, outline: Any) -> int:
+        return sum(
+            tensor.numel() * ((self.dtype or tensor.dtype).itemsize)
+            if tensor.is_floating_point()
+            else tensor.nbytes
+            for tensor in tensors(outline).values()
+        )
+
+
+class Step:
+    """One block and all it receives. The caller may change the block at any time."""
+
+    def __init__(self, stream: BlockStream, index: int) -> None:
+        self.stream, self.index = stream, index
+        self.block = stream.blocks[index]
+        self.advanced = False
+
+    @property
+    def minibatches(self) -> int:
+        return len(self.stream.parts)
+
+    def inputs(self) -> Iterator[BlockInput]:
+        """Minibatch by minibatch, replayed each time."""
+        for number in range(self.minibatches):
+            yield self.stream.call(self.index, number)
+
+    def outputs(self) -> Iterator[Any]:
+        """What the block, as it is now, gives for each of its inputs."""
+        return map(self._run, self.inputs())
+
+    def advance(self) -> None:
+        """Let the block, as it is now, give the inputs of the blocks to come."""
+        parked = (self._finite(call) for call in self.inputs())
+        self.stream.outputs.write(self.index, map(self.stream.park, parked))
+        self.advanced = True
+
+    def layer_inputs(
+        self,
+        names: Sequence[str],
+        receive: Callable[[LayerInput], None],
+        minibatches: int | None = None,
+    ) -> None:
+        """Run the block over all rows, or over the first few minibatches of them, and hand over
+        what its layers `names` receive."""
+        layers = {name: self._layer(name) for name in names}
+        for number, call in enumerate(islice(self.inputs(), minibatches)):
+            hear = partial(self._hear, receive, call, self.stream.text_mask(number))
+            with _listening(layers, hear):
+                self._run(call)
+
+    def _hear(
+        self,
+        receive: Callable[[LayerInput], None],
+        call: BlockInput,
+        mask: Tensor | None,
+        name: str,
+        _: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        x: Tensor = args[0] if args else kwargs["input"]
+        reads_text = x is call.kwargs.get("encoder_hidden_states")
+        real = mask.to(x.device) if mask is not None and reads_text else None
+        seen = x if real is None else x.masked_fill(~real[..., None], 0)
+        if not seen.isfinite().all():
+            raise self._bad(f"layer {name} of block {self.index} receives", seen, call.rows)
+        receive(LayerInput(name, x, call.rows, real))
+
+    @torch.no_grad()
+    def _run(self, call: BlockInput) -> Any:
+        with evaluating(self.block):
+            return self.block(*call.args, **call.kwargs)
+
+    def _finite(self, call: BlockInput) -> Any:
+        output = self._run(call)
+        for tensor in tensors(output).values():
+            if not tensor.isfinite().all():
+                raise self._bad(f"block {self.index} gives", tensor, call.rows)
+        return output
+
+    def _bad(self, what: str, x: Tensor, rows: Rows) -> BadCalibration:
+        where = f"rows {rows.indices.start} to {rows.indices.stop - 1}"
+        if len(x) == len(rows.indices):
+            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+            where = f"row {rows.indices[row]}"
+            if rows.timesteps is not None:
+                where += f" (timestep {rows.timesteps[row]:g})"
+        return BadCalibration(f"{what} NaN or infinity in {where}; allowed: finite numbers")
+
+    def _layer(self, name: str) -> nn.Module:
+        try:
+            return self.block.get_submodule(name)
+        except AttributeError:
+            names = ", ".join(inner for inner, _ in self.block.named_modules() if inner)
+            raise BadArgument(
+                f"block {self.index} has no layer {name!r}; it has: {names}"
+            ) from None
+
+
+@contextmanager
+def _listening(layers: dict[str, nn.Module], hear: Callable[..., None]) -> Iterator[None]:
+    hooks = [
+        layer.register_forward_pre_hook(partial(hear, name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,137 @@
+"""docs/format.md is enough: a reader written from it with numpy alone gives the same weights."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_transformers as tiny
+
+import fewbit
+from fewbit.formats import FORMATS, SCALES
+from fewbit.linear import QLinear
+
+DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1", "BF16": "<u2", "F8_E4M3": "u1"}
+
+
+def read(path):
+    """Tensor name -> (dtype name, array), and the manifest."""
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    manifest = json.loads(header.pop("__metadata__")["fewbit"])
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        array = np.frombuffer(raw[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = entry["dtype"], array
+    for alias, name in manifest["aliases"].items():
+        tensors[alias] = tensors[name]
+    return tensors, manifest
+
+
+def layers(manifest):
+    for entry in manifest["layers"]:
+        stem, low, high = re.fullmatch(r"(.+)\.(\d+)(?:-(\d+))?", entry["blocks"]).groups()
+        for block in range(int(low), int(high or low) + 1):
+            for path in entry["layers"]:
+                yield f"{stem}.{block}.{path}", entry
+
+
+def weight(name, entry, tensors):
+    fmt, span, scale_format = entry["weight"].split("/")
+    out, columns = entry["shape"]
+    codes = unpack(tensors[f"{name}.codes"][1], bits_of(fmt), columns)
+    levels = np.array([level(fmt, code) for code in range(1 << bits_of(fmt))], np.float32)[codes]
+    scale = floats(*tensors[f"{name}.scales"], scale_format)
+    if scale_format.startswith("e4m3"):
+        scale = scale * tensors[f"{name}.outer_scales"][1]
+    width = int(span[1:]) if span[0] == "g" else columns
+    if fmt[0] == "u":
+        levels = levels - np.repeat(tensors[f"{name}.zeros"][1].astype(np.float32), width, 1)
+    return levels * np.broadcast_to(np.repeat(scale, width, 1), (out, columns))
+
+
+def bits_of(fmt):
+    numbers = [int(n) for n in re.findall(r"\d+", fmt)]
+    return numbers[0] if "int" in fmt else 1 + sum(numbers)
+
+
+def unpack(rows, bits, columns):
+    stream = np.unpackbits(rows, axis=1, bitorder="little")[:, : columns * bits]
+    return stream.reshape(len(rows), columns, bits).astype(int) @ (1 << np.arange(bits))
+
+
+def level(fmt, code):
+    bits = bits_of(fmt)
+    if "int" in fmt:
+        return code - (1 << bits) if fmt[0] == "i" and code >= 1 << (bits - 1) else code
+    x, y = (int(n) for n in re.findall(r"\d+", fmt))
+    sign, e, m = code >> (x + y), code >> y & ((1 << x) - 1), code & ((1 << y) - 1)
+    bias = 2 ** (x - 1) - 1
+    size = m / 2**y * 2.0 ** (1 - bias) if e == 0 else (1 + m / 2**y) * 2.0 ** (e - bias)
+    return -size if sign else size
+
+
+def floats(dtype, array, scale_format):
+    if scale_format == "e8m0":
+        return np.ldexp(np.float32(1), array.astype(int) - 127).astype(np.float32)
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F8_E4M3":
+        return np.array([level("e4m3", code) for code in range(256)], np.float32)[array]
+    return array.astype(np.float32)
+
+
+CASES = [
+    *({"bits": bits} for bits in ("w8a8", "w6a6", "w4a4", "w2a16", "mxfp4", "nvfp4")),
+    {"bits": "w2a16", "asymmetric": True},
+    {"bits": "w6a6", "asymmetric": True, "group_size": 16},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_strangers_reader_gets_the_same_weights(case, tmp_path):
+    model = tiny.quantized(**case)
+    model.save_pretrained(tmp_path)
+    tensors, manifest = read(tiny.weights(tmp_path))
+    packed = {n: m for n, m in model.named_modules() if isinstance(m, QLinear)}
+    found = dict(layers(manifest))
+    assert found.keys() == packed.keys()
+    for name, entry in found.items():
+        expected = packed[name].packed_weight.dequantize().numpy()
+        assert np.array_equal(weight(name, entry, tensors), expected), name
+
+
+@pytest.mark.parametrize("spec", ["int3/row/bf16", "e3m2/tensor/fp16", "e2m3/g16/e4m3row"])
+def test_specs_that_no_recipe_writes_yet(spec, tmp_path):
+    from fewbit.formats import QTensor, Spec
+    from fewbit.models.original_dit import DiTConfig, OriginalDiT
+
+    model = OriginalDiT(DiTConfig(8, 2, 4, 64, 128, 1, 2, 5, True))
+    fewbit.quantize(model, "rtn", bits="w2a16", progress=False)
+    linear = model.blocks[0].mlp.fc1
+    packed = QTensor.quantize(linear.packed_weight.dequantize(), Spec.parse(spec))
+    model.blocks[0].mlp.fc1 = QLinear(packed, linear.bias, None)
+    fewbit.save(model, tmp_path / "x")
+    tensors, manifest = read(tmp_path / "x" / "model.safetensors")
+    name = "blocks.0.mlp.fc1"
+    found = weight(name, dict(layers(manifest))[name], tensors)
+    assert np.array_equal(found, packed.dequantize().numpy())
+
+
+def test_the_document_names_every_format_and_scale():
+    text = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
+    for name in SCALES:
+        assert f"`{name}`" in text
+    for name in FORMATS:
+        assert name in text or re.fullmatch(r"u?int[2-8]", name)
+
+
+def test_levels_of_the_document_are_those_of_the_library():
+    for name, fmt in FORMATS.items():
+        for code, value in enumerate(fmt.code_values()):
+            if math.isfinite(value):
+                assert level(name, code) == value

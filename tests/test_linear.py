@@ -1,0 +1,157 @@
+"""QLinear: the definition of a quantized product, and what a module must survive."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from fewbit.activations.dynamic import Dynamic
+from fewbit.formats import QTensor, Spec
+from fewbit.input_stage import InputStage
+from fewbit.linear import QLinear
+
+PAIRS = [
+    ("e2m1/row/fp32", "e2m1/row/fp32"),
+    ("e2m1/g16/e4m3", "e2m1/g16/e4m3row"),
+    ("e2m1/g32/e8m0", "e2m1/g32/e8m0"),
+    ("uint4/g8/fp16", "int8/row/fp32"),
+    ("int2/row/bf16", None),
+    ("e4m3/tensor/fp32", "uint8/row/fp32"),
+]
+pairs = pytest.mark.parametrize(("weight", "activation"), PAIRS)
+STORED = {"codes", "scales", "outer_scales", "zeros", "choices"}
+
+
+def make(weight: str, activation: str | None, bias: bool = True) -> QLinear:
+    generator = torch.Generator().manual_seed(0)
+    packed = QTensor.quantize(torch.randn(24, 32, generator=generator), Spec.parse(weight))
+    stage = InputStage(activation=Dynamic(Spec.parse(activation))) if activation else None
+    return QLinear(packed, torch.randn(24, generator=generator) if bias else None, stage)
+
+
+def tokens(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+@pairs
+def test_it_is_the_product_of_what_was_rounded(weight, activation, bias, dtype):
+    layer, x = make(weight, activation, bias), tokens(dtype)
+    rounded = x.float()
+    if activation:
+        rounded = Spec.parse(activation).round(rounded.view(-1, 32)).view(x.shape)
+    expected = linear(rounded, layer.packed_weight.dequantize(), layer.bias)
+    assert torch.equal(layer(x), expected.to(dtype))
+    assert layer(x).dtype == dtype
+
+
+def test_the_bias_is_kept_as_it_is():
+    original = nn.Linear(32, 24).bfloat16()
+    layer = QLinear(
+        QTensor.quantize(original.weight, Spec.parse("int8/row/fp32")), original.bias, None
+    )
+    assert torch.equal(layer.bias, original.bias)
+    assert layer.bias.dtype == torch.bfloat16
+    assert not layer.bias.requires_grad
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        nn.Module.half,
+        nn.Module.double,
+        nn.Module.bfloat16,
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.to("cpu", torch.float16),
+        lambda m: m.type(torch.float16),
+        lambda m: nn.Sequential(m).half()[0],
+    ],
+    ids=["half", "double", "bfloat16", "to_dtype", "to_both", "type", "parent"],
+)
+@pairs
+def test_changing_the_dtype_leaves_what_is_stored(weight, activation, move):
+    layer = make(weight, activation)
+    before = copy.deepcopy(layer.state_dict())
+    moved = move(layer)
+    after = moved.state_dict()
+    for name in STORED & before.keys():
+        assert after[name].dtype == before[name].dtype
+        assert torch.equal(after[name].view(torch.uint8), before[name].view(torch.uint8))
+    assert moved.bias.dtype != torch.float32
+
+
+@pairs
+def test_a_deep_copy_and_a_state_dict_give_the_same_layer(weight, activation):
+    layer, x = make(weight, activation), tokens()
+    expected = layer(x)
+    assert torch.equal(copy.deepcopy(layer)(x), expected)
+    stage = layer.stage and InputStage.from_config(layer.config()["input"])
+    empty = QLinear.from_config(layer.config(), stage)
+    empty.load_state_dict(layer.state_dict())
+    assert torch.equal(empty(x), expected)
+    assert empty.config() == layer.config()
+
+
+@pairs
+def test_autocast_changes_nothing(weight, activation):
+    layer, x = make(weight, activation), tokens()
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), expected)
+
+
+@pairs
+def test_bytes_are_those_of_the_tensors(weight, activation):
+    layer = make(weight, activation)
+    assert layer.nbytes() == sum(t.nbytes for t in layer.state_dict().values())
+    assert layer.nbytes() == Spec.parse(weight).bytes(24, 32) + 4 * 24
+
+
+def test_a_lost_token_is_never_a_plausible_number():
+    layer, x = make("e2m1/row/fp32", "e2m1/row/fp32"), tokens()
+    x[0, 1, 3], x[1, 2, 0] = torch.nan, torch.inf
+    lost = layer(x).isnan()
+    assert lost[0, 1].all()
+    assert lost[1, 2].all()
+    assert lost.sum() == 2 * 24
+
+
+class SharedInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        made = make(*PAIRS[0])
+        self.layers = nn.ModuleList(QLinear(made.packed_weight, None, made.stage) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(layer(x) for layer in self.layers)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_layers_of_one_stage_give_what_they_give_alone(mode):
+    model, counted = SharedInput(), []
+    model.layers[0].stage.activation.register_forward_hook(lambda *_: counted.append(1))
+    with mode():
+        x = tokens()
+        for _ in range(2):
+            together = model(x)
+            alone = sum(copy.deepcopy(layer)(x) for layer in model.layers)
+            assert torch.equal(together, alone)
+    assert mode is not torch.no_grad or len(counted) == 2 + 6  # ours and the copies'
+
+
+@pytest.mark.parametrize("layout", [*PAIRS, None], ids=str)
+def test_it_compiles_as_one_graph_without_a_word(layout):
+    """aot_eager runs the same operations, so the result is the same up to their grouping: 1e-6 of
+    the largest, a few float32 roundings."""
+    model = SharedInput() if layout is None else make(*layout)
+    torch._dynamo.reset()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        for batch in (tokens(), tokens()[:1]):
+            expected = model(batch)
+            assert (compiled(batch) - expected).abs().max() <= 1e-6 * expected.abs().max()

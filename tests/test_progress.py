@@ -1,0 +1,82 @@
+"""Progress: silent when quick, one line on a terminal, few lines in a log, never in the way."""
+
+import io
+
+import pytest
+
+from fewbit import progress
+from fewbit.progress import Meter, track
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that moves when told to."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def walk(clock, stream, seconds: float, total: int = 10, show: bool = True) -> list[int]:
+    seen = []
+    for item in track(range(total), "blocks", total, show, stream):
+        seen.append(item)
+        clock[0] += seconds
+    return seen
+
+
+def test_quick_work_shows_nothing_and_loses_nothing(clock):
+    stream = Terminal()
+    assert walk(clock, stream, 0.1) == list(range(10))
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_one_rewritten_line(clock):
+    stream = Terminal()
+    walk(clock, stream, 61.0, total=3)
+    assert stream.getvalue() == (
+        "\r\x1b[Kblocks: 1/3, 2:02 left\r\x1b[Kblocks: 2/3, 1:01 left\r\x1b[Kblocks: 3/3 in 3:03\n"
+    )
+
+
+def test_a_log_gets_whole_lines_but_seldom(clock):
+    stream = io.StringIO()
+    walk(clock, stream, 4.0)
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "blocks: 3/10, 0:28 left",
+        "blocks: 6/10, 0:16 left",
+        "blocks: 9/10, 0:04 left",
+        "blocks: 10/10 in 0:40",
+    ]
+
+
+def test_not_shown_is_not_shown(clock):
+    stream = Terminal()
+    assert walk(clock, stream, 100.0, show=False) == list(range(10))
+    assert stream.getvalue() == ""
+
+
+def test_it_goes_to_standard_error(clock, capsys):
+    walk(clock, None, 20.0, total=2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "blocks: 2/2" in captured.err
+
+
+def test_nothing_to_do(clock):
+    stream = Terminal()
+    assert walk(clock, stream, 1.0, total=0) == []
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.6, "1:00:00"), (7325, "2:02:05")],
+)
+def test_the_clock(seconds, text):
+    assert Meter._clock(seconds) == text

@@ -1,0 +1,80 @@
+"""Recipes by name and by file; what is refused says what is allowed."""
+
+import json
+
+import pytest
+
+import fewbit
+from fewbit.errors import BadArgument
+from fewbit.recipe import Recipe
+
+
+def test_the_default_is_the_first_variant_and_w2_is_short():
+    assert str(Recipe.make("rtn", None, {})) == "rtn:w4a4"
+    assert str(Recipe.make("rtn", "w2", {})) == "rtn:w2a16"
+    assert str(Recipe.make("rtn", "mxfp4", {})) == "rtn:mxfp4"
+
+
+def test_the_list_of_recipes_tells_bits_and_one_line():
+    rtn = next(one for one in fewbit.recipes() if one.name == "rtn")
+    assert rtn.bits[:2] == ("w4a4", "w8a8")
+    assert "plain rounding" in rtn.summary
+    assert not rtn.calibrated
+    names = [one.name for one in fewbit.recipes()]
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("rnt", None, {}), "unknown recipe 'rnt'; recipes: .*rtn"),
+        ((None, None, {}), "unknown recipe 'None'"),
+        (("rtn", "w5a5", {}), "rtn has no bits 'w5a5'; allowed: w4a4, w8a8"),
+        (("rtn", "", {}), "rtn has no bits ''"),
+        (("rtn", 4, {}), "rtn has no bits 4; allowed"),
+        (("rtn", None, {"groups": 8}), "rtn has no setting 'groups'; its settings: group_size"),
+    ],
+)
+def test_bad_names_say_what_is_allowed(arguments, message):
+    with pytest.raises(BadArgument, match=message):
+        Recipe.resolve(*arguments)
+
+
+def test_a_file_there_and_back_and_arguments_override_it(tmp_path):
+    path = tmp_path / "mine.json"
+    recipe = Recipe.make("rtn", "w8a8", {"group_size": 16, "adaln": "keep"})
+    path.write_text(json.dumps(recipe.to_dict()))
+    assert Recipe.resolve(path, None, {}) == recipe
+    changed = Recipe.resolve(str(path), "w2", {"group_size": 32})
+    assert changed == Recipe.make("rtn", "w2a16", {"group_size": 32, "adaln": "keep"})
+
+
+GOOD = {"method": "rtn", "bits": "w8a8", "settings": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot read the recipe file .*mine.json"),
+        ("[" * 100_000, "cannot read the recipe file"),
+        ("[]", "must hold exactly the keys method, bits, settings"),
+        (json.dumps({**GOOD, "note": 1}), "must hold exactly the keys"),
+        (json.dumps({**GOOD, "bits": 4}), "bits must be a str, got 4"),
+        (json.dumps({**GOOD, "settings": []}), r"settings must be a dict, got \[\]"),
+        (json.dumps({**GOOD, "method": "x"}), "unknown recipe 'x'"),
+        (json.dumps({**GOOD, "settings": {"x": 1}}), "no setting 'x'"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises(BadArgument, match=message):
+        Recipe.resolve(path, None, {})
+
+
+def test_a_missing_file_and_one_that_is_no_text(tmp_path):
+    with pytest.raises(BadArgument, match="cannot read the recipe file"):
+        Recipe.resolve(tmp_path / "none.json", None, {})
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadArgument, match="cannot read the recipe file"):
+        Recipe.resolve(tmp_path / "binary.json", None, {})
