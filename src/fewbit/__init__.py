@@ -50,6 +50,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Names come when first asked for, so that `fewbit --help` does not wait for torch."""
+    if name == "demo":
+        return import_module("fewbit.demo")
     if name not in _HOMES:
         raise AttributeError(f"module 'fewbit' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

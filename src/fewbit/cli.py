@@ -83,6 +83,7 @@ heads_option = click.option(
 @click.option("--bits", help="One of the recipe's variants, such as w4a4; its first if left out.")
 @click.option("--output", type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace what OUTPUT holds.")
+@click.option("--preset", help="Settings of the recipe that belong together, such as fast.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A recipe's setting.")
 @click.option("--calibration", type=int, metavar="N", help="Samples for recipes that see data.")
 @click.option("--workdir", type=click.Path(path_type=Path), help="Where to resume after a stop.")
@@ -100,6 +101,7 @@ def quantize(
     bits: str | None,
     output: Path | None,
     overwrite: bool,
+    preset: str | None,
     settings: tuple[str, ...],
     calibration: int | None,
     workdir: Path | None,
@@ -116,7 +118,7 @@ def quantize(
 
     The folder holds the packed weights, the recipe and the report; diffusers loads it.
     """
-    chosen = _settings(settings)
+    chosen = {**({"preset": preset} if preset else {}), **_settings(settings)}
     if output is not None:
         _refuse_taken(output, overwrite)
     elif not dry_run:
