@@ -34,8 +34,10 @@ def same_state(one, other):
     assert a.keys() == b.keys()
     for name, tensor in a.items():
         assert tensor.dtype == b[name].dtype, name
-        assert torch.equal(tensor.contiguous().view(-1).view(torch.uint8),
-                           b[name].contiguous().view(-1).view(torch.uint8)), name
+        assert torch.equal(
+            tensor.contiguous().view(-1).view(torch.uint8),
+            b[name].contiguous().view(-1).view(torch.uint8),
+        ), name
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

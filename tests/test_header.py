@@ -1,4 +1,4 @@
-"""The strict reader of a safetensors header: all that is wrong is named, and nothing is believed."""
+"""The strict reader of a safetensors header: what is wrong is named, nothing is believed."""
 
 import json
 import time

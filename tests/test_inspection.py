@@ -7,7 +7,6 @@ import tiny_transformers as tiny
 
 import fewbit
 from fewbit import tensors
-from fewbit.tensors import stored_once
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -47,12 +46,11 @@ def test_pipelines_plain_models_and_statuses(tmp_path):
     assert packed.bytes < plain.bytes
 
 
-def test_bytes_are_those_on_disk_and_of_tensors_stored_once(tmp_path):
+def test_bytes_are_those_on_disk_and_of_computed_tables(tmp_path):
     model = tiny.quantized()
     model.save_pretrained(tmp_path)
     path = tiny.weights(tmp_path)
     with path.open("rb") as file:
         header = 8 + int.from_bytes(file.read(8), "little")
-    state = model.state_dict()
-    twice = sum(state[name].nbytes for name in stored_once(state)[1])
-    assert fewbit.inspect(tmp_path).bytes == path.stat().st_size - header + twice
+    computed = model.pos_embed.pos_embed.nbytes  # made when the model is built, never stored
+    assert fewbit.inspect(tmp_path).bytes == path.stat().st_size - header + computed

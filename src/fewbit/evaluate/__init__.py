@@ -1,0 +1,1 @@
+"""What quantization cost, measured on things that calibration never saw."""
