@@ -91,7 +91,9 @@ def quantize() -> dict[str, float]:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     packed = sum(layer.bytes for layer in report.layers)
-    planned_packed = planned - (arithmetic.structure.bytes - sum(x.bytes_before for x in report.layers))
+    planned_packed = planned - (
+        arithmetic.structure.bytes - sum(x.bytes_before for x in report.layers)
+    )
     return {
         "seconds": round(seconds, 1),
         "fp32_bytes": before,

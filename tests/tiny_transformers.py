@@ -15,6 +15,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **WIDTH,
         "num_layers": 2,
         "sample_size": 8,
+        "out_channels": 8,
         "num_embeds_ada_norm": 1000,  # the pipeline takes class 1000 for none
     },
     "PixArtTransformer2DModel": {

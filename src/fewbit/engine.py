@@ -25,7 +25,7 @@ from fewbit.provenance import Provenance, source_sha256
 from fewbit.recipe import Recipe
 from fewbit.report import LayerReport, Report
 from fewbit.resume import BlockDone, Workdir
-from fewbit.tensors import digest
+from fewbit.tensors import digest, stored_once
 from fewbit.version import __version__
 
 
@@ -72,6 +72,7 @@ def quantize(
         layers=run.layers,
         bytes_before=bytes_before,
         bytes=stored_bytes(transformer),
+        duplicate_bytes=_duplicate_bytes(transformer),
         seconds={
             "calibrate": calibrated - started,
             "solve": time.perf_counter() - calibrated,
@@ -212,6 +213,13 @@ def stored_bytes(model: nn.Module) -> int:
             total += max(end - max(start, reached), 0)
             reached = max(end, reached)
     return total
+
+
+def _duplicate_bytes(model: nn.Module) -> int:
+    """What storing equal tensors once saves, beyond what the model shares already."""
+    unique = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
+    named = {str(place): tensor for place, tensor in unique.items()}
+    return sum(named[name].nbytes for name in stored_once(named)[1])
 
 
 def _refuse_useless_data(recipe: Recipe, calibration: object) -> None:

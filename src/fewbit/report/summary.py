@@ -50,6 +50,7 @@ class Report:
     layers: list[LayerReport] = field(default_factory=list)
     bytes_before: int = 0
     bytes: int = 0
+    duplicate_bytes: int = 0  # in tensors equal to others: files and loaded models hold them once
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -76,6 +77,16 @@ class Report:
             f"{self.family} quantized with {name} in {sum(self.seconds.values()):.1f} s",
             f"  {megabytes(self.bytes_before)} -> {megabytes(self.bytes)} ({ratio:.2f}x smaller), "
             f"{len(self.layers)} layers",
+            *self._shared(),
+        ]
+
+    def _shared(self) -> list[str]:
+        if not self.duplicate_bytes:
+            return []
+        left = self.bytes - self.duplicate_bytes
+        return [
+            f"  saved and loaded {megabytes(left)}: equal tensors are held once, "
+            f"which saves {megabytes(self.duplicate_bytes)}"
         ]
 
     def _roles(self) -> list[str]:
