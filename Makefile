@@ -17,8 +17,9 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/python -m fewbit.demo.show --output demo-output
 
+# One thread: the tests' tensors are so small that threads only wait for each other.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: install
 	$(BIN)/ruff format --check src tests benchmarks studies

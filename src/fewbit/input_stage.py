@@ -83,7 +83,5 @@ class InputStage(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> InputStage:
-        return cls(
-            registry.build("transforms", config["transform"]) if "transform" in config else None,
-            registry.build("activations", config["activation"]) if "activation" in config else None,
-        )
+        homes = {"transform": "transforms", "activation": "activations"}
+        return cls(**{name: registry.build(homes[name], part) for name, part in config.items()})

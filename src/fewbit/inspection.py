@@ -13,7 +13,7 @@ from fewbit.artefact import CONFIG, PIPELINE_INDEX, Artefact
 from fewbit.folder import skeleton
 from fewbit.linear import QLinear
 from fewbit.models import Layer, ModelSpec, describe, transformer_of
-from fewbit.report.summary import megabytes
+from fewbit.report.summary import brief, megabytes
 from fewbit.strict_json import read_table
 
 
@@ -45,23 +45,29 @@ class Inspection:
     def __str__(self) -> str:
         """One row for each role and way of storing; `table()` has a row for each layer."""
         made = f", {self.recipe['method']}:{self.recipe['bits']}" if self.recipe else ""
-        head = [f"{self.family}{made}, {megabytes(self.bytes)}", _row("role", "", "", "", "MB")]
         kinds: dict[tuple[Any, ...], list[InspectedLayer]] = {}
         for layer in self.layers:
-            key = (layer.role, layer.status, layer.weight, layer.input)
+            key = (layer.role, layer.status, layer.shape, layer.weight, layer.input)
             kinds.setdefault(key, []).append(layer)
         rows = [
-            _row(role or "-", str(len(same)), status, _how(weight, rounded), _size(same))
-            for (role, status, weight, rounded), same in kinds.items()
+            _row(role, str(len(same)), status, _size(shape), weight, how, _megabytes(same))
+            for (role, status, shape, weight, how), same in kinds.items()
         ]
-        return "\n".join([*head, *rows, _row("-", "", "keep", "all else", _mb(self.other_bytes))])
+        return "\n".join(
+            [
+                f"{self.family}{made}, {megabytes(self.bytes)}",
+                _row("role", "n", "status", "shape", "weight", "input", "MB"),
+                *rows,
+                f"  {'no linear layer':<70} {self.other_bytes / 1e6:>7.2f}",
+            ]
+        )
 
     def table(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
         return "\n".join(
             f"{layer.name:<{width}}  {layer.role or '-':<9} {layer.status:<11} "
-            f"{'x'.join(map(str, layer.shape)):<11} {layer.bytes:>10}  "
-            f"{_how(layer.weight, layer.input)}".rstrip()
+            f"{_size(layer.shape):<9} {layer.bytes:>9}  "
+            f"{brief(layer.weight or '')}  {brief(layer.input or '')}".rstrip()
             for layer in self.layers
         )
 
@@ -105,17 +111,22 @@ def _layer(layer: Layer, module: nn.Module) -> InspectedLayer:
     return InspectedLayer(layer.name, role, "quantized", layer.shape, layer.bytes, weight, rounded)
 
 
-def _how(weight: str | None, rounded: str | None) -> str:
-    return " x ".join(part for part in (weight, rounded) if part)
+def _row(
+    role: str | None,
+    count: str,
+    status: str,
+    shape: str,
+    weight: str | None,
+    how: str | None,
+    size: str,
+) -> str:
+    left = f"  {role or '-':<9} {count:>3} {status:<11} {shape:<9}"
+    return f"{left} {brief(weight or '-'):<14} {brief(how or '-'):<19} {size:>7}"
 
 
-def _row(role: str, count: str, status: str, how: str, size: str) -> str:
-    return f"  {role:<9} {count:>5}  {status:<11}  {how:<36} {size:>9}".rstrip()
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
-def _size(layers: Iterable[InspectedLayer]) -> str:
-    return _mb(sum(layer.bytes for layer in layers))
-
-
-def _mb(count: int) -> str:
-    return f"{count / 1e6:.2f}"
+def _megabytes(layers: Iterable[InspectedLayer]) -> str:
+    return f"{sum(layer.bytes for layer in layers) / 1e6:.2f}"

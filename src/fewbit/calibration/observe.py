@@ -45,9 +45,7 @@ class Observer:
 
 def observe(step: Step, widths: Mapping[str, int], seed: int) -> dict[str, Seen]:
     """What the layers of a block see, by their paths in it; one pass over all rows."""
-    observers = {
-        path: Observer(width, step.minibatches, seed) for path, width in widths.items()
-    }
+    observers = {path: Observer(width, step.minibatches, seed) for path, width in widths.items()}
 
     def receive(given: LayerInput) -> None:
         observers[given.name].update(given.x, given.mask)

@@ -80,9 +80,7 @@ def noise_prediction(network: nn.Module, inputs: dict[str, Any]) -> Tensor:
     return prediction
 
 
-def picture_fidelity(
-    reference: Sequence[Image], pictures: Sequence[Image]
-) -> PictureFidelity:
+def picture_fidelity(reference: Sequence[Image], pictures: Sequence[Image]) -> PictureFidelity:
     """Of pictures drawn from the same seeds by the full-precision and the quantized pipeline."""
     if not reference or len(reference) != len(pictures):
         raise BadArgument(f"got {len(pictures)} pictures to compare with {len(reference)}")

@@ -131,7 +131,7 @@ def _role_rows(role: str, layers: list[LayerReport]) -> list[str]:
 
 def _columns(*cells: str) -> str:
     role, count, weight, activation, size, weight_db, output_db, gain = cells
-    left = f"  {role:<9} {count:>4}  {weight:<15} {activation:<12} {size:>7}"
+    left = f"  {role:<9} {count:>4}  {weight:<14} {activation:<12} {size:>7}"
     return f"{left} {weight_db:>9} {output_db:>9} {gain:>6}".rstrip()
 
 
