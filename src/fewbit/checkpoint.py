@@ -224,9 +224,9 @@ def _check_numbers(name: str, weight: QTensor) -> None:
             raise BrokenFile(f"{name}.scales holds a scale that is not positive and finite")
     if scales.zeros is not None and int(scales.zeros.max()) > fmt.max:
         raise BrokenFile(f"{name}.zeros holds a zero point above {fmt.max:.0f}")
-    if isinstance(fmt, FormatChoice) and scales.choices is not None:
-        if int(scales.choices.max()) >= len(fmt.options):
-            raise BrokenFile(f"{name}.choices holds a choice that {fmt} does not offer")
+    options = len(fmt.options) if isinstance(fmt, FormatChoice) else 0
+    if scales.choices is not None and int(scales.choices.max()) >= options:
+        raise BrokenFile(f"{name}.choices holds a choice that {fmt} does not offer")
     has_specials = not all(map(math.isfinite, fmt.code_values()))
     if has_specials and not bool(torch.isfinite(weight.dequantize()).all()):
         raise BrokenFile(f"{name}.codes holds a code that is no number in {fmt}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewbit import memory
 from fewbit.calibration import BlockStream, CalibrationSet, Step, sample
 from fewbit.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration
@@ -115,6 +116,7 @@ class _Run:
                 self._take(self.work.restore(self.transformer, block))
             else:
                 self._solve(block, step)
+            memory.release()
             yield block
 
     def _solve(self, block: int, step: Step | None) -> None:
@@ -261,6 +263,8 @@ def _layer_report(
     weight, packed = original.weight.detach(), solved.layer.packed_weight
     stage = solved.layer.stage
     activation = getattr(stage.activation, "spec", None) if stage else None
+    weight_db = sqnr(solved.target, packed.dequantize())
+    without_data = not outputs  # then the method is plain rounding itself
     return LayerReport(
         name=layer.name,
         role=str(layer.role),
@@ -269,8 +273,8 @@ def _layer_report(
         bits_per_weight=8 * packed.nbytes / weight.numel(),
         bytes_before=layer.bytes,
         bytes=solved.layer.nbytes(),
-        weight_db=sqnr(solved.target, packed.dequantize()),
-        rounding_weight_db=sqnr(weight, rule.weight.round(weight)),
+        weight_db=weight_db,
+        rounding_weight_db=weight_db if without_data else sqnr(weight, rule.weight.round(weight)),
         output_db=outputs[layer.name].actual_db if outputs else None,
         rounding_output_db=outputs[layer.name].plain_db if outputs else None,
     )

@@ -36,14 +36,20 @@ class InputStage(nn.Module):
     `stage(x)` always computes. `stage(x, reader)` computes for the first reader of x and hands the
     result to the others, to each of them once: whoever comes a second time has a new input, a new
     timestep, new parameters or a captured graph, even if x is the same object.
+
+    `folded` describes a transform that needs no run time: whoever gives x has it in its weights.
     """
 
     def __init__(
-        self, transform: Transform | None = None, activation: Activation | None = None
+        self,
+        transform: Transform | None = None,
+        activation: Activation | None = None,
+        folded: str | None = None,
     ) -> None:
         super().__init__()
         self.transform = transform
         self.activation = activation
+        self.folded = folded
         self._last: _Shared | None = None
 
     def forward(self, x: Tensor, reader: object = None) -> Tensor:
@@ -74,12 +80,14 @@ class InputStage(nn.Module):
     def __str__(self) -> str:
         """What an input goes through, as `inspect` shows it."""
         parts = [self.transform, self.activation]
-        return " > ".join(part.extra_repr() for part in parts if part is not None)
+        shown = [part.extra_repr() for part in parts if part is not None]
+        return " > ".join(shown if self.folded is None else [f"({self.folded})", *shown])
 
     def config(self) -> dict[str, Any]:
         """The parts that are there, each by its own config."""
         parts = {"transform": self.transform, "activation": self.activation}
-        return {name: part.config() for name, part in parts.items() if part is not None}
+        config = {name: part.config() for name, part in parts.items() if part is not None}
+        return config if self.folded is None else {**config, "folded": self.folded}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> InputStage:

@@ -1,4 +1,4 @@
-"""What a solver is told of a layer's inputs: second moments, loudest values, and a small sample."""
+"""What a solver is told of a layer's inputs: their second moments and a small sample."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ SAMPLE_ROWS = 512
 @dataclass(frozen=True)
 class Seen:
     moments: Tensor  # [in, in], the mean of x·xᵀ
-    absmax: Tensor  # [in]
     sample: Tensor  # [at most SAMPLE_ROWS, in], tokens drawn evenly over all minibatches
+
+    @property
+    def rms(self) -> Tensor:
+        """How loud each channel is."""
+        return self.moments.diagonal().sqrt()
 
 
 class Observer:
@@ -40,7 +44,7 @@ class Observer:
 
     def seen(self) -> Seen:
         sample = torch.cat(self.drawn)[:SAMPLE_ROWS]
-        return Seen(self.moments.mean(), self.moments.absmax, sample)
+        return Seen(self.moments.mean(), sample)
 
 
 def observe(step: Step, widths: Mapping[str, int], seed: int) -> dict[str, Seen]:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -223,13 +222,18 @@ class Step:
         receive: Callable[[LayerInput], None],
         minibatches: int | None = None,
     ) -> None:
-        """Run the block over all rows, or over the first few minibatches of them, and hand over
-        what its layers `names` receive."""
+        """Run the block over all rows, or over a few minibatches spread evenly over them, and hand
+        over what its layers `names` receive."""
         layers = {name: self._layer(name) for name in names}
-        for number, call in enumerate(islice(self.inputs(), minibatches)):
+        for number in self._spread(minibatches):
+            call = self.stream.call(self.index, number)
             hear = partial(self._hear, receive, call, self.stream.text_mask(number))
             with _listening(layers, hear):
                 self._run(call)
+
+    def _spread(self, minibatches: int | None) -> range:
+        wanted = self.minibatches if minibatches is None else min(minibatches, self.minibatches)
+        return range(0, self.minibatches // wanted * wanted, self.minibatches // wanted)
 
     def _hear(
         self,

@@ -67,11 +67,11 @@ class BlockJob:
         return (self.seed * 1_000 + self.index) * 1_000 + number
 
     def observe(self) -> dict[str, Seen]:
-        """What each layer sees, by its name; those that read one tensor see the same."""
+        """What each group of layers sees, by the name of its first."""
         assert self.step is not None
         widths = {self.path(group[0]): self.linear(group[0]).in_features for group in self.groups}
         seen = observe(self.step, widths, self.seed_of(999))
-        return {name: seen[self.path(group[0])] for group in self.groups for name in group}
+        return {group[0]: seen[self.path(group[0])] for group in self.groups}
 
     def path(self, name: str) -> str:
         """Of a layer inside its block."""

@@ -12,6 +12,7 @@ modulation linear, which sees one row per image, keeps its input and takes `adal
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,19 +25,13 @@ from fewbit.formats import FORMATS, Format, FormatChoice, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
 from fewbit.methods.contract import BlockJob, Rule, one_of, within
-from fewbit.models import Attention, Layer, Role
+from fewbit.models import Layer, Role
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.gptq import Order, gptq
 from fewbit.rounding.grid import ChoiceGrid, Grid, round_to_nearest
 from fewbit.rounding.selection import best_for_all, by_error, by_ratio
 from fewbit.transforms.chain import Chain
-from fewbit.transforms.hadamard import (
-    Block,
-    Hadamard,
-    HadamardTransform,
-    rotate_heads_in,
-    rotate_heads_out,
-)
+from fewbit.transforms.hadamard import Block, Hadamard, HadamardTransform
 from fewbit.transforms.smooth import Smooth, smoothing_scales
 from fewbit.transforms.transform import Transform
 
@@ -60,6 +55,8 @@ CANDIDATES = {
     4: tuple(FORMATS[name] for name in ("e3m0", "e2m1", "e1m2")),
     3: tuple(FORMATS[name] for name in ("e2m0", "e1m1")),
 }
+
+MUCH_WORSE = 1.25  # 1 dB: less is chance
 
 
 @dataclass(frozen=True)
@@ -103,100 +100,149 @@ def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
     return None if weight is None else Rule(weight)
 
 
+@dataclass(frozen=True)
+class _Input:
+    """One tensor on its way to all layers that read it."""
+
+    readers: tuple[str, ...]
+    seen: Seen
+    transform: Transform | None
+    stage: InputStage | None  # holds the transform, unless that is folded into other weights
+
+
 def solve(job: BlockJob, settings: Settings) -> None:
-    if settings.hadamard:
-        for number, attention in enumerate(job.attentions):
-            _rotate_heads(job, attention, seed=job.seed_of(number))
     seen = job.observe()
-    worse: dict[str, str] = {}
-    for number, group in enumerate(job.groups):
-        seed = job.seed_of(100 + number)
-        worse |= _solve_group(job, group, seen[group[0]], settings, seed)
-    if worse:
-        listed = ", ".join(f"{job.path(name)} ({change})" for name, change in worse.items())
-        job.warn(
-            f"{job.name}: the transform makes plain rounding lose more of the output in {listed}; "
-            "where a few inputs are far louder than the rest, smooth=0.5 helps"
-        )
+    folded = _fold_into_values(job, seen, settings)
+    inputs = [_input(job, number, seen, folded, settings) for number in range(len(job.groups))]
+    _warn_where_worse(job, inputs)
+    for one in inputs:
+        _solve(job, one, settings)
 
 
-def _solve_group(
-    job: BlockJob, group: tuple[str, ...], seen: Seen, settings: Settings, seed: int
-) -> dict[str, str]:
-    """All layers that read one tensor: one transform and one quantized input for them.
+def _fold_into_values(
+    job: BlockJob, seen: Mapping[str, Seen], settings: Settings
+) -> dict[str, Transform]:
+    """The transforms of what attention gives, by the layers that read it; free of run-time cost.
 
-    Returns the layers that the transform makes worse, and by how much.
+    Attention mixes tokens and not channels, so the value projections can give it transformed.
     """
-    worse = {}
-    transform = _transform(job, group, seen, settings, seed)
-    activation = _activation_spec(job.rules[group[0]].activation, seen, transform, settings)
-    dynamic = None if activation is None else Dynamic(activation)
-    stage = InputStage(transform, dynamic) if transform or dynamic else None
-    moments = seen.moments if transform is None else transform(transform(seen.moments).T)
-    for name in group:
-        linear, weight = job.linear(name), job.weight(name).float()
-        target = weight if transform is None else transform.weight(weight)
-        packed = _round(job, name, target, moments, settings)
-        job.replace(name, QLinear(packed, linear.bias, stage), target)
-        if transform is not None and activation is not None:
-            rule = Rule(job.rules[name].weight, activation)
-            before = _lost(seen.sample, weight, rule, seen.sample @ weight.T)
-            after = _lost(transform(seen.sample), target, rule, seen.sample @ weight.T)
-            if after > before:
-                worse[name] = f"{100 * before:.2g}% -> {100 * after:.2g}%"
-    return worse
+    folded: dict[str, Transform] = {}
+    for number, attention in enumerate(job.attentions):
+        channels = job.linear(attention.outs[0]).in_features
+        values = [_value_rows(job, name) for name in attention.values]
+        if any(len(weight) != channels for weight, _ in values):
+            continue  # several heads read one value head
+        head = Hadamard.for_width(attention.head_width, 0, block="auto")
+        rotation = Hadamard(channels, head.order, job.seed_of(number))
+        outs = [seen[name] for name in attention.outs]
+        transform = _transform(job, attention.outs, outs, rotation, settings)
+        if transform is not None:
+            for weight, bias in values:
+                weight.copy_(transform(weight.float().T).T)
+                if bias is not None:
+                    bias.copy_(transform(bias.float()))
+            folded |= dict.fromkeys(attention.outs, transform)
+    return folded
 
 
-def _rotate_heads(job: BlockJob, attention: Attention, seed: int) -> None:
-    """Free of run-time cost: V emits rotated heads and the output projection expects them."""
-    head = Hadamard.for_width(attention.head_width, seed, block="auto")
-    for name in attention.values:
-        linear = job.linear(name)
-        rows = linear.out_features // (3 if job.role(name) is Role.QKV else 1)
-        weight, bias = linear.weight.data, None if linear.bias is None else linear.bias.data
-        heads = rows // attention.head_width
-        rotated, rotated_bias = rotate_heads_out(
-            weight[-rows:], None if bias is None else bias[-rows:], heads, head
-        )
-        weight[-rows:] = rotated
-        if bias is not None and rotated_bias is not None:
-            bias[-rows:] = rotated_bias
-    for name in attention.outs:
-        linear = job.linear(name)
-        heads = linear.in_features // attention.head_width
-        linear.weight.data = rotate_heads_in(linear.weight.data, heads, head)
+def _value_rows(job: BlockJob, name: str) -> tuple[Tensor, Tensor | None]:
+    """The rows of a projection that give values: of a joint one the last third."""
+    linear = job.linear(name)
+    rows = linear.out_features // (3 if job.role(name) is Role.QKV else 1)
+    bias = None if linear.bias is None else linear.bias.detach()[-rows:]
+    return linear.weight.detach()[-rows:], bias
+
+
+def _input(
+    job: BlockJob,
+    number: int,
+    seen: Mapping[str, Seen],
+    folded: Mapping[str, Transform],
+    settings: Settings,
+) -> _Input:
+    """Sections 3.2 and 3.3 for the inputs; those that are not rounded stay as they are."""
+    readers = job.groups[number]
+    look, spec = seen[readers[0]], job.rules[readers[0]].activation
+    if spec is None:
+        return _Input(readers, look, None, None)
+    transform = folded.get(readers[0])
+    if transform is not None:
+        activation = Dynamic(_activation_spec(spec, look, transform, settings))
+        stage = InputStage(None, activation, folded=transform.extra_repr())
+        return _Input(readers, look, transform, stage)
+    width, seed = job.linear(readers[0]).in_features, job.seed_of(100 + number)
+    rotation = Hadamard.for_width(width, seed, block=settings.block) if settings.hadamard else None
+    transform = _transform(job, readers, [look], rotation, settings)
+    activation = Dynamic(_activation_spec(spec, look, transform, settings))
+    return _Input(readers, look, transform, InputStage(transform, activation))
 
 
 def _transform(
-    job: BlockJob, group: tuple[str, ...], seen: Seen, settings: Settings, seed: int
+    job: BlockJob,
+    readers: Sequence[str],
+    seen: Sequence[Seen],
+    rotation: Hadamard | None,
+    settings: Settings,
 ) -> Transform | None:
-    """What happens to an input at run time; nothing where it is not quantized."""
-    if job.rules[group[0]].activation is None:
-        return None
+    """Section 3.2, for all that these layers read."""
     parts: list[Transform] = []
     if settings.smooth is not None:
-        largest = torch.stack([job.weight(name).abs().amax(0) for name in group]).amax(0)
-        parts.append(Smooth(smoothing_scales(seen.absmax, largest.float(), settings.smooth)))
-    if settings.hadamard and not _rotated_offline(job, group):
-        width = job.weight(group[0]).shape[1]
-        parts.append(HadamardTransform(Hadamard.for_width(width, seed, block=settings.block)))
+        loud = torch.stack([look.rms for look in seen]).norm(dim=0)
+        heavy = torch.cat([job.weight(name).float() for name in readers]).norm(dim=0)
+        parts.append(Smooth(smoothing_scales(loud, heavy, settings.smooth)))
+    if settings.hadamard and rotation is not None:
+        parts.append(HadamardTransform(rotation))
     if len(parts) == 2:
         return Chain(parts)
     return parts[0] if parts else None
 
 
-def _rotated_offline(job: BlockJob, group: tuple[str, ...]) -> bool:
-    return any(name in attention.outs for attention in job.attentions for name in group)
-
-
 def _activation_spec(
-    spec: Spec | None, seen: Seen, transform: Transform | None, settings: Settings
-) -> Spec | None:
-    if spec is None or settings.activation_format == "fixed":
+    spec: Spec, seen: Seen, transform: Transform | None, settings: Settings
+) -> Spec:
+    if settings.activation_format == "fixed":
         return spec
     sample = seen.sample if transform is None else transform(seen.sample)
     candidates = (replace(spec, format=fmt) for fmt in CANDIDATES.get(spec.format.bits, ()))
     return best_for_all(sample, (spec, *candidates))
+
+
+def _warn_where_worse(job: BlockJob, inputs: Sequence[_Input]) -> None:
+    worse = [
+        f"{job.path(name)} ({100 * before:.2g}% -> {100 * after:.2g}%)"
+        for one in inputs
+        for name, before, after in _plain_losses(job, one)
+        if after > MUCH_WORSE * before
+    ]
+    if worse:
+        job.warn(
+            f"{job.name}: the transform makes plain rounding lose more of the output in "
+            f"{', '.join(worse)}; where a few inputs are far louder than the rest, smooth=0.5 helps"
+        )
+
+
+def _plain_losses(job: BlockJob, given: _Input) -> Iterator[tuple[str, float, float]]:
+    """By plain rounding of both sides of the product: without the transform, and with it."""
+    transform, activation = given.transform, given.stage and given.stage.activation
+    if transform is None or activation is None:
+        return
+    x = given.seen.sample
+    for name in given.readers:
+        rule, weight = Rule(job.rules[name].weight, activation.spec), job.weight(name).float()
+        exact = x @ weight.T
+        before = _lost(x, weight, rule, exact)
+        yield name, before, _lost(transform(x), transform.weight(weight), rule, exact)
+
+
+def _solve(job: BlockJob, given: _Input, settings: Settings) -> None:
+    transform, moments = given.transform, given.seen.moments
+    if transform is not None:
+        moments = transform(transform(moments).T)
+    for name in given.readers:
+        linear, weight = job.linear(name), job.weight(name).float()
+        target = weight if transform is None else transform.weight(weight)
+        packed = _round(job, name, target, moments, settings)
+        job.replace(name, QLinear(packed, linear.bias, given.stage), target)
 
 
 def _grid(spec: Spec, target: Tensor, settings: Settings) -> Grid | ChoiceGrid:

@@ -40,15 +40,17 @@ def from_config(config: dict[str, Any]) -> Smooth:
     return Smooth(torch.empty(config["width"]))
 
 
-def smoothing_scales(act_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
-    """s = max|x|^α / max|W|^(1-α) per channel: SmoothQuant (Xiao et al. 2023), equation 4.
+def smoothing_scales(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
+    """s = |x|^α / |W|^(1-α) per channel, SmoothQuant (Xiao et al. 2023), equation 4, for whatever
+    measure of loudness. SmoothQuant takes the largest magnitudes. Before a rotation, which spreads
+    rounding noise evenly, α = 1/2 on root mean squares makes the noise of the output smallest.
 
     Divided by their geometric mean, a factor that cancels in the product, so that a channel that
     calibration or the weight left at zero keeps a neutral 1 and no scale leaves a half type.
     """
     if not 0 <= alpha <= 1:
         raise BadArgument(f"smoothing got alpha {alpha}; allowed: 0 to 1")
-    live = (act_absmax > 0) & (weight_absmax > 0)
-    log_scales = alpha * act_absmax.log() - (1 - alpha) * weight_absmax.log()
+    live = (inputs > 0) & (weights > 0)
+    log_scales = alpha * inputs.log() - (1 - alpha) * weights.log()
     centred = log_scales - log_scales[live].mean()
     return torch.where(live, centred.clamp(-LARGEST_LOG, LARGEST_LOG), 0.0).exp()
