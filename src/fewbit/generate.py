@@ -42,7 +42,7 @@ def generate(
     Without labels every class has its turn. Other things left out are as the pipeline has them.
     `picture.info` says how a picture was made.
     """
-    subject, subjects = _subjects(pipe, labels, prompts)
+    subject, subjects = subjects_of(pipe, labels, prompts)
     settings = _settings(pipe, steps, guidance)
     facts = _facts(pipe, settings)
     pictures = []
@@ -62,7 +62,7 @@ def _draw(pipe: Any, arguments: dict[str, Any], seed: int) -> Image:
         return pipe(**arguments, generator=own, output_type="pil").images[0]
 
 
-def _subjects(
+def subjects_of(
     pipe: Any, labels: Sequence[int | str], prompts: Sequence[str]
 ) -> tuple[str, list[Any]]:
     """The name of the argument that says what to draw, and its values."""

@@ -1,0 +1,144 @@
+"""Pictures for evaluation in a folder: number i depends on the model, the settings and (seed, i).
+
+So it does not matter in which order they are drawn, or in how many runs. Every file says in its
+text chunks how it was made; one that says the same as it would today is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fewbit.blueprint import blueprint_of
+from fewbit.errors import BadOutput, BrokenFile
+from fewbit.evaluate.finite import NotFinite, every_layer, finite_outputs, networks, outermost
+from fewbit.evaluate.reading import read_picture
+from fewbit.generate import generate, subjects_of
+from fewbit.images import common_facts, save_png
+from fewbit.progress import track
+from fewbit.tensors import digest
+from fewbit.version import __version__
+
+
+@dataclass(frozen=True)
+class Series:
+    """All the pictures of one pipeline, from number 0 upwards; subjects take turns."""
+
+    pipe: Any
+    model: str  # SHA-256 of the pipeline
+    keyword: str
+    subjects: Sequence[Any]
+    seed: int
+    steps: int | None
+    guidance: float | None
+
+    @classmethod
+    def of(
+        cls,
+        pipe: Any,
+        seed: int,
+        steps: int | None = None,
+        guidance: float | None = None,
+        prompts: Sequence[str] = (),
+    ) -> Series:
+        keyword, subjects = subjects_of(pipe, (), prompts)
+        return cls(pipe, fingerprint(pipe), keyword, subjects, seed, steps, guidance)
+
+    def subject(self, number: int) -> Any:
+        return self.subjects[number % len(self.subjects)]
+
+    def facts(self, number: int) -> dict[str, str]:
+        """What decides on the picture."""
+        own = "the pipeline's own"
+        return {
+            "model_sha256": self.model,
+            "number": f"{number} of seed {self.seed}",
+            "asked": str(self.subject(number)),
+            "asked_steps": own if self.steps is None else str(self.steps),
+            "asked_guidance": own if self.guidance is None else str(self.guidance),
+            "fewbit": __version__,
+        }
+
+    def draw(self, number: int) -> Image.Image:
+        """Raises NotFinite with the first bad layer; only then is every layer looked at."""
+        try:
+            with finite_outputs(outermost(self.pipe)):
+                return self._draw(number)
+        except NotFinite:
+            with finite_outputs(every_layer(self.pipe)):
+                return self._draw(number)
+
+    def _draw(self, number: int) -> Image.Image:
+        asked = [self.subject(number)]
+        [picture] = generate(
+            self.pipe,
+            seeds=[picture_seed(self.seed, number)],
+            labels=asked if self.keyword == "class_labels" else (),
+            prompts=asked if self.keyword == "prompt" else (),
+            steps=self.steps,
+            guidance=self.guidance,
+        )
+        picture.info.update(self.facts(number))
+        return picture
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The files in order, and what had to be drawn again because it could not be read."""
+
+    files: list[Path]
+    redrawn: list[str]
+
+
+def fill(folder: Path, series: Series, count: int, progress: bool = False) -> Filled:
+    """See that the folder holds pictures 0 to count - 1; draw those it lacks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number:06}.png" for number in range(count)]
+    missing, redrawn = [], []
+    for number, file in enumerate(files):
+        if file.exists():
+            try:
+                _refuse_other_run(file, series.facts(number))
+                continue
+            except BrokenFile as error:
+                redrawn.append(str(error))
+        missing.append(number)
+    for number in track(missing, f"drawing to {folder.name}", len(missing), progress):
+        picture = series.draw(number)
+        save_png(picture, files[number], common_facts([picture]))
+    return Filled(files, redrawn)
+
+
+def picture_seed(seed: int, number: int) -> int:
+    """No two sets share a picture, as they would if numbers were added to seeds."""
+    return int.from_bytes(hashlib.sha256(f"picture {number} of {seed}".encode()).digest()[:6])
+
+
+def fingerprint(pipe: Any) -> str:
+    """SHA-256 of all that a pipeline draws with: weights, formats, scheduler, device."""
+    total = hashlib.sha256()
+    for name, network in sorted(networks(pipe).items()):
+        total.update(f"{name} {json.dumps(blueprint_of(network))}\n".encode())
+        for key, tensor in sorted(network.state_dict().items()):
+            total.update(f"{key} {digest(tensor)}\n".encode())
+    scheduler = getattr(pipe, "scheduler", None)
+    settings = sorted((key, repr(value)) for key, value in getattr(scheduler, "config", {}).items())
+    total.update(f"{type(scheduler).__name__} {settings} {pipe.device.type}".encode())
+    return total.hexdigest()
+
+
+def _refuse_other_run(file: Path, facts: dict[str, str]) -> None:
+    read_picture(file)
+    with Image.open(file) as picture:
+        differs = [key for key, value in facts.items() if picture.info.get(key) != value]
+    if differs:
+        raise BadOutput(
+            f"{file} is of another run, which differs in: {', '.join(differs)}; "
+            f"choose another folder or delete {file.parent}"
+        )
