@@ -110,3 +110,13 @@ def test_prompts_go_to_pipelines_that_read():
     ]:
         with pytest.raises(BadArgument, match=sentence):
             generate(Reader(), seeds=[0], **arguments)
+
+
+def test_pictures_drawn_together_have_their_own_seeds_and_subjects(pipe):
+    alone = generate(pipe, seeds=range(4, 8), steps=2)
+    together = generate(pipe, seeds=range(4, 8), steps=2, together=3)
+    assert [picture.info for picture in together] == [picture.info for picture in alone]
+    for one, other in zip(alone, together, strict=True):
+        # Another order of float32 sums, and then bytes: at most one level.
+        apart = np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int))
+        assert apart.max() <= 1

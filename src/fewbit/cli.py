@@ -239,6 +239,7 @@ def generate(
 )
 @click.option("--steps", type=int, help="Denoising steps; the pipeline's own if left out.")
 @click.option("--guidance", type=float, help="Guidance scale; the pipeline's own if left out.")
+@click.option("--together", type=click.IntRange(1), default=1, help="Pictures at a time; faster.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A text file, one a line.")
 @click.option("--real", type=click.Path(path_type=Path), help="A folder of pictures or ADM's .npz.")
 @click.option("--inception", type=click.Path(path_type=Path), help="Inception's weights, for FID.")
@@ -256,6 +257,7 @@ def evaluate(
     count: int,
     steps: int | None,
     guidance: float | None,
+    together: int,
     prompts: Path | None,
     real: Path | None,
     inception: Path | None,
@@ -292,7 +294,8 @@ def evaluate(
     from fewbit.source import device_named, open_model
 
     lines = prompts.read_text().splitlines() if prompts else []
-    setting = Setting(count, seed, steps, guidance, [line for line in lines if line.strip()])
+    texts = [line for line in lines if line.strip()]
+    setting = Setting(count, seed, steps, guidance, texts, together)
     ours, theirs = (
         Named(open_model(name, dtype=_dtype(dtype), device=device_named(device)), name)
         for name in (model, reference)

@@ -156,7 +156,7 @@ def test_other_schedulers_are_refused(both, tmp_path):
     from diffusers import DDPMScheduler
 
     both[1].pipe.scheduler = DDPMScheduler()
-    with pytest.raises(BadArgument, match="differ in .*class"):
+    with pytest.raises(BadArgument, match=r"differ in .*class"):
         evaluate(*both, EIGHT, tmp_path)
     assert no_files(tmp_path)
 

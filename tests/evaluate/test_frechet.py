@@ -112,7 +112,9 @@ def test_endless_sets_have_no_bias_and_round_ones_the_one_of_the_sentence():
 
 def test_too_few_pictures_are_told_the_minimum_and_the_bias():
     refuse_too_few(129, 128, "draw more")
-    sentence = "over 128 features needs at least 129 pictures, got 128.* up to 0.26 times.*draw more"
+    sentence = (
+        "over 128 features needs at least 129 pictures, got 128.* up to 0.26 times.*draw more"
+    )
     with pytest.raises(BadArgument, match=sentence):
         refuse_too_few(128, 128, "draw more")
 

@@ -40,11 +40,11 @@ def test_runs_of_any_length_and_order_end_with_the_same_files(pipe, tmp_path):
 def test_a_killed_run_leaves_whole_pictures_and_goes_on(pipe, tmp_path, monkeypatch):
     real_draw, drawn = Series.draw, []
 
-    def dying(self, number):
-        drawn.append(number)
+    def dying(self, company):
+        drawn.extend(company)
         if drawn == [0, 1, 2]:
             raise KeyboardInterrupt
-        return real_draw(self, number)
+        return real_draw(self, company)
 
     monkeypatch.setattr(Series, "draw", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -68,6 +68,16 @@ def test_subjects_take_turns_and_files_say_how_they_were_made(pipe, tmp_path):
     assert infos[1]["model_sha256"] == fingerprint(pipe)
 
 
+def test_pictures_drawn_together_always_have_the_same_company(pipe, tmp_path):
+    fewbit.quantize(pipe, "rtn", progress=False)
+    fill(tmp_path / "whole", series(pipe, together=3), 6)
+    whole = contents(tmp_path / "whole")
+    fill(tmp_path / "parts", series(pipe, together=3), 2)
+    assert list(contents(tmp_path / "parts")) == ["000000.png", "000001.png"]
+    fill(tmp_path / "parts", series(pipe, together=3), 6)
+    assert contents(tmp_path / "parts") == whole
+
+
 def test_what_cannot_be_read_is_named_and_drawn_again(pipe, tmp_path):
     fill(tmp_path, series(pipe), 2)
     whole = contents(tmp_path)
@@ -80,7 +90,12 @@ def test_what_cannot_be_read_is_named_and_drawn_again(pipe, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "differs"),
-    [({"seed": 6}, "number"), ({"steps": 2}, "asked_steps"), ({"guidance": 2.0}, "asked_guidance")],
+    [
+        ({"seed": 6}, "number"),
+        ({"steps": 2}, "asked_steps"),
+        ({"guidance": 2.0}, "asked_guidance"),
+        ({"together": 2}, "drawn_together"),
+    ],
 )
 def test_pictures_of_another_run_are_never_taken(pipe, tmp_path, changes, differs):
     fill(tmp_path, series(pipe), 1)

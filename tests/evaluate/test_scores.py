@@ -9,7 +9,9 @@ from fewbit.evaluate.scores import Basis, Evaluation, Score
 @pytest.fixture
 def evaluation() -> Evaluation:
     pairs = Basis(256, 0, "the same seeds in full precision", "ab" * 32)
-    sets = Basis(256, 0, "shapes data, seed 1000003", "cd" * 32, "none", "the classifier", "ef" * 32)
+    sets = Basis(
+        256, 0, "shapes data, seed 1000003", "cd" * 32, "none", "the classifier", "ef" * 32
+    )
     return Evaluation(
         "shapes-hq-dit-w4a4",
         "shapes",

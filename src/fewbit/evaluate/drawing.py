@@ -32,10 +32,10 @@ class Drawing:
             raise BadModel(f"the reference is broken itself: {broken}") from None
         self._fill(MODEL, self.model, count, progress)
 
-    def common_size(self) -> tuple[int, int]:
+    def common_size(self, count: int) -> tuple[int, int]:
         """Of the first pictures: what does not fit together shows before the long work."""
         try:
-            self.fill(1, progress=False)
+            self.fill(min(count, self.model.together), progress=False)
         except NotFinite:
             return self._size(REFERENCE)  # the model has none; that is told in its turn
         ours, theirs = self._size(MODEL), self._size(REFERENCE)

@@ -34,9 +34,10 @@ class Setting:
     steps: int | None = None
     guidance: float | None = None
     prompts: Sequence[str] = ()
+    together: int = 1
 
     def series(self, pipe: Any) -> Series:
-        return Series.of(pipe, self.seed, self.steps, self.guidance, self.prompts)
+        return Series.of(pipe, self.seed, self.steps, self.guidance, self.prompts, self.together)
 
 
 def evaluate(
@@ -59,7 +60,7 @@ def evaluate(
         remedy = "draw more (--n) or ask for same-seed scores alone (--fidelity-only)"
         refuse_too_few(setting.count, max(net.widths), remedy)
     drawing = Drawing(setting.series(reference.pipe), setting.series(model.pipe), folder)
-    size = drawing.common_size()
+    size = drawing.common_size(setting.count)
     if real is not None:
         refuse_other_size(real, size)
     sets = None if net is None else SetScores(net, real)

@@ -1,7 +1,8 @@
 """Pictures for evaluation in a folder: number i depends on the model, the settings and (seed, i).
 
-So it does not matter in which order they are drawn, or in how many runs. Every file says in its
-text chunks how it was made; one that says the same as it would today is kept.
+So it does not matter in which order they are drawn, or in how many runs. If several are drawn
+together, for speed, it is always the same ones: sums in a layer depend on the company. Every file
+says in its text chunks how it was made; one that says the same as it would today is kept.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Series:
     seed: int
     steps: int | None
     guidance: float | None
+    together: int
 
     @classmethod
     def of(
@@ -46,9 +48,10 @@ class Series:
         steps: int | None = None,
         guidance: float | None = None,
         prompts: Sequence[str] = (),
+        together: int = 1,
     ) -> Series:
         keyword, subjects = subjects_of(pipe, (), prompts)
-        return cls(pipe, fingerprint(pipe), keyword, subjects, seed, steps, guidance)
+        return cls(pipe, fingerprint(pipe), keyword, subjects, seed, steps, guidance, together)
 
     def subject(self, number: int) -> Any:
         return self.subjects[number % len(self.subjects)]
@@ -62,30 +65,38 @@ class Series:
             "asked": str(self.subject(number)),
             "asked_steps": own if self.steps is None else str(self.steps),
             "asked_guidance": own if self.guidance is None else str(self.guidance),
+            "drawn_together": str(self.together),
             "fewbit": __version__,
         }
 
-    def draw(self, number: int) -> Image.Image:
+    def company(self, number: int) -> range:
+        """The pictures that are drawn together with this one."""
+        first = number - number % self.together
+        return range(first, first + self.together)
+
+    def draw(self, company: range) -> list[Image.Image]:
         """Raises NotFinite with the first bad layer; only then is every layer looked at."""
         try:
             with finite_outputs(outermost(self.pipe)):
-                return self._draw(number)
+                return self._draw(company)
         except NotFinite:
             with finite_outputs(every_layer(self.pipe)):
-                return self._draw(number)
+                return self._draw(company)
 
-    def _draw(self, number: int) -> Image.Image:
-        asked = [self.subject(number)]
-        [picture] = generate(
+    def _draw(self, company: range) -> list[Image.Image]:
+        asked = [self.subject(number) for number in company]
+        pictures = generate(
             self.pipe,
-            seeds=[picture_seed(self.seed, number)],
+            seeds=[picture_seed(self.seed, number) for number in company],
             labels=asked if self.keyword == "class_labels" else (),
             prompts=asked if self.keyword == "prompt" else (),
             steps=self.steps,
             guidance=self.guidance,
+            together=self.together,
         )
-        picture.info.update(self.facts(number))
-        return picture
+        for number, picture in zip(company, pictures, strict=True):
+            picture.info.update(self.facts(number))
+        return pictures
 
 
 @dataclass(frozen=True)
@@ -109,9 +120,11 @@ def fill(folder: Path, series: Series, count: int, progress: bool = False) -> Fi
             except BrokenFile as error:
                 redrawn.append(str(error))
         missing.append(number)
-    for number in track(missing, f"drawing to {folder.name}", len(missing), progress):
-        picture = series.draw(number)
-        save_png(picture, files[number], common_facts([picture]))
+    companies = dict.fromkeys(map(series.company, missing))
+    for company in track(companies, f"drawing to {folder.name}", len(companies), progress):
+        for number, picture in zip(company, series.draw(company), strict=True):
+            if number in missing:
+                save_png(picture, files[number], common_facts([picture]))
     return Filled(files, redrawn)
 
 
