@@ -59,7 +59,7 @@ def test_missing_weights_say_what_to_put_where(pipe, tmp_path):
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     (tmp_path / "weights.pth").write_bytes(b"")
-    with pytest.raises(BrokenFile, match=r"torch-fidelity, which is not installed; .*fewbit\[eval"):
+    with pytest.raises(BrokenFile, match=r"which cannot be imported \(.*; install fewbit\[eval"):
         InceptionNet(tmp_path / "weights.pth")
 
 
@@ -68,7 +68,7 @@ class LikeTorchFidelity(nn.Module):
 
     def __init__(self, name, features_list, feature_extractor_weights_path):
         super().__init__()
-        torch.load(feature_extractor_weights_path, weights_only=True)
+        torch.load(feature_extractor_weights_path, weights_only=False)
         assert features_list == ["2048", "logits_unbiased"]
         self.Mixed_6d = nn.Module()
         self.Mixed_6d.branch1x1 = nn.Conv2d(3, 192, 1)
@@ -95,6 +95,18 @@ def test_inception_gives_adms_two_features(fidelity, tmp_path, pictures):
     assert seen.probabilities.sum(1).tolist() == pytest.approx([1, 1])
     again = net.see(pictures(3, seed=1))
     assert len(again.spatial) == 3
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+def test_a_weights_file_is_never_unpickled_freely(fidelity, tmp_path, capsys):
+    torch.save({"x": Malicious()}, tmp_path / "weights.pth")
+    with pytest.raises(BrokenFile, match="does not hold Inception's weights"):
+        InceptionNet(tmp_path / "weights.pth")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_file_without_its_weights_is_named(fidelity, tmp_path):

@@ -69,7 +69,8 @@ def test_subjects_take_turns_and_files_say_how_they_were_made(pipe, tmp_path):
 
 
 def test_pictures_drawn_together_always_have_the_same_company(pipe, tmp_path):
-    fewbit.quantize(pipe, "rtn", progress=False)
+    three = series(pipe, together=3)
+    assert [three.company(number) for number in (0, 2, 3)] == [range(3), range(3), range(3, 6)]
     fill(tmp_path / "whole", series(pipe, together=3), 6)
     whole = contents(tmp_path / "whole")
     fill(tmp_path / "parts", series(pipe, together=3), 2)
@@ -119,6 +120,13 @@ def test_the_fingerprint_sees_weights_formats_and_scheduler(pipe, other_pipe):
     assert fingerprint(other_pipe) != first
     pipe.scheduler.register_to_config(beta_start=0.001)
     assert fingerprint(pipe) != first
+
+
+def test_the_fingerprint_sees_a_format_whose_codes_are_the_same(pipe):
+    fewbit.quantize(pipe, "rtn", progress=False)
+    before = fingerprint(pipe)
+    pipe.transformer.transformer_blocks[0].attn1.to_q.spec = "the same codes, another meaning"
+    assert fingerprint(pipe) != before
 
 
 def test_no_two_seeds_share_a_picture():

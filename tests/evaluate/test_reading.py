@@ -72,9 +72,10 @@ def test_what_numpy_wrote_is_read_in_chunks(tmp_path, pictures, monkeypatch, sav
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (np.zeros((2, 4, 4, 3)), r"must be bytes \[N, height, width, 3\], got float64"),
+        (np.zeros((2, 4, 4, 3)), r"must be bytes in rows, \[N, height, width, 3\], got float64"),
         (np.zeros((2, 3, 4, 4), np.uint8), r"got uint8 \[2, 3, 4, 4\]"),
         (np.zeros((4, 4, 3), np.uint8), r"\[4, 4, 3\]"),
+        (np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8)), "must be bytes in rows"),
         (np.array([{"a": 1}], dtype=object), r"got object \[1\]"),
     ],
 )

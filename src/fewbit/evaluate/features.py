@@ -128,12 +128,13 @@ def draws_shapes(pipe: Any) -> bool:
 def _build_inception(weights: Path) -> nn.Module:
     try:
         module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    except ImportError:
+    except (ImportError, RuntimeError, OSError) as error:  # torchvision may be of another torch
         raise BrokenFile(
-            "Inception is built by torch-fidelity, which is not installed; "
-            "install fewbit[eval], or torch-fidelity beside the torch that is there"
+            f"Inception is built by torch-fidelity, which cannot be imported ({error}); "
+            "install fewbit[eval] with the torchvision that belongs to the torch that is there"
         ) from None
     try:
+        torch.load(weights, map_location="meta", weights_only=True)  # it would unpickle anything
         net: nn.Module = module.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], str(weights)
         )

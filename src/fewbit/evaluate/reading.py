@@ -70,7 +70,7 @@ class NpzPictures:
             raise BrokenFile(f"{self.file} holds no readable {PICTURES}: {error}") from None
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or by_columns:
             raise BrokenFile(
-                f"{self.file}: {PICTURES} must be bytes [N, height, width, 3], got "
+                f"{self.file}: {PICTURES} must be bytes in rows, [N, height, width, 3], got "
                 f"{dtype} {list(shape)}"
             )
         return shape
