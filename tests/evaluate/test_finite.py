@@ -38,6 +38,13 @@ def test_the_innermost_layer_that_is_first_is_named(bad):
     assert first_bad(pipe, outermost(pipe)) == f"transformer.{bad}"
 
 
+def test_what_goes_wrong_between_layers_is_the_networks_own():
+    pipe = Pipe(transformer=Doubling())
+    with pytest.raises(NotFinite) as found, finite_outputs(every_layer(pipe)):
+        pipe.components["transformer"](torch.tensor([3e38]))
+    assert found.value.layer == "transformer"
+
+
 def test_an_infinity_counts_and_whole_numbers_never_do():
     layer = nn.Identity()
     with pytest.raises(NotFinite), finite_outputs({"it": layer}):
