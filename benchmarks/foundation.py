@@ -47,36 +47,9 @@ def _child(what: str) -> dict[str, float]:
     return figures
 
 
-def dit_xl_2():  # type: ignore[no-untyped-def]
-    """Random weights in the published shape, without the cost of initialising them."""
-    import torch
-    from accelerate import init_empty_weights
-    from diffusers import DiTTransformer2DModel
-
-    with init_empty_weights(include_buffers=False):
-        model = DiTTransformer2DModel(
-            num_attention_heads=16,
-            attention_head_dim=72,
-            in_channels=4,
-            out_channels=8,
-            num_layers=28,
-            sample_size=32,
-            patch_size=2,
-            num_embeds_ada_norm=1000,
-        )
-    generator = torch.Generator().manual_seed(0)
-    shared: dict[str, torch.nn.Parameter] = {}
-    for name, parameter in list(model.named_parameters()):
-        tail = name.partition(".norm1.emb.")[2]  # one copy serves all blocks, as once converted
-        if tail not in shared or not tail:
-            values = torch.empty(parameter.shape).normal_(std=0.02, generator=generator)
-            shared[tail] = torch.nn.Parameter(values, requires_grad=False)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, shared[tail])
-    return model.eval()
-
-
 def quantize() -> dict[str, float]:
+    from models import dit_xl_2
+
     import fewbit
     from fewbit.engine import stored_bytes
     from fewbit.plan import make_plan
@@ -104,6 +77,8 @@ def quantize() -> dict[str, float]:
 
 
 def inspect() -> dict[str, float]:
+    from models import dit_xl_2
+
     import fewbit
 
     model = dit_xl_2()

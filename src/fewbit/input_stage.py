@@ -92,4 +92,9 @@ class InputStage(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> InputStage:
         homes = {"transform": "transforms", "activation": "activations"}
-        return cls(**{name: registry.build(homes[name], part) for name, part in config.items()})
+        folded = config.get("folded")
+        if not isinstance(folded, str | None):
+            raise TypeError(f"folded must be a text, got {folded!r}")
+        parts = {name: part for name, part in config.items() if name != "folded"}
+        built = {name: registry.build(homes[name], part) for name, part in parts.items()}
+        return cls(**built, folded=folded)

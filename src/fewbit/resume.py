@@ -37,7 +37,7 @@ class Workdir:
         if not place.exists():
             write_text(place, said)
         elif place.read_text() != said:
-            before = json.loads(place.read_text())
+            before = _read(place)
             differs = ", ".join(name for name in key if before.get(name) != key[name])
             raise BadOutput(
                 f"{path} holds the work of another run, which differs in: {differs}; "
@@ -77,3 +77,10 @@ class Workdir:
 
     def _file(self, block: int) -> Path:
         return self.path / f"block-{block:04}.safetensors"
+
+
+def _read(place: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(place.read_text()))
+    except (ValueError, TypeError):
+        raise BadOutput(f"{place} is not of a run; choose another folder or delete it") from None

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.testing import assert_close
 
 from fewbit.errors import BadArgument
@@ -12,8 +11,6 @@ from fewbit.transforms.hadamard import (
     Hadamard,
     HadamardTransform,
     allowed_blocks,
-    rotate_heads_in,
-    rotate_heads_out,
 )
 from fewbit.transforms.hadamard_matrix import halves, kronecker
 
@@ -144,34 +141,3 @@ class TestModule:
         with torch.device("meta"):
             module = HadamardTransform(Hadamard(24, None, 0))
         assert not any(buffer.is_meta for buffer in module.buffers())
-
-
-class TestHeads:
-    heads, width, tokens = 4, 72, 10
-
-    def attend(self, query, value_weight, value_bias, out_weight):
-        x = normal(self.tokens, 32)
-        value = linear(x, value_weight, value_bias).unflatten(1, (self.heads, -1)).transpose(0, 1)
-        mixed = scaled_dot_product_attention(query, query.flip(1), value)
-        return linear(mixed.transpose(0, 1).flatten(1), out_weight)
-
-    @pytest.mark.parametrize("with_bias", [True, False])
-    def test_attention_is_unchanged(self, with_bias):
-        channels = self.heads * self.width
-        query = normal(self.heads, self.tokens, self.width, seed=1)
-        value, out = normal(channels, 32, seed=2), normal(20, channels, seed=3)
-        bias = normal(channels, seed=4) if with_bias else None
-        head = Hadamard(self.width, None, seed=9)
-        new_value, new_bias = rotate_heads_out(value, bias, self.heads, head)
-        new_out = rotate_heads_in(out, self.heads, head)
-        assert not torch.allclose(new_value, value)
-        assert (new_bias is None) == (bias is None)
-        expected = self.attend(query, value, bias, out)
-        assert_close(self.attend(query, new_value, new_bias, new_out), expected, **EXACT)
-
-    def test_other_widths_are_refused(self):
-        head = Hadamard(72, None, 0)
-        with pytest.raises(BadArgument, match="4 heads of width 72 got 280 channels; allowed: 288"):
-            rotate_heads_out(normal(280, 8), None, 4, head)
-        with pytest.raises(BadArgument, match="280"):
-            rotate_heads_in(normal(8, 280), 4, head)

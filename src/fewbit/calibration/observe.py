@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,12 @@ class Seen:
     def rms(self) -> Tensor:
         """How loud each channel is."""
         return self.moments.diagonal().sqrt()
+
+    def after(self, transform: Callable[[Tensor], Tensor] | None) -> Seen:
+        """Of inputs that went through a linear map."""
+        if transform is None:
+            return self
+        return Seen(transform(transform(self.moments).T), transform(self.sample))
 
 
 class Observer:

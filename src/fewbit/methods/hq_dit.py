@@ -12,7 +12,7 @@ modulation linear, which sees one row per image, keeps its input and takes `adal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +25,7 @@ from fewbit.formats import FORMATS, Format, FormatChoice, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
 from fewbit.methods.contract import BlockJob, Rule, one_of, within
-from fewbit.models import Layer, Role
+from fewbit.models import Attention, Layer, Role
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.gptq import Order, gptq
 from fewbit.rounding.grid import ChoiceGrid, Grid, round_to_nearest
@@ -95,54 +95,64 @@ class Settings:
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
     if layer.role is not Role.ADALN:
+        _check_width(layer, settings)
         return variant
     weight = {"same": variant.weight, "int8": _row("int8"), "keep": None}[settings.adaln]
     return None if weight is None else Rule(weight)
 
 
-@dataclass(frozen=True)
-class _Input:
-    """One tensor on its way to all layers that read it."""
-
-    readers: tuple[str, ...]
-    seen: Seen
-    transform: Transform | None
-    stage: InputStage | None  # holds the transform, unless that is folded into other weights
+def _check_width(layer: Layer, settings: Settings) -> None:
+    try:
+        _rotation(layer.shape[1], 0, settings)
+    except BadArgument as error:
+        raise BadArgument(f"{layer.name}: {error}") from None
 
 
 def solve(job: BlockJob, settings: Settings) -> None:
     seen = job.observe()
-    folded = _fold_into_values(job, seen, settings)
-    inputs = [_input(job, number, seen, folded, settings) for number in range(len(job.groups))]
-    _warn_where_worse(job, inputs)
-    for one in inputs:
-        _solve(job, one, settings)
-
-
-def _fold_into_values(
-    job: BlockJob, seen: Mapping[str, Seen], settings: Settings
-) -> dict[str, Transform]:
-    """The transforms of what attention gives, by the layers that read it; free of run-time cost.
-
-    Attention mixes tokens and not channels, so the value projections can give it transformed.
-    """
-    folded: dict[str, Transform] = {}
+    folded: dict[str, str] = {}
     for number, attention in enumerate(job.attentions):
-        channels = job.linear(attention.outs[0]).in_features
-        values = [_value_rows(job, name) for name in attention.values]
-        if any(len(weight) != channels for weight, _ in values):
-            continue  # several heads read one value head
+        transform = _value_transform(job, attention, number, seen, settings)
+        if transform is not None:
+            fold_into_values(job, attention, transform)
+            for name in attention.outs:
+                seen[name] = seen[name].after(transform)
+                folded[name] = transform.extra_repr()
+    for number, readers in enumerate(job.groups):
+        first, seed = readers[0], job.seed_of(100 + number)
+        _solve_group(job, readers, seen[first], folded.get(first), seed, settings)
+
+
+def _value_transform(
+    job: BlockJob,
+    attention: Attention,
+    number: int,
+    seen: Mapping[str, Seen],
+    settings: Settings,
+) -> Transform | None:
+    """Section 3.2 for what attention gives. It mixes tokens and not channels, so the value
+    projections can give it transformed, free of run-time cost; each head is rotated in itself."""
+    channels = job.linear(attention.outs[0]).in_features
+    if any(len(_value_rows(job, name)[0]) != channels for name in attention.values):
+        return None  # several heads read one value head
+    rotation = None
+    if settings.hadamard:
         head = Hadamard.for_width(attention.head_width, 0, block="auto")
         rotation = Hadamard(channels, head.order, job.seed_of(number))
-        outs = [seen[name] for name in attention.outs]
-        transform = _transform(job, attention.outs, outs, rotation, settings)
-        if transform is not None:
-            for weight, bias in values:
-                weight.copy_(transform(weight.float().T).T)
-                if bias is not None:
-                    bias.copy_(transform(bias.float()))
-            folded |= dict.fromkeys(attention.outs, transform)
-    return folded
+    looks = {name: seen[name] for name in attention.outs}
+    return _transform(job, looks, rotation, settings.smooth)
+
+
+def fold_into_values(job: BlockJob, attention: Attention, transform: Transform) -> None:
+    """The value projections give what the output projections now expect: nothing changes."""
+    for name in attention.values:
+        weight, bias = _value_rows(job, name)
+        weight.copy_(transform(weight.float().T).T)
+        if bias is not None:
+            bias.copy_(transform(bias.float()))
+    for name in attention.outs:
+        weight = job.weight(name)
+        weight.copy_(transform.weight(weight.float()))
 
 
 def _value_rows(job: BlockJob, name: str) -> tuple[Tensor, Tensor | None]:
@@ -153,67 +163,62 @@ def _value_rows(job: BlockJob, name: str) -> tuple[Tensor, Tensor | None]:
     return linear.weight.detach()[-rows:], bias
 
 
-def _input(
+def _solve_group(
     job: BlockJob,
-    number: int,
-    seen: Mapping[str, Seen],
-    folded: Mapping[str, Transform],
+    readers: tuple[str, ...],
+    seen: Seen,
+    folded: str | None,
+    seed: int,
     settings: Settings,
-) -> _Input:
-    """Sections 3.2 and 3.3 for the inputs; those that are not rounded stay as they are."""
-    readers = job.groups[number]
-    look, spec = seen[readers[0]], job.rules[readers[0]].activation
-    if spec is None:
-        return _Input(readers, look, None, None)
-    transform = folded.get(readers[0])
-    if transform is not None:
-        activation = Dynamic(_activation_spec(spec, look, transform, settings))
-        stage = InputStage(None, activation, folded=transform.extra_repr())
-        return _Input(readers, look, transform, stage)
-    width, seed = job.linear(readers[0]).in_features, job.seed_of(100 + number)
-    rotation = Hadamard.for_width(width, seed, block=settings.block) if settings.hadamard else None
-    transform = _transform(job, readers, [look], rotation, settings)
-    activation = Dynamic(_activation_spec(spec, look, transform, settings))
-    return _Input(readers, look, transform, InputStage(transform, activation))
+) -> None:
+    """All layers that read one tensor: one transform and one quantized input for them."""
+    spec = job.rules[readers[0]].activation
+    transform, stage = None, None
+    if spec is not None:
+        if folded is None:
+            rotation = _rotation(job.linear(readers[0]).in_features, seed, settings)
+            transform = _transform(job, dict.fromkeys(readers, seen), rotation, settings.smooth)
+        seen = seen.after(transform)
+        stage = InputStage(transform, Dynamic(_activation_spec(spec, seen, settings)), folded)
+    for name in readers:
+        linear, weight = job.linear(name), job.weight(name).float()
+        target = weight if transform is None else transform.weight(weight)
+        packed = _round(job, name, target, seen.moments, settings)
+        job.replace(name, QLinear(packed, linear.bias, stage), target)
+
+
+def _rotation(width: int, seed: int, settings: Settings) -> Hadamard | None:
+    return Hadamard.for_width(width, seed, block=settings.block) if settings.hadamard else None
 
 
 def _transform(
-    job: BlockJob,
-    readers: Sequence[str],
-    seen: Sequence[Seen],
-    rotation: Hadamard | None,
-    settings: Settings,
+    job: BlockJob, seen: Mapping[str, Seen], rotation: Hadamard | None, smooth: float | None
 ) -> Transform | None:
-    """Section 3.2, for all that these layers read."""
+    """Section 3.2, for the layers that `seen` names and what each of them reads."""
     parts: list[Transform] = []
-    if settings.smooth is not None:
-        loud = torch.stack([look.rms for look in seen]).norm(dim=0)
-        heavy = torch.cat([job.weight(name).float() for name in readers]).norm(dim=0)
-        parts.append(Smooth(smoothing_scales(loud, heavy, settings.smooth)))
-    if settings.hadamard and rotation is not None:
+    if smooth is not None:
+        loud = torch.stack([look.rms for look in seen.values()]).norm(dim=0)
+        heavy = torch.cat([job.weight(name).float() for name in seen]).norm(dim=0)
+        parts.append(Smooth(smoothing_scales(loud, heavy, smooth)))
+    if rotation is not None:
         parts.append(HadamardTransform(rotation))
-    if len(parts) == 2:
-        return Chain(parts)
-    return parts[0] if parts else None
+    if not parts:
+        return None
+    transform = parts[0] if len(parts) == 1 else Chain(parts)
+    _warn_where_worse(job, seen, transform)
+    return transform
 
 
-def _activation_spec(
-    spec: Spec, seen: Seen, transform: Transform | None, settings: Settings
-) -> Spec:
-    if settings.activation_format == "fixed":
-        return spec
-    sample = seen.sample if transform is None else transform(seen.sample)
-    candidates = (replace(spec, format=fmt) for fmt in CANDIDATES.get(spec.format.bits, ()))
-    return best_for_all(sample, (spec, *candidates))
-
-
-def _warn_where_worse(job: BlockJob, inputs: Sequence[_Input]) -> None:
-    worse = [
-        f"{job.path(name)} ({100 * before:.2g}% -> {100 * after:.2g}%)"
-        for one in inputs
-        for name, before, after in _plain_losses(job, one)
-        if after > MUCH_WORSE * before
-    ]
+def _warn_where_worse(job: BlockJob, seen: Mapping[str, Seen], transform: Transform) -> None:
+    """Where plain rounding of input and weight loses more with the transform than without."""
+    worse = []
+    for name, look in seen.items():
+        x, weight, rule = look.sample, job.weight(name).float(), job.rules[name]
+        exact = x @ weight.T
+        before = _lost(x, weight, rule, exact)
+        after = _lost(transform(x), transform.weight(weight), rule, exact)
+        if after > MUCH_WORSE * before:
+            worse.append(f"{job.path(name)} ({100 * before:.2g}% -> {100 * after:.2g}%)")
     if worse:
         job.warn(
             f"{job.name}: the transform makes plain rounding lose more of the output in "
@@ -221,28 +226,11 @@ def _warn_where_worse(job: BlockJob, inputs: Sequence[_Input]) -> None:
         )
 
 
-def _plain_losses(job: BlockJob, given: _Input) -> Iterator[tuple[str, float, float]]:
-    """By plain rounding of both sides of the product: without the transform, and with it."""
-    transform, activation = given.transform, given.stage and given.stage.activation
-    if transform is None or activation is None:
-        return
-    x = given.seen.sample
-    for name in given.readers:
-        rule, weight = Rule(job.rules[name].weight, activation.spec), job.weight(name).float()
-        exact = x @ weight.T
-        before = _lost(x, weight, rule, exact)
-        yield name, before, _lost(transform(x), transform.weight(weight), rule, exact)
-
-
-def _solve(job: BlockJob, given: _Input, settings: Settings) -> None:
-    transform, moments = given.transform, given.seen.moments
-    if transform is not None:
-        moments = transform(transform(moments).T)
-    for name in given.readers:
-        linear, weight = job.linear(name), job.weight(name).float()
-        target = weight if transform is None else transform.weight(weight)
-        packed = _round(job, name, target, moments, settings)
-        job.replace(name, QLinear(packed, linear.bias, given.stage), target)
+def _activation_spec(spec: Spec, seen: Seen, settings: Settings) -> Spec:
+    if settings.activation_format == "fixed":
+        return spec
+    candidates = (replace(spec, format=fmt) for fmt in CANDIDATES.get(spec.format.bits, ()))
+    return best_for_all(seen.sample, (spec, *candidates))
 
 
 def _grid(spec: Spec, target: Tensor, settings: Settings) -> Grid | ChoiceGrid:

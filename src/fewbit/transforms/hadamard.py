@@ -108,25 +108,6 @@ def allowed_blocks(width: int) -> list[int]:
     return [n for n in range(width, 1, -1) if width % n == 0 and factors(n) is not None]
 
 
-def rotate_heads_out(
-    weight: Tensor, bias: Tensor | None, heads: int, head: Hadamard
-) -> tuple[Tensor, Tensor | None]:
-    """The value projection [heads·d, in] made to emit v·R in every head.
-
-    Attention mixes tokens and not channels, so `rotate_heads_in` on what follows cancels it.
-    """
-    _check_heads(weight.shape[0], heads, head)
-    per_head = weight.unflatten(0, (heads, head.width))
-    rotated = head.input(per_head.mT).mT.flatten(0, 1)
-    return rotated, None if bias is None else head.input(bias.unflatten(0, (heads, -1))).flatten()
-
-
-def rotate_heads_in(weight: Tensor, heads: int, head: Hadamard) -> Tensor:
-    """The output projection [out, heads·d] made to expect v·R in every head."""
-    _check_heads(weight.shape[1], heads, head)
-    return head.weight(weight.unflatten(1, (heads, head.width))).flatten(1)
-
-
 def _multiply(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """x·(left ⊗ right)/√n for every n consecutive channels, in the dtype of x.
 
@@ -142,14 +123,6 @@ def _multiply(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     scale = (rows * columns) ** -0.5
     product = torch.addmm(tokens.new_zeros(1), tokens, right.to(tokens), beta=0, alpha=scale)
     return product.view(x.shape).to(x.dtype)
-
-
-def _check_heads(channels: int, heads: int, head: Hadamard) -> None:
-    if channels != heads * head.width:
-        raise BadArgument(
-            f"a rotation of {heads} heads of width {head.width} got {channels} channels; "
-            f"allowed: {heads * head.width}"
-        )
 
 
 def _no_hadamard(width: int, block: int | None) -> str:

@@ -1,0 +1,80 @@
+"""What all studies share: the shapes demo, rows it was never calibrated on, one measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fewbit
+from fewbit.calibration import CalibrationSet, sample
+from fewbit.demo import load
+from fewbit.evaluate.trajectory import (
+    TrajectoryFidelity,
+    picture_fidelity,
+    trajectory_fidelity,
+)
+from fewbit.generate import generate
+
+RESULTS = Path(__file__).parent / "results"
+MANNER = {"steps": 25, "guidance": 2.5}
+CALIBRATION_SEED, HELD_OUT_SEED = 0, 1000
+HELD_OUT_ROWS, PICTURES = 128, 16
+
+
+def pipeline() -> Any:
+    pipe = load("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@cache
+def reference() -> Any:
+    return pipeline()
+
+
+@cache
+def calibration(samples: int = 128, seed: int = CALIBRATION_SEED) -> CalibrationSet:
+    return sample(reference(), samples=samples, seed=seed, **MANNER)
+
+
+@cache
+def held_out() -> CalibrationSet:
+    return sample(reference(), samples=HELD_OUT_ROWS, seed=HELD_OUT_SEED, **MANNER)
+
+
+def quantized(recipe: str, samples: int = 128, **settings: Any) -> tuple[Any, fewbit.Report]:
+    pipe = pipeline()
+    rows = {} if recipe == "rtn" else {"calibration": calibration(samples)}
+    return pipe, fewbit.quantize(pipe, recipe, progress=False, **rows, **settings)
+
+
+def fidelity(pipe: Any) -> TrajectoryFidelity:
+    return trajectory_fidelity(reference().transformer, pipe.transformer, held_out())
+
+
+def psnr(pipe: Any) -> float:
+    """Mean over pictures of the same seeds."""
+    return picture_fidelity(_reference_pictures(), _pictures(pipe)).mean_psnr
+
+
+@cache
+def _reference_pictures() -> Sequence[Any]:
+    return _pictures(reference())
+
+
+def _pictures(pipe: Any) -> Sequence[Any]:
+    return generate(pipe, seeds=range(PICTURES), **MANNER)
+
+
+def write_table(name: str, title: str, notes: str, header: Sequence[str],
+                rows: Sequence[Sequence[object]]) -> None:  # fmt: skip
+    """As Markdown, with the plot of the same name under it."""
+    RESULTS.mkdir(exist_ok=True)
+    shown = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in r] for r in rows]
+    table = [header, ["---"] * len(header), *shown]
+    body = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    text = f"# {title}\n\n{notes}\n\n{body}\n\n![{title}]({name}.svg)\n"
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)

@@ -1,0 +1,123 @@
+"""Small plots as SVG, written by hand: lines over numbers, bars over names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from math import ceil, floor, log2, log10
+from pathlib import Path
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 380, 64, 150, 36, 56
+COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8d5fb0", "#c98a1b", "#444444")
+
+Series = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def lines(file: Path, title: str, x_label: str, y_label: str, series: Series,
+          log: bool = False) -> None:  # fmt: skip
+    """One line with dots for each of the series; `log` doubles x from tick to tick."""
+    points = [point for one in series.values() for point in one]
+    xs = [_place(x, log) for x, _ in points]
+    low, high = _range([y for _, y in points])
+    left, right = min(xs), max(xs) or 1.0
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (_place(x, log) - left) / ((right - left) or 1.0)
+        return LEFT + across * _inner_width(), _height(y, low, high)
+
+    parts = [*_frame(title, x_label, y_label, low, high)]
+    for x in sorted({x for x, _ in points}) if log else _ticks(left, right):
+        parts.append(_text(at(x, low)[0], HEIGHT - BOTTOM + 18, f"{x:g}", "middle"))
+    for number, (name, one) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in one))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for x, y in (at(*point) for point in one):
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
+        parts.append(_text(WIDTH - RIGHT + 10, TOP + 14 + 18 * number, name, "start", colour))
+    _write(file, parts)
+
+
+def bars(file: Path, title: str, y_label: str, names: Sequence[str],
+         series: Mapping[str, Sequence[float]]) -> None:  # fmt: skip
+    """A group of bars for each name, one bar in it for each of the series."""
+    low, high = _range([0.0, *(y for one in series.values() for y in one)])
+    step = _inner_width() / len(names)
+    width = 0.8 * step / len(series)
+    parts = [*_frame(title, "", y_label, low, high)]
+    for number, (label, one) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        for index, y in enumerate(one):
+            x = LEFT + (index + 0.1) * step + number * width
+            top, foot = sorted((_height(y, low, high), _height(0, low, high)))
+            parts.append(
+                f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
+                f'height="{foot - top:.1f}" fill="{colour}"/>'
+            )
+        parts.append(_text(WIDTH - RIGHT + 10, TOP + 14 + 18 * number, label, "start", colour))
+    for index, name in enumerate(names):
+        x = LEFT + (index + 0.5) * step
+        parts.append(_text(x, HEIGHT - BOTTOM + 14, name, "end", turn=-20))
+    _write(file, parts)
+
+
+def _frame(title: str, x_label: str, y_label: str, low: float, high: float) -> list[str]:
+    middle = LEFT + _inner_width() / 2
+    parts = [
+        _text(middle, 20, title, "middle", size=14),
+        _text(middle, HEIGHT - 8, x_label, "middle"),
+        f'<text x="16" y="{HEIGHT / 2}" text-anchor="middle" '
+        f'transform="rotate(-90 16 {HEIGHT / 2})">{escape(y_label)}</text>',
+    ]
+    for y in _ticks(low, high):
+        at = _height(y, low, high)
+        parts.append(f'<path d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
+        parts.append(_text(LEFT - 8, at + 4, f"{y:g}", "end"))
+    return parts
+
+
+def _text(x: float, y: float, text: str, anchor: str, fill: str = "#222",
+          size: int = 12, turn: int = 0) -> str:  # fmt: skip
+    turned = f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}" '
+        f'font-size="{size}"{turned}>{escape(text)}</text>'
+    )
+
+
+def _write(file: Path, parts: Sequence[str]) -> None:
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+    )
+    file.write_text("\n".join([head, *parts, "</svg>\n"]))
+
+
+def _place(x: float, log: bool) -> float:
+    return log2(x) if log else x
+
+
+def _inner_width() -> int:
+    return WIDTH - LEFT - RIGHT
+
+
+def _height(y: float, low: float, high: float) -> float:
+    return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Round numbers around all values."""
+    step = _step(min(values), max(values))
+    low, high = floor(min(values) / step) * step, ceil(max(values) / step) * step
+    return low, high if high > low else low + step
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    step = _step(low, high)
+    return [round(step * n, 10) for n in range(ceil(low / step), floor(high / step) + 1)]
+
+
+def _step(low: float, high: float) -> float:
+    raw = (high - low) / 6 or 1.0
+    power = 10.0 ** floor(log10(raw))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)

@@ -1,0 +1,50 @@
+"""A clipped scale is kept only where it loses less; everywhere else nothing is clipped."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewbit.formats import FORMATS, MXFP4, NVFP4, Spec
+from fewbit.rounding.clipping import SHRINKS, least_error, no_clipping
+
+SPECS = [
+    *(Spec(FORMATS[name]) for name in ("e3m0", "e2m1", "e1m2", "int4", "e2m0", "int2", "uint4")),
+    MXFP4.one_group,
+    NVFP4.one_group,
+]
+
+
+def loss(weight, spec, scales):
+    return (spec.round(weight, scales) - weight).square().sum(1)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), tail=st.floats(0.5, 3), rows=st.integers(1, 9))
+def test_no_row_loses_more_than_without_clipping(spec, seed, tail, rows):
+    weight = torch.randn(rows, 48, generator=torch.Generator().manual_seed(seed))
+    weight = weight.sign() * weight.abs() ** tail
+    outer = spec.fit(weight).outer
+    clipped = least_error(weight, spec, outer)
+    assert (
+        loss(weight, spec, clipped) <= loss(weight, spec, no_clipping(weight, spec, outer))
+    ).all()
+
+
+def test_it_is_the_best_of_its_candidates():
+    spec, weight = Spec(FORMATS["int4"]), torch.randn(5, 64)
+    full = weight.abs().amax(1, keepdim=True) / spec.format.max
+    losses = [loss(weight, spec, spec.store(full * shrink)) for shrink in (1.0, *SHRINKS)]
+    assert torch.equal(
+        loss(weight, spec, least_error(weight, spec, None)), torch.stack(losses).amin(0)
+    )
+
+
+def test_one_loud_value_is_clipped_and_zeros_are_harmless():
+    spec = Spec(FORMATS["e1m2"])
+    loud = torch.cat([torch.linspace(-1, 1, 63), torch.tensor([1.6])])
+    weight = torch.stack([loud, torch.zeros(64)])
+    full, clipped = (fit(weight, spec, None).stored for fit in (no_clipping, least_error))
+    assert clipped[0] < full[0]
+    assert torch.equal(clipped[1], full[1])
