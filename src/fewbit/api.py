@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def save(
         raise BadModel("the model is not quantized; call fewbit.quantize(model, recipe) first")
     with new_folder(Path(path), overwrite) as folder:
         if hasattr(model, "save_pretrained"):
+            _keep_class_names(model)
             model.save_pretrained(folder)
+            _forget_local_paths(folder)
         else:
             save_module(model, folder)
         write_card(model, folder, report)
@@ -60,6 +63,25 @@ def dequantize(model: Any) -> None:
         transformer.dequantize()
     else:
         dequantize_layers(transformer)
+
+
+def _keep_class_names(model: Any) -> None:
+    """diffusers reads the names of a DiT's classes but would not write them again."""
+    names: dict[int, list[str]] = {}
+    for name, number in getattr(model, "labels", {}).items():
+        names.setdefault(number, []).append(name)
+    if names:
+        texts = {str(number): ", ".join(alike) for number, alike in sorted(names.items())}
+        model.register_to_config(id2label=texts)
+
+
+def _forget_local_paths(folder: Path) -> None:
+    """Where a part lay on the writer's disk is nobody's business; a hub id stays."""
+    for file in (*folder.glob(PIPELINE_INDEX), *folder.rglob(CONFIG)):
+        content = json.loads(file.read_text())
+        if Path(str(content.get("_name_or_path"))).is_absolute():
+            content.pop("_name_or_path")
+            file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _load_pipeline(folder: Path) -> Any:

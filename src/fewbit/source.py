@@ -108,22 +108,11 @@ def _from_pretrained(cls: Any, where: Path | str, dtype: torch.dtype, complaint:
 
     logging.disable_progress_bar()  # of assembling the parts; a download keeps its own
     try:
-        return _with_class_names(cls.from_pretrained(where, dtype=dtype))
+        return cls.from_pretrained(where, dtype=dtype)
     except FewbitError:
         raise
     except _FOREIGN as error:
         raise BrokenFile(f"{complaint}: {_first_sentence(error)}") from error
-
-
-def _with_class_names(model: Any) -> Any:
-    """diffusers reads the names of a DiT's classes but would not write them again."""
-    names: dict[int, list[str]] = {}
-    for name, number in getattr(model, "labels", {}).items():
-        names.setdefault(number, []).append(name)
-    if names:
-        texts = {str(number): ", ".join(alike) for number, alike in sorted(names.items())}
-        model.register_to_config(id2label=texts)
-    return model
 
 
 def _refuse_holes(model: Any, text: str) -> None:

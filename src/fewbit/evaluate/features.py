@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +26,7 @@ INCEPTION_ADVICE = (
 )
 _NO_WEIGHTS = (
     *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-    pickle.UnpicklingError,
+    UnpicklingError,
 )
 
 
