@@ -91,7 +91,7 @@ def _load_pipeline(folder: Path) -> Any:
     transformer = _load_transformer(folder / "transformer", None)
     try:
         return DiffusionPipeline.from_pretrained(
-            folder, transformer=transformer, torch_dtype=transformer.dtype
+            folder, transformer=transformer, dtype=transformer.dtype
         )
     except Exception as error:  # a broken file makes a foreign loader fail in any way
         raise BrokenFile(f"diffusers cannot load the pipeline of {folder}: {error}") from error

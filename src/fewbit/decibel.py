@@ -14,8 +14,8 @@ def sqnr(reference: Tensor, actual: Tensor) -> float:
 
 def energies(reference: Tensor, actual: Tensor) -> tuple[float, float]:
     """Summed squares of the signal and of the error, to be added up over batches."""
-    reference = reference.float()
-    error = actual.float() - reference
+    reference = reference.detach().float()
+    error = actual.detach().float() - reference
     return float(_energy(reference)), float(_energy(error))
 
 

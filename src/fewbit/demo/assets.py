@@ -38,7 +38,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
     """The demo as a pipeline, ready to sample."""
     from diffusers import DiffusionPipeline
 
-    return DiffusionPipeline.from_pretrained(path(name), torch_dtype=dtype)
+    return DiffusionPipeline.from_pretrained(path(name), dtype=dtype)
 
 
 def classifier() -> ShapeClassifier:
