@@ -5,27 +5,27 @@
 Weights are random but laid out as in a converted checkpoint: each block carries its own copy of
 the timestep and label embedders. Every load runs in a fresh process; the formats take turns, and
 medians are shown. "ready" adds one read of every weight, since diffusers maps plain weights into
-memory and only looks at them when they are used.
+memory and only looks at them when they are used. "cold" is ready with the file not in the page
+cache, as after a reboot.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from environment import RESULTS, environment, write_result
 
-RESULTS = Path(__file__).parent / "results"
 FP16 = "fp16"
 FORMATS = {
     "w8a8": {"bits": "w8a8"},
@@ -60,6 +60,7 @@ class Row:
     saved: int  # bytes that storing identical tensors once saves
     seconds: float
     ready: float
+    cold: float
     peak: int
     resident: int
 
@@ -86,11 +87,25 @@ def compare(folder: Path, repeats: int) -> list[Row]:
     sizes = {FP16: make(folder / FP16, None)}
     for name, settings in FORMATS.items():
         sizes[name] = make(folder / name, settings)
-    loads: dict[str, list[Load]] = {name: [] for name in sizes}
+    warm: dict[str, list[Load]] = {name: [] for name in sizes}
+    cold: dict[str, list[float]] = {name: [] for name in sizes}
     for _ in range(repeats):
         for name in sizes:
-            loads[name].append(load_in_fresh_process(folder / name))
-    return [Row(name, **sizes[name], **medians(loads[name])) for name in sizes]
+            evict(folder / name)
+            cold[name].append(load_in_fresh_process(folder / name).ready)
+            warm[name].append(load_in_fresh_process(folder / name))
+    return [
+        Row(name, **sizes[name], **medians(warm[name]), cold=statistics.median(cold[name]))
+        for name in sizes
+    ]
+
+
+def evict(folder: Path) -> None:
+    """Out of the page cache, where the system lets itself be told."""
+    os.sync()
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def make(folder: Path, settings: dict[str, Any] | None) -> dict[str, int]:
@@ -172,18 +187,9 @@ def medians(loads: list[Load]) -> dict[str, Any]:
 
 
 def write(rows: list[Row], repeats: int) -> None:
-    about = {
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "repeats": repeats,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    content = {**about, "rows": [asdict(row) for row in rows]}
-    (RESULTS / "loading.json").write_text(json.dumps(content, indent=1) + "\n")
-    text = table(rows) + "\n\n" + ", ".join(f"{key}: {value}" for key, value in about.items())
+    write_result("loading", {"repeats": repeats, "rows": [asdict(row) for row in rows]})
+    about = ", ".join(f"{key}: {value}" for key, value in environment().items())
+    text = f"{table(rows)}\n\n{about}, repeats: {repeats}"
     (RESULTS / "loading.md").write_text(f"# Loading a DiT-XL/2\n\n{text}\n")
     print(text)
 
@@ -191,28 +197,15 @@ def write(rows: list[Row], repeats: int) -> None:
 def table(rows: list[Row]) -> str:
     head = (
         "| | arithmetic MB | on disk MB | kept MB | saved by sharing MB | resident MB | peak MB "
-        "| 1.3 x disk + kept MB | load s | ready s |"
+        "| 1.3 x disk + kept MB | load s | ready s | cold s |"
     )
-    lines = [head, "|---" + "|--:" * 9 + "|"]
+    lines = [head, "|---" + "|--:" * 10 + "|"]
     for row in rows:
         sizes = (row.arithmetic, row.file, row.kept, row.saved, row.resident, row.peak, row.bound)
         cells = [f"{size / 1e6:.1f}" for size in sizes]
-        cells += [f"{row.seconds:.2f}", f"{row.ready:.2f}"]
+        cells += [f"{seconds:.2f}" for seconds in (row.seconds, row.ready, row.cold)]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ def read(path):
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         array = np.frombuffer(raw[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
         tensors[name] = entry["dtype"], array
+        line = f"{entry['dtype']} [{', '.join(map(str, entry['shape']))}]\n".encode()
+        assert manifest["crc32"][name] == f"{zlib.crc32(line + raw[begin:end]):08x}"
     for alias, name in manifest["aliases"].items():
         tensors[alias] = tensors[name]
     return tensors, manifest

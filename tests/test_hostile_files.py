@@ -77,13 +77,13 @@ def join(path, header, data):
 
 
 def forge(path, change):
-    """Alter tensors and write digests that fit them, as one who means harm would."""
+    """Alter tensors and write checksums that fit them, as one who means harm would."""
     header, _ = split(path)
     manifest = json.loads(header["__metadata__"]["fewbit"])
     tensors = load_file(path)
     change(tensors)
-    for name in manifest["sha256"]:
-        manifest["sha256"][name] = fewbit.tensors.digest(tensors[name])
+    for name in manifest["crc32"]:
+        manifest["crc32"][name] = fewbit.tensors.checksum(tensors[name])
     text = json.dumps(manifest)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     save_file(tensors, path, {"format": "pt", "fewbit": text, "fewbit_sha256": sha256})
@@ -99,7 +99,7 @@ def test_truncated(own, quarter):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 0.0])
 @pytest.mark.parametrize("kind", ["own", "shards"])
-def test_scales_that_are_no_scales_with_fitting_digests(made, tmp_path, value, kind):
+def test_scales_that_are_no_scales_with_fitting_checksums(made, tmp_path, value, kind):
     name = "blocks.1.mlp.fc1.scales" if kind == "own" else "blocks.1.attn1.to_k.scales"
     folder = shutil.copytree(made / ("own" if kind == "own" else "single"), tmp_path / "x")
     (path,) = folder.glob("*.safetensors")
@@ -128,7 +128,7 @@ def test_wrong_shape_and_dtype_in_a_consistent_header(own):
     refused(own, name)
 
 
-def test_a_kept_tensor_that_changes_its_dtype_is_caught_by_its_digest(own):
+def test_a_kept_tensor_that_changes_its_dtype_is_caught_by_its_checksum(own):
     path = own / "model.safetensors"
     header, data = split(path)
     name = "final_layer.linear.bias"

@@ -2,7 +2,7 @@
 
 Tensors are plain safetensors. Beside them travels a manifest, a JSON string in the metadata of
 every file: the blueprint, where the weights came from, the architecture, which tensors are stored
-once for several names, and the SHA-256 of every tensor. `docs/format.md` is the contract.
+once for several names, and the CRC-32 of every tensor. `docs/format.md` is the contract.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MANIFEST: dict[str, type] = {
     "provenance": dict,
     "layers": list,
     "aliases": dict,
-    "sha256": dict,
+    "crc32": dict,
 }
 _PROVENANCE: dict[str, type] = {
     "recipe": dict,
@@ -55,11 +55,11 @@ class Manifest:
     provenance: Provenance
     layers: list[Entry]
     aliases: dict[str, str]  # a name that is not stored -> the name whose tensor it shares
-    sha256: dict[str, str]  # stored tensor -> its digest
+    crc32: dict[str, str]  # stored tensor -> its checksum
 
     def names(self) -> dict[str, list[str]]:
         """Stored tensor -> all names it goes by in the model."""
-        names = {stored: [stored] for stored in self.sha256}
+        names = {stored: [stored] for stored in self.crc32}
         for alias, stored in self.aliases.items():
             names[stored].append(alias)
         return names
@@ -101,10 +101,10 @@ class Manifest:
         provenance = Provenance(**origin)
         _refuse_unknown(provenance.recipe, where)
         manifest = cls(provenance=provenance, **content)
-        for table in (manifest.aliases, manifest.sha256):
+        for table in (manifest.aliases, manifest.crc32):
             if not all(isinstance(value, str) for value in table.values()):
-                raise BrokenFile(f"{where}: aliases and sha256 must be tables of strings")
-        if not set(manifest.aliases.values()) <= manifest.sha256.keys():
+                raise BrokenFile(f"{where}: aliases and crc32 must be tables of strings")
+        if not set(manifest.aliases.values()) <= manifest.crc32.keys():
             raise BrokenFile(f"{where}: an alias stands for a tensor that is not stored")
         return manifest
 
@@ -124,8 +124,8 @@ def manifest_of(
 ) -> tuple[Manifest, dict[str, Tensor]]:
     """The manifest of a quantized model and the tensors to be stored."""
     state = model.state_dict()
-    sha256, aliases = stored_once(state)
-    tensors = {name: state[name].contiguous() for name in sha256}
+    crc32, aliases = stored_once(state)
+    tensors = {name: state[name].contiguous() for name in crc32}
     manifest = Manifest(
         SCHEMA_VERSION,
         type(model).__name__,
@@ -133,7 +133,7 @@ def manifest_of(
         model.fewbit,  # type: ignore[arg-type]
         blueprint_of(model),
         aliases,
-        sha256,
+        crc32,
     )
     written = {name: Stored(t.dtype, tuple(t.shape), 0) for name, t in tensors.items()}
     validate(model, manifest, [Header(Path("memory"), written, {})])
@@ -163,7 +163,7 @@ def validate(model: nn.Module, manifest: Manifest, headers: Iterable[Header]) ->
     for name, (_, path) in stored.items():
         if name not in needed or name in manifest.aliases:
             raise BrokenFile(f"{path} holds the tensor {name[:200]!r}, which the model has not")
-    if manifest.sha256.keys() != stored.keys() or not manifest.aliases.keys() <= needed.keys():
+    if manifest.crc32.keys() != stored.keys() or not manifest.aliases.keys() <= needed.keys():
         raise BrokenFile("the manifest lists other tensors than the files hold")
 
 

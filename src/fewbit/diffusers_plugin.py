@@ -180,7 +180,7 @@ class _Reading:
         """The tensors of the file that diffusers has just mapped into memory."""
         for header in self.artefact.headers:
             if header.tensors.keys() == mapped.keys():
-                return read_tensors(header, self.artefact.manifest.sha256)
+                return read_tensors(header, self.artefact.manifest.crc32)
         raise BrokenFile(f"a weight file of {self.artefact.folder} changed while it was loaded")
 
     def claims(self, name: str) -> bool:

@@ -43,7 +43,7 @@ def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
     artefact.prepare(model)
     names = artefact.manifest.names()
     for header in artefact.headers:
-        for stored, tensor in read_tensors(header, artefact.manifest.sha256).items():
+        for stored, tensor in read_tensors(header, artefact.manifest.crc32).items():
             for name in names[stored]:
                 put(model, name, tensor)
     check_values(model)

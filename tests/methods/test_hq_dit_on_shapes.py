@@ -5,6 +5,11 @@ pictures (24 of them; studies/hq_dit_ablation), 6.4 dB with mild outliers, and w
 smoothing gives the same as without outliers, for it undoes whatever scale a channel has.
 """
 
+import subprocess
+import sys
+
+import draw_shapes
+import numpy as np
 import pytest
 
 import fewbit
@@ -14,7 +19,6 @@ from fewbit.demo.outliers import with_outliers
 from fewbit.evaluate.trajectory import picture_fidelity, trajectory_fidelity
 from fewbit.generate import generate
 
-pytest.importorskip("diffusers")
 MANNER = {"steps": 25, "guidance": 2.5}
 
 
@@ -57,6 +61,14 @@ def measured(reference, calibration):
 
 def test_the_noise_prediction_is_2_5_db_better(one_thread, measured):
     assert measured("hq-dit")[0] > measured("rtn")[0] + 2.5
+
+
+def test_a_fresh_process_draws_the_same_picture(one_thread, measured, tmp_path):
+    pipe = measured("hq-dit")[1]
+    fewbit.save(pipe, tmp_path / "shapes")
+    command = [sys.executable, draw_shapes.__file__, tmp_path / "shapes", tmp_path / "drawn.npy"]
+    subprocess.run(command, check=True)
+    assert np.array_equal(np.load(tmp_path / "drawn.npy"), draw_shapes.draw(pipe))
 
 
 def test_every_layer_gains(one_thread, measured):
