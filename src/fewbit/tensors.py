@@ -1,18 +1,18 @@
-"""Tensors in and out of files: digests, checksums, and reading them into memory of their own.
+"""Tensors in and out of files: digests, checksums, and mapping files into memory.
 
-A file is read and not mapped, so that whatever happens to it later cannot reach a loaded model.
+A mapped tensor is the file: nothing is copied, several processes share it, and what is written to
+the tensor stays with its process. A save never touches it: that makes a new file and renames it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from io import BufferedReader
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +20,6 @@ from fewbit.errors import BadModel, BrokenFile
 from fewbit.header import DTYPES, Header, Stored
 
 WORKERS = min(4, os.cpu_count() or 1)  # checking and reading leave the interpreter's lock
-PIECE = 1 << 18  # bytes that are still in the cache when they are checked
-ALIGNMENT = 64
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -59,47 +57,31 @@ def stored_once(state: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, 
 
 def read_tensors(header: Header, crc32: Mapping[str, str]) -> dict[str, Tensor]:
     """All tensors of a file, refused if one of them is not what `crc32` says."""
-    tensors = _empty(header.tensors)
-    names = sorted(tensors, key=lambda name: header.tensors[name].start)
-    shares = [names[i::WORKERS] for i in range(WORKERS)]
+    tensors = _map(header)
 
-    def read(share: list[str]) -> None:
-        with header.path.open("rb") as file:
-            for name in share:
-                file.seek(header.tensors[name].start)
-                if _fill(file, tensors[name]) != crc32[name]:
-                    raise BrokenFile(
-                        f"{header.path}: the data of {name} was altered: its CRC-32 is not the "
-                        "manifest's"
-                    )
+    def check(name: str) -> None:
+        if checksum(tensors[name]) != crc32[name]:
+            raise BrokenFile(
+                f"{header.path}: the data of {name} was altered: its CRC-32 is not the manifest's"
+            )
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(read, shares))
+        list(pool.map(check, tensors))
     return tensors
 
 
-def _fill(file: BufferedReader, tensor: Tensor) -> str:
-    """The bytes from here on into the tensor; its checksum, or nothing where the file ends."""
-    crc32, whole = zlib.crc32(_line(tensor)), _view(_plain(tensor))
-    for begin in range(0, len(whole), PIECE):
-        piece = whole[begin : begin + PIECE]
-        if file.readinto(piece) != len(piece):
-            return ""
-        crc32 = zlib.crc32(piece, crc32)
-    return f"{crc32:08x}"
+def _map(header: Header) -> dict[str, Tensor]:
+    with header.path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    memory = torch.frombuffer(mapping, dtype=torch.uint8)
+    return {name: _tensor(memory, stored) for name, stored in header.tensors.items()}
 
 
-def _empty(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """Room for all tensors in one piece, for which numpy asks the system for huge pages."""
-    places, end = {}, 0
-    for name, one in stored.items():
-        places[name] = end
-        end += -(-one.nbytes // ALIGNMENT) * ALIGNMENT
-    memory = torch.from_numpy(np.empty(end, np.uint8))
-    return {
-        name: memory[places[name] :][: one.nbytes].view(one.dtype).view(one.shape)
-        for name, one in stored.items()
-    }
+def _tensor(memory: Tensor, stored: Stored) -> Tensor:
+    plain = memory[stored.start : stored.start + stored.nbytes]
+    if stored.start % stored.dtype.itemsize:
+        plain = plain.clone()
+    return plain.view(stored.dtype).view(stored.shape)
 
 
 def _line(tensor: Tensor) -> bytes:
