@@ -5,7 +5,8 @@ Every step draws from its own generator, so the step number is all the randomnes
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,10 @@ Budget = Steps | Minutes
 
 @dataclass
 class Training:
-    """AdamW with warm-up and a cosine to zero, clipped gradients and averaged weights."""
+    """AdamW with warm-up and a cosine to zero, clipped gradients and averaged weights.
+
+    `look` is called on the way, while the model has its averaged weights.
+    """
 
     name: str
     model: nn.Module
@@ -57,6 +61,8 @@ class Training:
     seed: int = 0
     save_every: int = 200
     say_every: int = 50
+    look: Callable[[int], None] | None = None
+    look_every: int = 400
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -79,10 +85,11 @@ class Training:
                 print(f"{self.name} {self.step} {done:.1%} loss {loss:.5f}", flush=True)
             if self.step % self.save_every == 0:
                 self.save()
+            if self.look is not None and self.step % self.look_every == 0:
+                with self._averaged():
+                    self.look(self.step)
         self.save()
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=True):
-                parameter.copy_(average)
+        self._exchange()
         return self.model
 
     def advance(self) -> float:
@@ -110,6 +117,19 @@ class Training:
         """The memory starts short, so that the random beginning is soon forgotten."""
         memory = min(self.memory, (self.step + 1) / (self.step + 10))
         torch._foreach_lerp_(self.average, self.parameters, 1 - memory)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data, average.data = average.data, parameter.data
 
     def save(self) -> None:
         tensors = {f"parameter.{i}": p.detach() for i, p in enumerate(self.parameters)}
