@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fewbit.errors import BadArgument, BadModel
-from fewbit.models import transformer_of
+from fewbit.models import own_manner, own_prompts, transformer_of
 from fewbit.progress import Meter
 from fewbit.version import __version__
 
@@ -41,8 +41,9 @@ def generate(
 ) -> list[Image]:
     """One picture for each seed; the subjects (labels or prompts) repeat if they are fewer.
 
-    Without labels every class has its turn. Other things left out are as the pipeline has them.
-    So many `together` is faster. `picture.info` says how a picture was made.
+    Without labels every class has its turn, without prompts those that the pipeline was made for.
+    Other things left out are as the pipeline has them. So many `together` is faster.
+    `picture.info` says how a picture was made.
     """
     subject, subjects = subjects_of(pipe, labels, prompts)
     settings = _settings(pipe, steps, guidance)
@@ -64,7 +65,8 @@ def _draw(pipe: Any, arguments: dict[str, Any], seeds: Sequence[int]) -> list[Im
         torch.manual_seed(seeds[0])
         own = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         generator = own if len(own) > 1 else own[0]
-        images: list[Image] = pipe(**arguments, generator=generator, output_type="pil").images
+        manner = {"generator": generator, "output_type": "pil", **own_manner(pipe)}
+        images: list[Image] = pipe(**arguments, **manner).images
         return images
 
 
@@ -82,9 +84,9 @@ def subjects_of(
         raise BadModel(f"{name} takes neither class labels nor prompts: cannot ask it for pictures")
     if labels:
         raise BadArgument(f"{name} draws from prompts and knows no classes; give prompts")
-    if not prompts:
+    if not (chosen := list(prompts) or own_prompts(pipe)):
         raise BadArgument(f"{name} needs at least one prompt")
-    return "prompt", list(prompts)
+    return "prompt", chosen
 
 
 def _classes(pipe: Any, labels: Sequence[int | str]) -> list[int]:

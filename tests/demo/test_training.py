@@ -43,6 +43,21 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path):
     assert not torch.equal(_weights(_training(tmp_path / "fresh").model), straight)
 
 
+def test_a_look_sees_the_averages_and_changes_nothing(tmp_path):
+    straight = _training(tmp_path / "straight")
+    seen: dict[int, torch.Tensor] = {}
+    looked = _training(tmp_path / "looked")
+    looked.look, looked.look_every = lambda step: seen.update({step: _weights(looked.model)}), 2
+    raw: dict[int, torch.Tensor] = {}
+    while straight.step < 5:
+        straight.advance()
+        raw[straight.step] = torch.nn.utils.parameters_to_vector(straight.average).detach()
+    looked.run()
+    assert list(seen) == [2, 4]
+    assert all(torch.equal(weights, raw[step]) for step, weights in seen.items())
+    assert torch.equal(_weights(looked.model), raw[5])
+
+
 def test_training_lowers_the_loss(tmp_path):
     model = nn.Linear(1, 1)
     nn.init.zeros_(model.weight)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.models import own_manner, own_prompts
 
 PROMPTS = (
     "a portrait of an old fisherman in soft morning light",
@@ -51,6 +52,7 @@ class Manner:
             guidance_scale=self.guidance,
             num_inference_steps=self.steps,
             generator=list(generators),
+            **own_manner(pipe),
         )
 
 
@@ -66,7 +68,7 @@ def manner_of(
         )
     if by_class and prompts is not None:
         raise BadArgument(f"{type(pipe).__name__} draws classes; leave prompts out")
-    subjects = _classes(pipe) if by_class else PROMPTS if prompts is None else prompts
+    subjects = _classes(pipe) if by_class else _prompts(pipe) if prompts is None else prompts
     if isinstance(subjects, str) or not subjects or not (by_class or _all_text(subjects)):
         raise BadCalibration(f"prompts must be one string or more in a list, got {subjects!r}")
     steps = accepted["num_inference_steps"].default if steps is None else steps
@@ -90,6 +92,11 @@ def _classes(pipe: Any) -> Sequence[int]:
     """Those the pipeline has names for, else all the model has."""
     named = sorted(set(pipe.labels.values()))
     return named or range(pipe.transformer.config.num_embeds_ada_norm)
+
+
+def _prompts(pipe: Any) -> Sequence[str]:
+    """Those the pipeline was made for where it lists them, else some for any."""
+    return own_prompts(pipe) or PROMPTS
 
 
 def _all_text(prompts: Sequence[object]) -> bool:

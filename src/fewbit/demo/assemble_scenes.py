@@ -1,4 +1,4 @@
-"""From trained models to the folder that ships: a genuine diffusers PixArtAlphaPipeline, in fp16."""
+"""From trained models to the folder that ships: a genuine PixArtAlphaPipeline, in fp16."""
 
 from __future__ import annotations
 

@@ -13,20 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewbit.demo.scenes import INKS, OPPOSITE, RADII, SHAPES, SIDES, Scene, Thing
+from fewbit.demo.scenes import OPPOSITE, QUALITIES, SIDES, Scene, Thing, scenes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 WIDTH = 96
 LENGTH = 11  # words of the longest caption, and the end
+EXAMPLE_SEED, EXAMPLES = 3_000_017, 64
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-QUESTIONS = (tuple(RADII), tuple(INKS), SHAPES, tuple(SIDES))
+QUESTIONS = (*QUALITIES, tuple(SIDES))
 _UNASKED = -100  # what cross_entropy passes over
 _WORDS = ("a", *(word for answers in QUESTIONS for answer in answers for word in answer.split()))
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
+    """Its config lists examples, so that whoever calibrates the pipeline knows what to ask it."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -37,7 +39,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     end = (END, vocabulary[END])
     words.post_processor = processors.TemplateProcessing(f"$A {END}", special_tokens=[end])
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
+        tokenizer_object=words,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        prompts=[scene.caption for scene in scenes(EXAMPLE_SEED, range(EXAMPLES))],
     )
 
 

@@ -128,5 +128,3 @@ def _centroid(shape: str) -> float:
     y, x = torch.meshgrid(at, at, indexing="ij")
     inside = covers(shape, 100 * x, 100 * y, torch.tensor(100.0, dtype=torch.float64))
     return float((inside * y).sum() / inside.sum())
-
-

@@ -31,6 +31,7 @@ SHAPES = ("circle", "cross", "ring", "square", "triangle")
 SIDES = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
 """Where the first thing is, seen from the second."""
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+QUALITIES: tuple[tuple[str, ...], ...] = (tuple(RADII), tuple(INKS), SHAPES)
 FIELDS = ("size", "colour", "shape", "relation", "other size", "other colour", "other shape")
 
 _PAPER = (34, 38, 66)
@@ -101,7 +102,7 @@ def _numbers(index: Iterable[int]) -> np.ndarray:
 
 def _thing(words: Sequence[str], caption: str) -> Thing:
     article, *fields = words
-    for field, allowed in zip(fields, (RADII, INKS, SHAPES), strict=True):
+    for field, allowed in zip(fields, QUALITIES, strict=True):
         if field not in allowed:
             raise BadArgument(f"{field!r} in {caption!r} is unknown; allowed: {', '.join(allowed)}")
     if article != "a":
@@ -110,14 +111,13 @@ def _thing(words: Sequence[str], caption: str) -> Thing:
 
 
 def _scene(u: np.ndarray) -> Scene:
-    def choose(names: Iterable[str], trait: int) -> str:
-        known = tuple(names)
-        return known[int(u[trait] * len(known))]
+    def choose(names: Sequence[str], trait: int) -> str:
+        return names[int(u[trait] * len(names))]
 
     first, second = (
-        Thing(choose(RADII, i), choose(INKS, i + 1), choose(SHAPES, i + 2)) for i in (0, 3)
+        Thing(*[choose(names, i) for i, names in enumerate(QUALITIES, start)]) for start in (0, 3)
     )
-    return Scene(first, choose(SIDES, 6), second)
+    return Scene(first, choose(tuple(SIDES), 6), second)
 
 
 def _draw(seed: int, numbers: np.ndarray) -> Tensor:

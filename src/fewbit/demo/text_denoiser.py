@@ -1,4 +1,4 @@
-"""The scenes denoiser: a PixArt transformer of width 192, and the loss that PixArt is trained by."""
+"""The scenes denoiser: a PixArt transformer of width 192, and the loss PixArt is trained by."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def loss(
     step = draw_steps(count, random)
     dropped = torch.rand(count, 1, generator=random) < DROP
     noise = torch.randn(latent.shape, generator=random)
-    signal = _signal()[step]
+    signal = (1 - _betas()).cumprod(0)[step].float()
     share = signal[:, None, None, None]
     noisy = share.sqrt() * latent + (1 - share).sqrt() * noise
     guess, place = predict(model, encoder, noisy, step, ids.where(~dropped, empty))
@@ -107,18 +107,19 @@ def _divergence(error: Tensor, place: Tensor, step: Tensor) -> Tensor:
 
     Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, equations 4, 10, 11, 15.
     """
-    signal = _signal()
-    before = torch.cat([torch.ones(1), signal[:-1]])
-    beta = 1 - signal / before
+    beta = _betas()
+    signal = (1 - beta).cumprod(0)
+    before = signal / (1 - beta)
     true = beta * (1 - before) / (1 - signal)
     true[0] = true[1]  # zero otherwise: the last step has no noise
     drift = beta * (before / signal / (1 - signal)).sqrt()  # of the mean, per error of the noise
-    low, high, drift = (x[step, None, None, None] for x in (true.log(), beta.log(), drift))
+    low, high, drift = (
+        x[step, None, None, None].to(error.dtype) for x in (true.log(), beta.log(), drift)
+    )
     guess = low.lerp(high, (place + 1) / 2)
     apart = (drift * error.detach()).square()
     return (guess - low + (low - guess).exp() + apart * (-guess).exp() - 1).mean() / 2
 
 
-def _signal() -> Tensor:
-    """What share of the variance is signal at each step."""
-    return (1 - torch.linspace(*BETAS, STEPS)).cumprod(0)
+def _betas() -> Tensor:
+    return torch.linspace(*BETAS, STEPS, dtype=torch.float64)

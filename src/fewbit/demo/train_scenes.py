@@ -1,4 +1,4 @@
-"""Train the scenes demo from the shapes autoencoder on: `python -m fewbit.demo.train_scenes --out DIR`.
+"""Train the scenes demo: `python -m fewbit.demo.train_scenes --out DIR`.
 
 Stopped at any moment, the same command goes on from where it was. DIR/scenes is the result, there
 and up to date from the first look at the pictures on; `--steps` smaller than before ends it sooner.
@@ -22,7 +22,7 @@ from fewbit.demo.shapes import as_float
 from fewbit.files import replacing
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
+    from diffusers import AutoencoderKL, PixArtAlphaPipeline
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 AUTOENCODER_SEED, READER_SEED, DENOISER_SEED = 4, 5, 6
