@@ -115,7 +115,7 @@ def train_denoiser(
 def train(folder: Path, steps: int) -> None:
     tokenizer = language.tokenizer()
     reader = train_reader(folder, tokenizer, steps=500)
-    vae = train_autoencoder(folder, steps=1000)
+    vae = train_autoencoder(folder, steps=600)
     pipeline = assemble_scenes.pipeline(tokenizer, reader, vae, text_denoiser.build())
     pipeline.set_progress_bar_config(disable=True)
 
@@ -135,7 +135,7 @@ def train(folder: Path, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the scenes demo.")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and result")
-    parser.add_argument("--steps", type=int, default=6000, help="of the denoiser")
+    parser.add_argument("--steps", type=int, default=4000, help="of the denoiser")
     arguments = parser.parse_args()
     train(arguments.out, arguments.steps)
 
