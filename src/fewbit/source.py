@@ -104,9 +104,11 @@ def _from_hub(name: str, dtype: torch.dtype) -> Any:
 
 
 def _from_pretrained(cls: Any, where: Path | str, dtype: torch.dtype, complaint: str) -> Any:
-    from diffusers.utils import logging
+    import diffusers
+    import transformers
 
-    logging.disable_progress_bar()  # of assembling the parts; a download keeps its own
+    for library in (diffusers, transformers):  # of assembling the parts; a download keeps its own
+        library.utils.logging.disable_progress_bar()
     try:
         return cls.from_pretrained(where, dtype=dtype)
     except FewbitError:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 AUTOENCODER_SEED, READER_SEED, DENOISER_SEED = 4, 5, 6
-LATENTS = 24_000
-LOOK_EVERY, LOOK_AT = 400, 48
+LATENTS = 16_000
+LOOK_EVERY, LOOK_AT = 300, 48
 
 
 def train_autoencoder(folder: Path, steps: int, batch: int = 16) -> AutoencoderKL:
