@@ -45,8 +45,10 @@ def test_it_is_the_product_of_what_was_rounded(weight, activation, bias, dtype):
     if activation:
         rounded = Spec.parse(activation).round(rounded.view(-1, 32)).view(x.shape)
     expected = linear(rounded, layer.packed_weight.dequantize(), layer.bias)
-    assert torch.equal(layer(x), expected.to(dtype))
     assert layer(x).dtype == dtype
+    distance = (layer(x).double() - expected.double()).abs().max()
+    rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+    assert distance <= (1e-6 + rounding) * expected.abs().max()  # float32 sums differ in their order
 
 
 def test_the_bias_is_kept_as_it_is():
@@ -133,7 +135,9 @@ class SharedInput(nn.Module):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 def test_layers_of_one_stage_give_what_they_give_alone(mode):
     model, counted = SharedInput(), []
-    model.layers[0].stage.activation.register_forward_hook(lambda *_: counted.append(1))
+    activation = model.layers[0].stage.activation
+    code = activation.code
+    activation.code = lambda *given: (counted.append(1), code(*given))[1]
     with mode():
         x = tokens()
         for _ in range(2):

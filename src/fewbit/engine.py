@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit import memory
+from fewbit.blueprint import quantized_layers
 from fewbit.calibration import BlockStream, CalibrationSet, Step, sample
 from fewbit.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration
@@ -64,6 +65,8 @@ def quantize(
     run = _Run(transformer, plan, data, seed, device, None if workdir is None else Path(workdir))
     for _ in track(run.blocks(), f"{chosen}, blocks", len(plan.structure.blocks), progress):
         pass
+    for layer in quantized_layers(transformer).values():
+        layer.as_stored()
     report = Report(
         recipe=chosen.to_dict(),
         family=plan.structure.family,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewbit import registry
 from fewbit.activations.activation import Activation
+from fewbit.kernels.coded import Coded, Rotation
 from fewbit.transforms.transform import Transform
 
 
@@ -20,7 +21,7 @@ class _Shared:
 
     x: weakref.ref[Tensor]
     version: int
-    result: Tensor
+    result: Coded | Tensor
     served: set[int]
 
     def serves(self, x: Tensor, reader: object) -> bool:
@@ -31,7 +32,8 @@ class _Shared:
 
 
 class InputStage(nn.Module):
-    """Transform, then quantize. q, k and v hold the same stage and so use the same codes.
+    """Transform, then quantize, to what a product wants: integers where the format has them. q, k
+    and v hold the same stage and so use the same codes.
 
     `stage(x)` always computes. `stage(x, reader)` computes for the first reader of x and hands the
     result to the others, to each of them once: whoever comes a second time has a new input, a new
@@ -52,7 +54,7 @@ class InputStage(nn.Module):
         self.folded = folded
         self._last: _Shared | None = None
 
-    def forward(self, x: Tensor, reader: object = None) -> Tensor:
+    def forward(self, x: Tensor, reader: object = None) -> Coded | Tensor:
         # The compiler removes the repetition itself; inference tensors cannot tell that they were
         # written to; and a result must not outlive the graph it belongs to.
         if torch.compiler.is_compiling() or x.is_inference() or torch.is_grad_enabled():
@@ -65,10 +67,20 @@ class InputStage(nn.Module):
             self._last = _Shared(weakref.ref(x, self._forget), x._version, result, {id(reader)})
         return result
 
-    def _compute(self, x: Tensor) -> Tensor:
-        if self.transform is not None:
-            x = self.transform(x)
-        return x if self.activation is None else self.activation(x)
+    def values(self, x: Tensor) -> Tensor:
+        """What a layer multiplies in place of x, as float32 like x: for whoever calibrates."""
+        result = self(x)
+        rows = result.values() if isinstance(result, Coded) else result
+        return rows.view(x.shape)
+
+    def _compute(self, x: Tensor) -> Coded | Tensor:
+        rotation: Rotation | None = None
+        with torch.autocast(x.device.type, enabled=False):
+            if self.transform is not None and self.activation is not None:
+                x, rotation = self.transform.ahead(x)
+            elif self.transform is not None:
+                x = self.transform(x.float())
+            return x if self.activation is None else self.activation.code(x, rotation)
 
     def _forget(self, dead: weakref.ref[Tensor]) -> None:
         if self._last is not None and self._last.x is dead:

@@ -10,13 +10,20 @@ from torch import Tensor, nn
 
 from fewbit.formats import QTensor, Scales, Spec
 from fewbit.input_stage import InputStage
-from fewbit.kernels.reference import packed_linear
+from fewbit.kernels.choose import backend_for
+from fewbit.kernels.coded import Coded, Weight
+from fewbit.kernels.reference import Reference
 
 STORED = ("codes", "scales", "outer_scales", "zeros", "choices")
 
 
 class QLinear(nn.Module):
-    """A linear layer whose weight rests packed; the result has the dtype of the input."""
+    """A linear layer whose weight rests packed; the result has the dtype of the input.
+
+    A backend may want the codes in an order of its own. That `layout` is made when it is first
+    used; where the codes can be had back from it, it takes their place, so that a weight is in
+    memory once. `fast` also allows layouts that take more memory than the codes.
+    """
 
     def __init__(self, weight: QTensor, bias: Tensor | None, stage: InputStage | None) -> None:
         super().__init__()
@@ -25,23 +32,62 @@ class QLinear(nn.Module):
         tensors = weight.tensors()
         for name in STORED:
             self.register_buffer(name, tensors.get(name))
+        self.register_buffer("layout", None, persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.stage = stage
+        self.fast = False
+        self._maker: Reference | None = None  # of a layout that stands in for the codes
+        self._made: tuple[str, bool, int, int] | None = None  # by and of what the layout was made
 
     codes: Tensor
     scales: Tensor
     outer_scales: Tensor | None
     zeros: Tensor | None
     choices: Tensor | None
+    layout: Tensor | None
 
     @property
     def packed_weight(self) -> QTensor:
+        """As it is stored, wherever its codes are now."""
+        if self._maker is None or self.layout is None:
+            return self._weight(self.codes)
+        return self._weight(self._maker.codes_in(self.layout, self.spec))
+
+    def _weight(self, codes: Tensor) -> QTensor:
         scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices)
-        return QTensor(self.codes, scales, self.spec, self.in_features)
+        return QTensor(codes, scales, self.spec, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         staged = x if self.stage is None else self.stage(x, reader=self)
-        return packed_linear(staged, self.packed_weight, self.bias).to(x.dtype)
+        rows = staged if isinstance(staged, Coded) else staged.reshape(-1, self.in_features)
+        backend = backend_for(x)
+        with torch.autocast(x.device.type, enabled=False):
+            product = backend.linear(rows, self._laid_out(backend), self.bias, x.dtype)
+        return product.view(*x.shape[:-1], self.out_features)
+
+    def _laid_out(self, backend: Reference) -> Weight:
+        """The weight as the backend wants it, made again if the codes or the backend changed."""
+        if not torch.compiler.is_compiling():
+            made = backend.name, self.fast, self.codes.data_ptr(), _version(self.codes)
+            if made != self._made:
+                self._lay_out(backend)
+        if self._made is None or self._made[0] != backend.name:
+            return Weight(self.packed_weight)
+        return Weight(self._weight(self.codes), self.layout)
+
+    def _lay_out(self, backend: Reference) -> None:
+        self.as_stored()
+        with torch.inference_mode(False):
+            self.layout = backend.layout(self.packed_weight, self.fast)
+            if self.layout is not None and backend.replaces_codes(self.spec, self.fast):
+                self._maker, self.codes = backend, self.codes.new_empty(self.out_features, 0)
+        self._made = backend.name, self.fast, self.codes.data_ptr(), _version(self.codes)
+
+    def as_stored(self) -> None:
+        """Codes in their own place again, and no layout."""
+        if self._maker is not None and self.codes.numel() == 0:
+            self.codes = self.packed_weight.packed
+        self.layout, self._maker, self._made = None, None, None
 
     def effective_weight(self) -> Tensor:
         """The float32 matrix this layer multiplies its untransformed, unrounded input with."""
@@ -77,6 +123,7 @@ class QLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLinear:
         """`.half()` and `.to(dtype)` move the stored scales but never change their dtype."""
+        self.as_stored()
         stored = {name: self._buffers[name] for name in STORED}
         super()._apply(fn, recurse)
         for name, before in stored.items():
@@ -84,3 +131,15 @@ class QLinear(nn.Module):
             if before is not None and after is not None and after.dtype != before.dtype:
                 self._buffers[name] = before.to(after.device)
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}codes"] = self.packed_weight.packed
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.as_stored()
+        super()._load_from_state_dict(*arguments)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

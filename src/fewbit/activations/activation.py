@@ -1,4 +1,4 @@
-"""What every quantizer of inputs is: x to the float32 values that its codes stand for."""
+"""What every quantizer of inputs is: x to its codes, and to the float32 values they stand for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewbit.formats import Spec
+from fewbit.kernels.choose import backend_for
+from fewbit.kernels.coded import Coded, Rotation
 
 
 class Activation(nn.Module):
@@ -16,6 +18,14 @@ class Activation(nn.Module):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in], rounded."""
+
+    def code(self, x: Tensor, rotation: Rotation | None) -> Coded | Tensor:
+        """x, rotated and rounded, as a product wants it: integers where the format has them, else
+        float32 values; rows [tokens, in] either way."""
+        rows = x.reshape(-1, x.shape[-1])
+        if rotation is not None:
+            rows = backend_for(x).rotate(rows, rotation)
+        return self(rows)
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from torch import Tensor
 from fewbit.activations.activation import Activation
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
+from fewbit.kernels.choose import backend_for
+from fewbit.kernels.coded import Coded, Rotation
 
 KIND = "dynamic"
 
@@ -27,6 +29,12 @@ class Dynamic(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.spec.round(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+    def code(self, x: Tensor, rotation: Rotation | None) -> Coded | Tensor:
+        backend = backend_for(x)
+        if not backend.hands_on(self.spec):
+            return super().code(x, rotation)
+        return backend.quantize(x.reshape(-1, x.shape[-1]), self.spec.format, rotation)
 
     def config(self) -> dict[str, Any]:
         return {"kind": KIND, "spec": str(self.spec)}

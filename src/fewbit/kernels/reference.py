@@ -1,4 +1,8 @@
-"""The definition of every run-time operation in plain torch; a kernel is a faster copy of it."""
+"""The definition of every run-time operation in plain torch.
+
+A backend inherits it and replaces what it has a faster copy of: the integers of inputs are the same
+bits, and products agree to 1e-6 of the largest, for only their float32 roundings differ.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,105 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fewbit.formats import QTensor
+from fewbit.formats import Format, QTensor, Spec
+from fewbit.kernels.coded import Coded, Rotation, Weight, has_integer_rows, has_integers
+
+_EXACT_FLOAT32 = 1 << 24
 
 
-def packed_linear(x: Tensor, weight: QTensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias with float32 products and sums, whatever autocast says."""
-    with torch.autocast(x.device.type, enabled=False):
-        return linear(x.float(), weight.dequantize(), None if bias is None else bias.float())
+class Reference:
+    name = "reference"
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Why this backend cannot compute there; None if it can."""
+        return None
+
+    def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
+        """How a layer of that kind is computed, in words."""
+        return "definition: float32 products of unpacked weights"
+
+    def hands_on(self, spec: Spec) -> bool:
+        """Whether inputs rounded by `spec` reach the product as `Coded`, not as float32."""
+        return has_integer_rows(spec)
+
+    def multiplies_codes(self, weight: Spec) -> bool:
+        return has_integers(weight)
+
+    def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """x [rows, columns] rotated. The order of the sums is part of the definition, float32 of
+        the input: over the rows of `left` upwards, then over the rows of `right` upwards."""
+        left, right = rotation.left.to(_wide(x)), rotation.right.to(_wide(x))
+        x = x.to(_wide(x)) * rotation.signs
+        tokens = x.reshape(-1, len(left), len(right))
+        mixed = tokens[:, 0, None, :] * left[0, :, None]
+        for k in range(1, len(left)):
+            mixed = mixed + tokens[:, k, None, :] * left[k, :, None]
+        rotated = mixed[:, :, 0, None] * right[0]
+        for k in range(1, len(right)):
+            rotated = rotated + mixed[:, :, k, None] * right[k]
+        return (rotated * rotation.scale).view(x.shape)
+
+    def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
+        """Each row of x [rows, columns] to the nearest levels at the scale that clips nothing."""
+        x = x.float() if rotation is None else self.rotate(x, rotation).float()
+        scales = Spec(fmt).load(Spec(fmt).fit(x)) if x.numel() else x.new_ones(len(x), 1)
+        levels = fmt.round(x * scales.reciprocal()) / fmt.step
+        lost = scales.isnan()
+        integers = levels.masked_fill(lost, 0).to(torch.int8)
+        return Coded(integers, scales * fmt.step, fmt.integer_max)
+
+    def linear(
+        self, x: Coded | Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """x · weightᵀ + bias, [rows, out]. Integers are multiplied and summed as such."""
+        bias = None if bias is None else bias.float()
+        if isinstance(x, Tensor):
+            return self.float_linear(x, weight, bias, dtype)
+        if self.multiplies_codes(weight.spec):
+            return self.integer_linear(x, weight, bias, dtype)
+        return self.float_linear(x.values(), weight, bias, dtype)
+
+    def integer_linear(
+        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Exact sums, one for each group of columns, then the scales in float32."""
+        integers, scales = weight.integers(), weight.integer_scales()
+        products = torch.zeros(len(x.integers), len(integers), device=x.scales.device)
+        width = integers.shape[1] // scales.shape[1]
+        wide = _exact(width * int(weight.spec.format.integer_max) * x.largest)
+        for group, scale in enumerate(scales.unbind(1)):
+            columns = slice(group * width, (group + 1) * width)
+            sums = x.integers[:, columns].to(wide) @ integers[:, columns].to(wide).T
+            if scales.shape[1] == 1:
+                products = (sums.float() * x.scales) * scale
+            else:
+                products = products + sums.float() * scale
+        products = products if scales.shape[1] == 1 else products * x.scales
+        return (products if bias is None else products + bias).to(dtype)
+
+    def float_linear(
+        self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Of inputs that are not rounded, or not to integers: float32 products and sums."""
+        return linear(x.float(), weight.packed.dequantize(), bias).to(dtype)
+
+    def layout(self, packed: QTensor, fast: bool) -> Tensor | None:
+        """The backend's own layout of the codes, None where it works on the packed bytes."""
+        return None
+
+    def codes_in(self, layout: Tensor, spec: Spec) -> Tensor:
+        """The packed bytes that `layout` was made of, where it `replaces_codes`."""
+        raise NotImplementedError
+
+    def replaces_codes(self, spec: Spec, fast: bool) -> bool:
+        """Whether a layout holds the codes bit for bit, so that it can stand in for them."""
+        return False
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _exact(largest_sum: int) -> torch.dtype:
+    """The narrowest float in which every sum of integers is exact, whatever its order."""
+    return torch.float32 if largest_sum <= _EXACT_FLOAT32 else torch.float64

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from fewbit import registry
+from fewbit.kernels.coded import Rotation
 from fewbit.transforms.transform import Transform
 
 KIND = "chain"
@@ -22,6 +23,13 @@ class Chain(Transform):
         for part in self._transforms():
             x = part(x)
         return x
+
+    def ahead(self, x: Tensor) -> tuple[Tensor, Rotation | None]:
+        *before, last = self._transforms()
+        x = x.float()
+        for part in before:
+            x = part(x)
+        return last.ahead(x)
 
     def weight(self, weight: Tensor) -> Tensor:
         for part in self._transforms():

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
+from fewbit.kernels.choose import backend_for
+from fewbit.kernels.coded import Rotation
 from fewbit.transforms.hadamard_matrix import factors, halves, kronecker
 from fewbit.transforms.transform import Transform
 
@@ -59,7 +61,8 @@ class Hadamard:
 
     def input(self, x: Tensor) -> Tensor:
         """x·R along the last axis."""
-        return _multiply(x * self.signs().to(x.device), *self.matrices())
+        left, right = (matrix.to(x.device) for matrix in self.matrices())
+        return _rotated(x, Rotation(self.signs().to(x.device), left, right))
 
     def weight(self, weight: Tensor) -> Tensor:
         """W·R for W [out, width]: R is orthogonal, so (x·R)·(W·R)ᵀ = x·Wᵀ."""
@@ -67,8 +70,9 @@ class Hadamard:
 
     def inverse(self, x: Tensor) -> Tensor:
         """x·Rᵀ along the last axis."""
-        left, right = self.matrices()
-        return _multiply(x, left.T, right.T) * self.signs().to(x.device)
+        left, right = (matrix.T.to(x.device) for matrix in self.matrices())
+        signs = self.signs().to(x.device)
+        return _rotated(x, Rotation(torch.ones_like(signs), left, right)) * signs
 
 
 class HadamardTransform(Transform):
@@ -87,10 +91,17 @@ class HadamardTransform(Transform):
         self.register_buffer("right", right, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _multiply(x * self.signs, self.left, self.right)
+        return _rotated(x, self.rotation)
+
+    def ahead(self, x: Tensor) -> tuple[Tensor, Rotation | None]:
+        return x, self.rotation
 
     def weight(self, weight: Tensor) -> Tensor:
-        return _multiply(weight * self.signs, self.left, self.right)
+        return _rotated(weight, self.rotation)
+
+    @property
+    def rotation(self) -> Rotation:
+        return Rotation(self.signs, self.left, self.right)
 
     def config(self) -> dict[str, Any]:
         return {"kind": KIND, **asdict(self.hadamard)}
@@ -108,21 +119,11 @@ def allowed_blocks(width: int) -> list[int]:
     return [n for n in range(width, 1, -1) if width % n == 0 and factors(n) is not None]
 
 
-def _multiply(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """x·(left ⊗ right)/√n for every n consecutive channels, in the dtype of x.
-
-    The ±1 are exact in every dtype and the scale is applied to the accumulator, so bfloat16
-    rounds only between the products and at the end. The sums would overflow float16.
-    """
-    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-    rows, columns = len(left), len(right)
-    tokens = x.to(dtype).reshape(-1, rows, columns)
-    if rows > 1:
-        tokens = left.T.to(tokens) @ tokens
-    tokens = tokens.reshape(-1, columns)
-    scale = (rows * columns) ** -0.5
-    product = torch.addmm(tokens.new_zeros(1), tokens, right.to(tokens), beta=0, alpha=scale)
-    return product.view(x.shape).to(x.dtype)
+def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
+    """float32 inside, or float64 for a float64 input; the result has the dtype of the input."""
+    rows = x.reshape(-1, x.shape[-1])
+    with torch.autocast(x.device.type, enabled=False):
+        return backend_for(x).rotate(rows, rotation).view(x.shape).to(x.dtype)
 
 
 def _no_hadamard(width: int, block: int | None) -> str:

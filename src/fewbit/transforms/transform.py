@@ -7,11 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewbit.kernels.coded import Rotation
+
 
 class Transform(nn.Module):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The input [..., in], at run time."""
+
+    def ahead(self, x: Tensor) -> tuple[Tensor, Rotation | None]:
+        """The input up to a last rotation, which a kernel does together with the rounding."""
+        return self(x), None
 
     @abstractmethod
     def weight(self, weight: Tensor) -> Tensor:

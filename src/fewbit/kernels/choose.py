@@ -1,0 +1,65 @@
+"""Which backend computes, chosen in one place that can say why.
+
+`FEWBIT_BACKEND=reference|torch|native|cuda` forces one; it is an error where that cannot run.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewbit.errors import BadArgument
+from fewbit.kernels.cpu import Native
+from fewbit.kernels.cuda import Cuda
+from fewbit.kernels.portable import Portable
+from fewbit.kernels.reference import Reference
+
+VARIABLE = "FEWBIT_BACKEND"
+BACKENDS: tuple[Reference, ...] = (Cuda(), Native(), Portable(), Reference())  # as they are tried
+_CHOSEN: dict[tuple[str | None, str], Reference] = {}
+
+
+@dataclass(frozen=True)
+class Choice:
+    backend: Reference
+    why: str
+
+
+def backend_for(x: Tensor) -> Reference:
+    """Of whatever computes with x; where x is trained, the definition, which can be derived."""
+    key = os.environ.get(VARIABLE), x.device.type
+    found = _CHOSEN.get(key)
+    if found is None:
+        found = _CHOSEN[key] = choose(x.device).backend
+    return BACKENDS[-1] if torch.is_grad_enabled() and x.requires_grad else found
+
+
+def backend_named(name: str) -> Reference:
+    return next(backend for backend in BACKENDS if backend.name == name)
+
+
+def choose(device: torch.device) -> Choice:
+    forced = os.environ.get(VARIABLE)
+    if forced:
+        return Choice(_forced(forced, device), f"{VARIABLE} says so")
+    refused = []
+    for backend in BACKENDS:
+        why_not = backend.why_not(device)
+        if why_not is None:
+            return Choice(backend, "; ".join(refused) or "the fastest there is")
+        refused.append(f"{backend.name}: {why_not}")
+    raise AssertionError("the definition runs everywhere")
+
+
+def _forced(name: str, device: torch.device) -> Reference:
+    named = {backend.name: backend for backend in BACKENDS}
+    if name not in named:
+        allowed = ", ".join(sorted(named))
+        raise BadArgument(f"{VARIABLE} is {name!r}; allowed: {allowed}, or leave it unset")
+    why_not = named[name].why_not(device)
+    if why_not is not None:
+        raise BadArgument(f"{VARIABLE} forces {name!r}, which cannot run: {why_not}")
+    return named[name]

@@ -1,0 +1,89 @@
+"""What run-time operations hand to one another: rows as small integers, rotations, weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewbit.formats import FormatChoice, QTensor, Spec
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Rows, each of them small exact numbers times one scale; that of a lost row is NaN.
+
+    The numbers are int8, in units of the format's smallest step, or for FP8 tensor cores E4M3.
+    """
+
+    integers: Tensor  # [rows, columns]
+    scales: Tensor  # float32 [rows, 1]
+    largest: int  # magnitude in units of the smallest step: how wide an exact sum must be
+
+    def values(self) -> Tensor:
+        """What the integers stand for, float32 [rows, columns]."""
+        return self.integers.float() * self.scales
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """x -> (x * signs) · (left ⊗ right) / √n for every n = len(left) * len(right) columns."""
+
+    signs: Tensor  # int8 ±1 [columns]
+    left: Tensor  # int8 ±1
+    right: Tensor  # int8 ±1
+
+    @property
+    def scale(self) -> float:
+        return float((len(self.left) * len(self.right)) ** -0.5)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A packed matrix and, where a backend has made one, its own layout of the same codes."""
+
+    packed: QTensor
+    layout: Tensor | None = None
+
+    @property
+    def spec(self) -> Spec:
+        return self.packed.spec
+
+    def integer_scales(self) -> Tensor:
+        """float32 [rows, groups]: of a level in units of the format's smallest step."""
+        rows, columns = self.packed.shape
+        scales = self.spec.load(self.packed.scales) * self.spec.format.step
+        return scales.expand(rows, self.spec.groups(columns))
+
+    def integers(self) -> Tensor:
+        """Levels as int8 [rows, columns], counted from the zero point where there is one."""
+        packed, step = self.packed, self.spec.format.step
+        if isinstance(self.spec.format, FormatChoice):
+            assert packed.scales.choices is not None
+            levels = self.spec.format.decode_rows(packed.codes(), packed.scales.choices)
+        else:
+            levels = self.spec.format.decode(packed.codes())
+        levels = levels / step
+        if packed.scales.zeros is not None:
+            rows, columns = packed.shape
+            groups = packed.scales.zeros.shape[1]
+            grouped = levels.view(rows, groups, columns // groups)
+            levels = (grouped - packed.scales.zeros[..., None]).view(rows, columns)
+        return levels.to(torch.int8)
+
+
+def has_integer_rows(spec: Spec) -> bool:
+    """Whether an input rounded by `spec` is handed on as integers."""
+    fmt = spec.format
+    return scaled_by_row(spec) and not isinstance(fmt, FormatChoice) and fmt.exact_in(8)
+
+
+def scaled_by_row(spec: Spec) -> bool:
+    return spec.span == "row" and spec.scale.name == "fp32" and spec.symmetric
+
+
+def has_integers(spec: Spec) -> bool:
+    """Whether the levels of a weight, counted from its zero point, are int8."""
+    fmt = spec.format
+    return -128 <= fmt.min / fmt.step and fmt.max / fmt.step <= 127

@@ -1,0 +1,91 @@
+"""The native library as a backend: thin calls, for what it does not do the portable copies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewbit.formats import Format, QTensor, Spec
+from fewbit.formats.pack import pack
+from fewbit.kernels.coded import Coded, Rotation, Weight, has_integer_rows, has_integers
+from fewbit.kernels.portable import Portable
+
+try:
+    from fewbit.kernels import native
+except ImportError:
+    native = None  # type: ignore[assignment]
+
+LANES = 8  # columns that a product takes at a time
+
+
+class Native(Portable):
+    name = "native"
+
+    def why_not(self, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return f"it computes on the CPU, not on {device.type}"
+        return "it is not part of this package" if native is None else native.why_not()
+
+    def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
+        if not _takes(weight, shape[1]):
+            return super().path(weight, activation, shape)
+        return f"native {native.isa()}, weights resting in {_bits(weight)} bits"
+
+    def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
+        if not has_integer_rows(Spec(fmt)) or not x.numel():
+            return super().quantize(x, fmt, rotation)
+        x = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
+        if rotation is None:
+            return Coded(*native.quantize_rows(x, fmt), fmt.integer_max)
+        factors = rotation.signs, rotation.left, rotation.right
+        return Coded(*native.hadamard_quantize_rows(x, *factors, fmt), fmt.integer_max)
+
+    def integer_linear(
+        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        layout = self._layout(weight)
+        if layout is None or not x.integers.numel():
+            return super().integer_linear(x, weight, bias, dtype)
+        scales = weight.integer_scales()
+        out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        return native.linear(x.integers, x.scales, layout, scales, bias, out_dtype=out).to(dtype)
+
+    def float_linear(
+        self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        layout = self._layout(weight)
+        if layout is None or not x.numel():
+            return super().float_linear(x, weight, bias, dtype)
+        out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        x = x if x.dtype == out else x.float()
+        return native.float_linear(x, layout, weight.integer_scales(), bias, out_dtype=out).to(dtype)
+
+    def layout(self, packed: QTensor, fast: bool) -> Tensor | None:
+        if not _takes(packed.spec, packed.columns):
+            return None
+        if fast or packed.scales.zeros is not None:
+            return native.pack_levels(Weight(packed).integers())
+        return native.pack_codes(packed.codes(), packed.spec.format, packed.scales.choices)
+
+    def replaces_codes(self, spec: Spec, fast: bool) -> bool:
+        return spec.symmetric and (not fast or _is_int8(spec))
+
+    def codes_in(self, layout: Tensor, spec: Spec) -> Tensor:
+        return pack(native.unpack(layout).view(torch.uint8), spec.format.bits)
+
+    def _layout(self, weight: Weight) -> Tensor | None:
+        if weight.layout is not None or not _takes(weight.spec, weight.packed.columns):
+            return weight.layout
+        return self.layout(weight.packed, fast=False)
+
+
+def _takes(spec: Spec, columns: int) -> bool:
+    return has_integers(spec) and columns // spec.groups(columns) % LANES == 0
+
+
+def _bits(spec: Spec) -> int:
+    return 4 if spec.format.bits <= 4 and spec.symmetric else 8
+
+
+def _is_int8(spec: Spec) -> bool:
+    return spec.symmetric and isinstance(spec.format, Integer) and spec.format.bits == 8

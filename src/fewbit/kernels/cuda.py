@@ -1,0 +1,148 @@
+"""The tensor cores of a GPU: few-bit floats as FP8, integers as int8, the rest in the model's dtype.
+
+Every operation here also runs on the CPU, slowly, which is where its tests run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from fewbit.formats import Format, Minifloat, QTensor, Spec
+from fewbit.kernels.coded import (
+    Coded,
+    Rotation,
+    Weight,
+    has_integer_rows,
+    has_integers,
+    scaled_by_row,
+)
+from fewbit.kernels.portable import Portable, integers_of, scaled, to_levels
+
+FP8 = torch.float8_e4m3fn
+FP8_BIAS, FP8_MANTISSA, FP8_EXPONENT = 7, 3, 4
+SIXTEEN = 16  # both sides of an FP8 or int8 product are multiples of it
+FEWEST_ROWS = 32  # of an int8 product, which wants more than 16
+SMALL_INTEGER = 12  # to here FP8's quick accumulators, of about 14 bits, lose nothing in practice
+
+
+class Cuda(Portable):
+    name = "cuda"
+
+    def why_not(self, device: torch.device) -> str | None:
+        if device.type != "cuda":
+            built = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+            return f"it computes on CUDA devices, not on {device.type} ({built} here)"
+        return None
+
+    def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
+        if activation is not None and self.hands_on(activation):
+            if fits_tensor_cores(weight, *shape):
+                if is_fp8(activation.format) and is_fp8(weight.format):
+                    return "FP8 tensor cores, torch._scaled_mm"
+                if has_integer_rows(activation) and has_integers(weight):
+                    return "int8 tensor cores, torch._int_mm"
+        return "unpacked at each call and multiplied in the model's dtype"
+
+    def hands_on(self, spec: Spec) -> bool:
+        return has_integer_rows(spec) or (is_fp8(spec.format) and scaled_by_row(spec))
+
+    def multiplies_codes(self, weight: Spec) -> bool:
+        return has_integers(weight) or is_fp8(weight.format)
+
+    def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
+        """Of a float the levels themselves as FP8, of an integer format int8."""
+        if not isinstance(fmt, Minifloat) or not is_fp8(fmt) or not _has_fp8(x.device):
+            return super().quantize(x, fmt, rotation)
+        if not x.numel():
+            return Coded(x.to(FP8), x.new_ones(len(x), 1), fmt.integer_max)
+        levels, scales = to_levels(x, fmt, rotation)
+        return Coded(levels.to(FP8), scales, fmt.integer_max)
+
+    def integer_linear(
+        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        sizes = weight.packed.shape
+        if x.integers.numel() and fits_tensor_cores(weight.spec, *sizes):
+            if x.integers.dtype == FP8 and is_fp8(weight.spec.format):
+                return self._fp8_linear(x, weight, bias, dtype)
+            if x.integers.dtype == torch.int8 and has_integers(weight.spec):
+                return self._int8_linear(x, weight, bias, dtype)
+        return self.float_linear(x.values(), weight, bias, dtype)
+
+    def float_linear(
+        self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """In the dtype of the model: a half type runs on tensor cores, float32 is the definition."""
+        half = dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+        bias = None if bias is None else bias.to(half)
+        return linear(x.to(half), weight.packed.dequantize().to(half), bias).to(dtype)
+
+    def layout(self, packed: QTensor, fast: bool) -> Tensor | None:
+        if not fast or not fits_tensor_cores(packed.spec, *packed.shape):
+            return None
+        if is_fp8(packed.spec.format) and _has_fp8(packed.packed.device):
+            return fp8_levels(packed)
+        return integers_of(packed) if has_integers(packed.spec) else None
+
+    def _fp8_linear(
+        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Row-wise scales where the result may be bfloat16; else the sums, scaled in float32."""
+        packed, one = weight.packed, torch.ones((), device=x.scales.device)
+        levels = fp8_levels(packed) if weight.layout is None else weight.layout
+        scales = weight.integer_scales() / weight.spec.format.step * fp8_unit(weight.spec.format)
+        quick = max(x.largest, weight.spec.format.integer_max) <= SMALL_INTEGER
+        if dtype == torch.bfloat16:
+            return torch._scaled_mm(
+                x.integers,
+                levels.t(),
+                x.scales,
+                scales.view(1, -1),
+                bias=None if bias is None else bias.to(dtype),
+                out_dtype=dtype,
+                use_fast_accum=quick,
+            )
+        sums = torch._scaled_mm(
+            x.integers, levels.t(), one, one, out_dtype=torch.float32, use_fast_accum=quick
+        )
+        return scaled(sums, x.scales, scales.view(1, -1), bias, dtype)
+
+    def _int8_linear(
+        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        integers = weight.layout if weight.layout is not None else integers_of(weight.packed)
+        rows = len(x.integers)
+        padded = pad(x.integers, (0, 0, 0, max(FEWEST_ROWS - rows, 0)))
+        sums = torch._int_mm(padded, integers.t())[:rows]
+        return scaled(sums, x.scales, weight.integer_scales().reshape(1, -1), bias, dtype)
+
+
+def fits_tensor_cores(spec: Spec, rows: int, columns: int) -> bool:
+    return not isinstance(spec.span, int) and rows % SIXTEEN == 0 and columns % SIXTEEN == 0
+
+
+def is_fp8(fmt: Format) -> bool:
+    """Whether every value is one of E4M3's times a power of two."""
+    narrow = isinstance(fmt, Minifloat) and fmt.exponent <= FP8_EXPONENT
+    return narrow and fmt.mantissa <= FP8_MANTISSA and (fmt.bits < 8 or fmt.name == "e4m3")
+
+
+def fp8_levels(packed: QTensor) -> Tensor:
+    """Codes as E4M3 bytes: the exponent and the mantissa move up, subnormals included."""
+    fmt = packed.spec.format
+    assert isinstance(fmt, Minifloat)
+    codes = packed.codes()
+    sign, magnitude = codes >> (fmt.bits - 1), codes & ((1 << (fmt.bits - 1)) - 1)
+    return (sign << 7 | magnitude << (FP8_MANTISSA - fmt.mantissa)).view(FP8)
+
+
+def fp8_unit(fmt: Format) -> float:
+    """What a byte of `fp8_levels` is multiplied with to be the level again."""
+    assert isinstance(fmt, Minifloat)
+    return float(2.0 ** (FP8_BIAS - fmt.bias))
+
+
+def _has_fp8(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)

@@ -1,0 +1,219 @@
+"""Faster copies of the definition in torch alone, for any CPU: integer matmuls and few passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fewbit.formats import Format, FormatChoice, Integer, Minifloat, QTensor, Spec
+from fewbit.formats.scale import SMALLEST
+from fewbit.kernels.coded import Coded, Rotation, Weight, has_integers
+from fewbit.kernels.reference import Reference
+
+CACHED = 1 << 17  # float32 that stay in a core's cache from one pass to the next
+SMALLEST_GROUP = 64  # columns: below, a product for each group costs more than it saves
+ONEDNN_ROWS = 512  # from here on oneDNN's call costs less than its speed gains
+DIGITS = 3  # of 8 bits, that together hold a float32 row to 2^-22 of its largest
+
+
+class Portable(Reference):
+    name = "torch"
+
+    def why_not(self, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return f"it computes on the CPU, not on {device.type}"
+        if not torch.backends.mkldnn.is_available():
+            return "this torch was built without oneDNN, whose integer products it needs"
+        return None
+
+    def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
+        if not _worth_it(weight, shape[1]):
+            return "float32 products of weights unpacked at each call"
+        if activation is None:
+            return "torch._int_mm on the input's 8-bit digits"
+        return "torch._int_mm"
+
+    def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
+        if x.dtype == torch.float64:
+            return _rotate(x, rotation)
+        out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        for part in _cached(x):
+            out[part] = _rotate(x[part], rotation)
+        return out
+
+    def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
+        if not isinstance(fmt, Minifloat | Integer) or not x.numel():
+            return super().quantize(x, fmt, rotation)
+        if torch.compiler.is_compiling() or not x.device.type == "cpu":
+            return _quantize(x, fmt, rotation)
+        integers = torch.empty(x.shape, dtype=torch.int8)
+        scales = torch.empty(len(x), 1)
+        for part in _cached(x):
+            coded = _quantize(x[part], fmt, rotation)
+            integers[part], scales[part] = coded.integers, coded.scales
+        return Coded(integers, scales, fmt.integer_max)
+
+    def integer_linear(
+        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        scales = weight.integer_scales()
+        if not x.integers.numel() or not _worth_it(weight.spec, x.integers.shape[1]):
+            return self.float_linear(x.values(), weight, bias, dtype)
+        integers = self._integers(weight)
+        if scales.shape[1] > 1:
+            return _grouped(x, integers, scales, bias).to(dtype)
+        sums = torch._int_mm(x.integers, integers.t())
+        return scaled(sums, x.scales, scales.view(1, -1), bias, dtype)
+
+    def float_linear(
+        self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Rows cut into digits of 8 bits, each of which multiplies like any integer input."""
+        one_scale = has_integers(weight.spec) and not isinstance(weight.spec.span, int)
+        if not one_scale or not x.numel():
+            return super().float_linear(x, weight, bias, dtype)
+        digits, scales = _digits(x.float())
+        sums = torch._int_mm(digits.flatten(0, 1), self._integers(weight).t())
+        high, middle, low = sums.view(DIGITS, len(x), -1).float()
+        total = (high * 256.0 + middle) * 256.0 + low
+        return scaled(total, scales, weight.integer_scales().reshape(1, -1), bias, dtype)
+
+    def layout(self, packed: QTensor, fast: bool) -> Tensor | None:
+        wanted = fast and _worth_it(packed.spec, packed.columns)
+        return integers_of(packed) if wanted and not _is_int8(packed.spec) else None
+
+    def _integers(self, weight: Weight) -> Tensor:
+        return integers_of(weight.packed) if weight.layout is None else weight.layout
+
+
+def integers_of(packed: QTensor) -> Tensor:
+    """As `Weight.integers`; four 4-bit codes, two bytes, are looked up at a time."""
+    if _is_int8(packed.spec):
+        return packed.packed.view(torch.int8)
+    fmt, quick = packed.spec.format, packed.columns % 4 == 0 and packed.scales.zeros is None
+    if fmt.bits != 4 or isinstance(fmt, FormatChoice) or not quick:
+        return Weight(packed).integers()
+    compiling = torch.compiler.is_compiling()
+    table = _four_at_once(fmt) if compiling else _four_at_once_kept(fmt)
+    pairs = packed.packed.view(torch.uint16).flatten().int()
+    return table.to(pairs.device).index_select(0, pairs).view(torch.int8).view(packed.shape)
+
+
+def _four_at_once(fmt: Format) -> Tensor:
+    """int32 [65536]: the four levels of every two bytes of packed codes."""
+    step = fmt.step
+    levels = torch.tensor([int(v / step) for v in fmt.code_values()], dtype=torch.int8)
+    codes = torch.arange(1 << 16)
+    return torch.stack([levels[(codes >> 4 * j) & 15] for j in range(4)], 1).view(torch.int32)[:, 0]
+
+
+_four_at_once_kept = lru_cache(maxsize=8)(_four_at_once)
+
+
+def _cached(x: Tensor) -> Iterator[slice]:
+    """Rows of x, few enough at a time that the passes over them stay in the cache."""
+    whole = torch.compiler.is_compiling() or x.device.type != "cpu"
+    count = len(x) if whole else max(1, CACHED // x.shape[1])
+    return (slice(start, start + count) for start in range(0, len(x), max(count, 1)))
+
+
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """By two matmuls: libraries sum so few terms one after another, as the definition does."""
+    signs = rotation.signs.to(x.dtype if x.dtype == torch.float64 else torch.float32)
+    left, right = rotation.left.to(signs), rotation.right.to(signs)
+    tokens = (x * signs).view(-1, len(left), len(right))
+    if len(left) > 1:
+        tokens = left.t() @ tokens
+    rotated = _times(tokens.reshape(-1, len(right)), right)
+    return (rotated * rotation.scale).view(x.shape)
+
+
+def _times(x: Tensor, matrix: Tensor) -> Tensor:
+    """x @ matrix by oneDNN, which unlike MKL uses all of AMD's vector width."""
+    plain = torch.compiler.is_compiling() or len(x) < ONEDNN_ROWS or x.dtype != torch.float32
+    if plain or x.device.type != "cpu" or not _onednn_linear():
+        return x @ matrix
+    return torch.ops.mkldnn._linear_pointwise(x, matrix.t().contiguous(), None, "none", [], "")
+
+
+def _onednn_linear() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _quantize(x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None) -> Coded:
+    levels, scales = to_levels(x, fmt, rotation)
+    integers = levels if fmt.step == 1 else levels.mul_(1 / fmt.step)
+    return Coded(integers.to(torch.int8), scales * fmt.step, fmt.integer_max)
+
+
+def to_levels(
+    x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None
+) -> tuple[Tensor, Tensor]:
+    """Each row's nearest levels, as float32, and the scale they are multiplied with."""
+    x = x.float() if rotation is None else _rotate(x, rotation).float()
+    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
+    scales = torch.where(largest == 0, 1.0, largest / fmt.max).clamp_(min=SMALLEST)
+    scales = scales.masked_fill_(scales.isinf(), torch.nan)
+    units = x * scales.reciprocal()
+    return _minifloat(units, fmt) if isinstance(fmt, Minifloat) else units.round_(), scales
+
+
+def _minifloat(x: Tensor, fmt: Minifloat) -> Tensor:
+    """To the nearest level, x within the ends: adding and subtracting so large a power of two that
+    a float32 keeps just the mantissa bits that x keeps in the format."""
+    smallest_normal = torch.tensor(2.0 ** (1 - fmt.bias)).view(torch.int32).item()
+    power = x.view(torch.int32).bitwise_and(0xFF << 23).clamp_(min=smallest_normal)
+    anchor = power.view(torch.float32)
+    lost = 1.5 * 2.0 ** (23 - fmt.mantissa)
+    return torch.add(x, anchor, alpha=lost).sub_(anchor, alpha=lost)
+
+
+def _digits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [3, rows, columns], highest first, and the scale of the lowest: -128 .. 127 each."""
+    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
+    exponent = torch.frexp(largest).exponent.clamp(min=-100)
+    scales = torch.ldexp(torch.ones_like(largest), exponent - 22)
+    rest = (x * scales.reciprocal()).round_().to(torch.int32)
+    parts = []
+    for _ in range(DIGITS - 1):
+        low = ((rest + 128) & 255) - 128
+        parts.append(low)
+        rest = (rest - low) >> 8
+    digits = torch.stack([rest, *reversed(parts)]).to(torch.int8)
+    return digits, scales.masked_fill(~largest.isfinite(), torch.nan)
+
+
+def _grouped(x: Coded, integers: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    width = integers.shape[1] // scales.shape[1]
+    total: Tensor | None = None
+    for group, scale in enumerate(scales.unbind(1)):
+        columns = slice(group * width, (group + 1) * width)
+        ours, theirs = x.integers[:, columns].contiguous(), integers[:, columns].contiguous()
+        part = torch._int_mm(ours, theirs.t()) * scale
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    total.mul_(x.scales)
+    return total if bias is None else total.add_(bias)
+
+
+def scaled(
+    sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """sums · rows · columns + bias, a few rows at a time."""
+    out = torch.empty(sums.shape, dtype=dtype, device=sums.device)
+    for part in _cached(sums):
+        product = (sums[part] * rows[part]).mul_(columns)
+        out[part] = product if bias is None else product.add_(bias)
+    return out
+
+
+def _worth_it(weight: Spec, columns: int) -> bool:
+    wide = not isinstance(weight.span, int) or weight.span >= SMALLEST_GROUP
+    return has_integers(weight) and wide
+
+
+def _is_int8(spec: Spec) -> bool:
+    return isinstance(spec.format, Integer) and spec.format.bits == 8 and spec.symmetric
