@@ -72,8 +72,8 @@ class Portable(Reference):
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """Rows cut into digits of 8 bits, each of which multiplies like any integer input."""
-        one_scale = has_integers(weight.spec) and not isinstance(weight.spec.span, int)
-        if not one_scale or not x.numel():
+        many_scales = isinstance(weight.spec.span, int)
+        if many_scales or not x.numel() or not _worth_it(weight.spec, x.shape[1]):
             return super().float_linear(x, weight, bias, dtype)
         digits, scales = _digits(x.float())
         sums = torch._int_mm(digits.flatten(0, 1), self._integers(weight).t())
@@ -124,11 +124,11 @@ def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """By two matmuls: libraries sum so few terms one after another, as the definition does."""
     signs = rotation.signs.to(x.dtype if x.dtype == torch.float64 else torch.float32)
     left, right = rotation.left.to(signs), rotation.right.to(signs)
-    tokens = (x * signs).view(-1, len(left), len(right))
+    tokens = (x * signs).reshape(-1, len(left), len(right))
     if len(left) > 1:
         tokens = left.t() @ tokens
     rotated = _times(tokens.reshape(-1, len(right)), right)
-    return (rotated * rotation.scale).view(x.shape)
+    return (rotated * rotation.scale).reshape(x.shape)
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
@@ -162,13 +162,16 @@ def to_levels(
 
 
 def _minifloat(x: Tensor, fmt: Minifloat) -> Tensor:
-    """To the nearest level, x within the ends: adding and subtracting so large a power of two that
-    a float32 keeps just the mantissa bits that x keeps in the format."""
-    smallest_normal = torch.tensor(2.0 ** (1 - fmt.bias)).view(torch.int32).item()
+    """To the nearest level, x within the ends. Adding and subtracting so large a number that a
+    float32 keeps just the mantissa bits that x keeps in the format; ties go to its even multiples,
+    which are the even codes. Without mantissa bits those are every other power of two, and before
+    them an odd number is added."""
+    smallest_normal = 127 + 1 - fmt.bias << 23
     power = x.view(torch.int32).bitwise_and(0xFF << 23).clamp_(min=smallest_normal)
-    anchor = power.view(torch.float32)
-    lost = 1.5 * 2.0 ** (23 - fmt.mantissa)
-    return torch.add(x, anchor, alpha=lost).sub_(anchor, alpha=lost)
+    if fmt.mantissa == 0:
+        power += (power >> 23 & 1) ^ 1
+    anchor = power.add_(23 - fmt.mantissa << 23 | 1 << 22).view(torch.float32)
+    return x.add_(anchor).sub_(anchor)
 
 
 def _digits(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +215,7 @@ def scaled(
 
 def _worth_it(weight: Spec, columns: int) -> bool:
     wide = not isinstance(weight.span, int) or weight.span >= SMALLEST_GROUP
-    return has_integers(weight) and wide
+    return has_integers(weight) and wide and columns > 1  # of one, torch._int_mm reads beyond
 
 
 def _is_int8(spec: Spec) -> bool:

@@ -46,7 +46,7 @@ class Reference:
         rotated = mixed[:, :, 0, None] * right[0]
         for k in range(1, len(right)):
             rotated = rotated + mixed[:, :, k, None] * right[k]
-        return (rotated * rotation.scale).view(x.shape)
+        return (rotated * rotation.scale).reshape(x.shape)
 
     def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
         """Each row of x [rows, columns] to the nearest levels at the scale that clips nothing."""

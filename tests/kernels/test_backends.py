@@ -1,0 +1,209 @@
+"""Every backend is a faster copy of the definition: the same integers, products to 1e-6."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fewbit.formats import FORMATS, FormatChoice, QTensor, Spec
+from fewbit.kernels.choose import BACKENDS, backend_named
+from fewbit.kernels.coded import Coded, Rotation, Weight, has_integer_rows, has_integers
+from fewbit.transforms.hadamard import Hadamard
+
+CPU = torch.device("cpu")
+DEFINITION = backend_named("reference")
+COPIES = [b for b in BACKENDS if b.name != "reference" and b.why_not(CPU) is None]
+copies = pytest.mark.parametrize("backend", COPIES, ids=lambda b: b.name)
+CODED = [name for name, fmt in FORMATS.items() if has_integer_rows(Spec(fmt))]
+WEIGHTS = ["e2m1/row/fp32", "e3m0/row/bf16", "e1m2/g64/fp16", "int8/row/fp32", "int4/tensor/fp32"]
+WEIGHTS += ["uint4/row/fp32", "int2/g8/fp32", "e2m3/row/fp32", "e3m0|e2m1|e1m2/row/fp32"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weight_of(text: str, rows: int, columns: int) -> QTensor:
+    spec, matrix = Spec.parse(text), normal(rows, columns, seed=1)
+    scales = spec.fit(matrix)
+    if isinstance(spec.format, FormatChoice):
+        choices = torch.arange(rows, dtype=torch.uint8)[:, None] % len(spec.format.options)
+        scales = type(scales)(scales.stored, choices=choices)
+    return QTensor.quantize(matrix, spec, scales)
+
+
+def rotation_of(width: int, block: int | None = None) -> Rotation:
+    hadamard = Hadamard(width, block, seed=3)
+    return Rotation(hadamard.signs(), *hadamard.matrices())
+
+
+def same_codes(ours: Coded, exact: Coded) -> None:
+    assert ours.integers.dtype == torch.int8
+    assert torch.equal(ours.scales, exact.scales)
+    assert torch.equal(ours.integers, exact.integers)
+    assert torch.equal(ours.values(), exact.values())
+
+
+def alike(ours: Tensor, exact: Tensor, terms: Tensor | None = None) -> None:
+    """To 1e-6 of the largest, or of the summed magnitudes of its `terms` where few results may all
+    have cancelled: float32 sums in another order; a half type adds its own rounding."""
+    assert ours.dtype == exact.dtype
+    assert ours.shape == exact.shape
+    half = 0 if ours.dtype == torch.float32 else torch.finfo(ours.dtype).eps
+    if ours.numel():
+        allowed = (1e-6 + half) * (exact if terms is None else terms).abs().max().double()
+        assert (ours.double() - exact.double()).abs().max() <= allowed
+
+
+@copies
+@pytest.mark.parametrize("name", CODED)
+class TestQuantize:
+    def test_every_level_every_tie_and_their_neighbours(self, backend, name):
+        fmt = FORMATS[name]
+        levels = torch.tensor(fmt.levels)
+        ties = (levels[1:] + levels[:-1]) / 2
+        marks = torch.cat([levels, ties])
+        up, down = (torch.nextafter(marks, torch.tensor(s * torch.inf)) for s in (1, -1))
+        values = torch.cat([marks, up, down, -marks, torch.tensor([0.0, -0.0])])
+        values = values.clamp(-fmt.max, fmt.max)
+        rows = torch.stack([values, values * 2.0**-30, values * 2.0**100])  # the scale is exact
+        rows = torch.cat([rows, torch.full((3, 1), fmt.max) * rows[:, -3:-2].sign().abs()], 1)
+        rows[:, -1] = fmt.max * torch.tensor([1.0, 2.0**-30, 2.0**100])
+        same_codes(backend.quantize(rows, fmt), DEFINITION.quantize(rows, fmt))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_random_rows_of_every_dtype(self, backend, name, dtype):
+        x = (normal(37, 71) * normal(37, 1, seed=2).exp()).to(dtype)
+        same_codes(backend.quantize(x, FORMATS[name]), DEFINITION.quantize(x, FORMATS[name]))
+
+    @pytest.mark.parametrize("scale", [0, 1e-45, 1e-40, 1e-38, 3e-38, 1e30, 3e38])
+    def test_the_ends_of_float32(self, backend, name, scale):
+        x = torch.linspace(-1, 1, 64).mul(scale).repeat(3, 1)
+        same_codes(backend.quantize(x, FORMATS[name]), DEFINITION.quantize(x, FORMATS[name]))
+
+    @pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+    def test_a_lost_row_has_no_scale(self, backend, name, lost):
+        x = normal(4, 64)
+        x[2, 7] = lost
+        coded = backend.quantize(x, FORMATS[name])
+        assert coded.scales.isnan()[:, 0].tolist() == [False, False, True, False]
+        assert coded.values().isnan().all(1).tolist() == [False, False, True, False]
+
+
+@copies
+@pytest.mark.parametrize(
+    ("width", "block"),
+    [(1152, None), (4608, None), (192, None), (64, None), (72, None), (48, 12), (1408, 128)],
+)
+def test_the_rotation_is_the_same_to_the_last_bit(backend, width, block):
+    x, rotation = normal(70, width) * normal(70, width, seed=4).exp(), rotation_of(width, block)
+    assert torch.equal(backend.rotate(x, rotation), DEFINITION.rotate(x, rotation))
+    for fmt in (FORMATS["e2m1"], FORMATS["int8"]):
+        same_codes(backend.quantize(x, fmt, rotation), DEFINITION.quantize(x, fmt, rotation))
+        half = x.bfloat16()
+        same_codes(backend.quantize(half, fmt, rotation), DEFINITION.quantize(half, fmt, rotation))
+
+
+@copies
+@pytest.mark.parametrize("text", WEIGHTS)
+class TestLinear:
+    @pytest.mark.parametrize("fast", [False, True])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("activation", ["e2m1", "int8", None])
+    def test_it_is_the_definition(self, backend, text, activation, bias, dtype, fast):
+        packed, x = weight_of(text, 40, 128), normal(19, 128).to(dtype)
+        added = normal(40, seed=3) if bias else None
+        weight = Weight(packed, backend.layout(packed, fast))
+        given = x if activation is None else DEFINITION.quantize(x, FORMATS[activation])
+        ours = backend.linear(given, weight, added, dtype)
+        alike(ours, DEFINITION.linear(given, Weight(packed), added, dtype))
+
+    @pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 8, 17, 65])
+    def test_any_number_of_rows(self, backend, text, rows):
+        packed = weight_of(text, 24, 192)
+        weight = Weight(packed, backend.layout(packed, False))
+        for given in (normal(rows, 192), DEFINITION.quantize(normal(rows, 192), FORMATS["e2m1"])):
+            ours = backend.linear(given, weight, None, torch.float32)
+            alike(ours, DEFINITION.linear(given, Weight(packed), None, torch.float32))
+
+
+@copies
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 20),
+    columns=st.integers(1, 90),
+    outs=st.integers(1, 40),
+    weight=st.sampled_from(["e2m1", "e3m0", "int8", "int3", "uint6", "e1m1"]),
+    activation=st.sampled_from(["e2m1", "e3m0", "int8", "e2m3", "int6"]),
+)
+def test_shapes_that_are_multiples_of_nothing(backend, rows, columns, outs, weight, activation):
+    packed, x = weight_of(f"{weight}/row/fp32", outs, columns), normal(rows, columns)
+    coded = backend.quantize(x, FORMATS[activation])
+    same_codes(coded, DEFINITION.quantize(x, FORMATS[activation]))
+    for given_rows in (coded, x):
+        laid = Weight(packed, backend.layout(packed, False))
+        ours = backend.linear(given_rows, laid, None, torch.float32)
+        exact = DEFINITION.linear(given_rows, Weight(packed), None, torch.float32)
+        alike(ours, exact, x.abs() @ packed.dequantize().abs().T)
+
+
+@copies
+def test_strided_rows(backend):
+    x = normal(192, 64).t()[::2]
+    fmt, rotation = FORMATS["e2m1"], rotation_of(192)
+    same_codes(backend.quantize(x, fmt), DEFINITION.quantize(x, fmt))
+    same_codes(backend.quantize(x, fmt, rotation), DEFINITION.quantize(x, fmt, rotation))
+    packed = weight_of("int8/row/fp32", 24, 192)
+    ours = backend.linear(x, Weight(packed), None, torch.float32)
+    alike(ours, DEFINITION.linear(x, Weight(packed), None, torch.float32))
+
+
+@copies
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf])
+@pytest.mark.parametrize("activation", ["e2m1", None])
+def test_a_lost_row_gives_no_number_and_spoils_no_other(backend, activation, lost):
+    packed, x = weight_of("e2m1/row/fp32", 24, 64), normal(5, 64)
+    x[3, 9] = lost
+    given = x if activation is None else backend.quantize(x, FORMATS[activation])
+    finite = backend.linear(given, Weight(packed), None, torch.float32).isfinite()
+    assert finite.all(1).tolist() == [True, True, True, False, True]
+    assert not finite[3].any()
+
+
+@pytest.mark.parametrize("weight", ["e3m0", "int8", "e2m3"])
+@pytest.mark.parametrize("activation", ["e3m0", "int8"])
+@copies
+def test_the_largest_sums_are_exact(backend, weight, activation):
+    """All at the largest level, wider than any layer: every product and the sum are integers."""
+    columns, fmt = 20_000, FORMATS[activation]
+    packed = QTensor.quantize(torch.ones(16, columns), Spec(FORMATS[weight]))
+    x = torch.ones(2, columns)
+    ours = backend.linear(backend.quantize(x, fmt), Weight(packed), None, torch.float32)
+    assert (ours - columns).abs().max() <= 1e-6 * columns
+
+
+def test_the_definition_of_a_product_is_that_of_its_values():
+    for text in WEIGHTS:
+        packed, x = weight_of(text, 40, 128), normal(19, 128)
+        coded = DEFINITION.quantize(x, FORMATS["e2m1"])
+        exact = coded.values().double() @ packed.dequantize().double().T
+        ours = DEFINITION.linear(coded, Weight(packed), None, torch.float32)
+        assert (ours - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+def test_coded_values_are_what_the_format_rounds_to():
+    for name in CODED:
+        x = normal(16, 64)
+        assert torch.equal(DEFINITION.quantize(x, FORMATS[name]).values(), Spec(FORMATS[name]).round(x))
+
+
+@pytest.mark.parametrize("text", WEIGHTS)
+def test_integers_times_their_scales_are_the_weight(text):
+    weight = Weight(weight_of(text, 40, 128))
+    scales = weight.integer_scales()
+    values = weight.integers().view(40, scales.shape[1], -1) * scales[..., None]
+    assert torch.equal(values.view(40, 128), weight.packed.dequantize())
+    assert has_integers(weight.spec)
