@@ -13,7 +13,7 @@ from fewbit.formats.scale import SMALLEST
 from fewbit.kernels.coded import Coded, Rotation, Weight, has_integers
 from fewbit.kernels.reference import Reference
 
-CACHED = 1 << 17  # float32 that stay in a core's cache from one pass to the next
+CACHED = 1 << 18  # float32 that stay in a core's cache from one pass to the next
 SMALLEST_GROUP = 64  # columns: below, a product for each group costs more than it saves
 ONEDNN_ROWS = 512  # from here on oneDNN's call costs less than its speed gains
 DIGITS = 3  # of 8 bits, that together hold a float32 row to 2^-22 of its largest
@@ -128,15 +128,17 @@ def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
     if len(left) > 1:
         tokens = left.t() @ tokens
     rotated = _times(tokens.reshape(-1, len(right)), right)
-    return (rotated * rotation.scale).reshape(x.shape)
+    return (rotated * rotation.scale).view(x.shape)
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
-    """x @ matrix by oneDNN, which unlike MKL uses all of AMD's vector width."""
-    plain = torch.compiler.is_compiling() or len(x) < ONEDNN_ROWS or x.dtype != torch.float32
-    if plain or x.device.type != "cpu" or not _onednn_linear():
+    """x @ matrix by oneDNN, which unlike MKL uses all of AMD's vector width; a call costs more."""
+    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not eager or x.dtype != torch.float32 or len(x) < ONEDNN_ROWS or not _onednn_linear():
         return x @ matrix
-    return torch.ops.mkldnn._linear_pointwise(x, matrix.t().contiguous(), None, "none", [], "")
+    linear = torch.ops.mkldnn._linear_pointwise
+    product: Tensor = linear(x, matrix.t().contiguous(), None, "none", [], "")
+    return product
 
 
 def _onednn_linear() -> bool:
