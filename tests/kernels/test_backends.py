@@ -116,7 +116,7 @@ class TestLinear:
     def test_it_is_the_definition(self, backend, text, activation, bias, dtype, fast):
         packed, x = weight_of(text, 40, 128), normal(19, 128).to(dtype)
         added = normal(40, seed=3) if bias else None
-        weight = Weight(packed, backend.layout(packed, fast))
+        weight = Weight(packed, backend.layout(packed, activation and Spec(FORMATS[activation]), fast))
         given = x if activation is None else DEFINITION.quantize(x, FORMATS[activation])
         ours = backend.linear(given, weight, added, dtype)
         alike(ours, DEFINITION.linear(given, Weight(packed), added, dtype))
@@ -124,7 +124,7 @@ class TestLinear:
     @pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 8, 17, 65])
     def test_any_number_of_rows(self, backend, text, rows):
         packed = weight_of(text, 24, 192)
-        weight = Weight(packed, backend.layout(packed, False))
+        weight = Weight(packed, backend.layout(packed, None, False))
         for given in (normal(rows, 192), DEFINITION.quantize(normal(rows, 192), FORMATS["e2m1"])):
             ours = backend.linear(given, weight, None, torch.float32)
             alike(ours, DEFINITION.linear(given, Weight(packed), None, torch.float32))
@@ -144,7 +144,7 @@ def test_shapes_that_are_multiples_of_nothing(backend, rows, columns, outs, weig
     coded = backend.quantize(x, FORMATS[activation])
     same_codes(coded, DEFINITION.quantize(x, FORMATS[activation]))
     for given_rows in (coded, x):
-        laid = Weight(packed, backend.layout(packed, False))
+        laid = Weight(packed, backend.layout(packed, None, False))
         ours = backend.linear(given_rows, laid, None, torch.float32)
         exact = DEFINITION.linear(given_rows, Weight(packed), None, torch.float32)
         alike(ours, exact, x.abs() @ packed.dequantize().abs().T)

@@ -60,7 +60,7 @@ class Native(Portable):
         x = x if x.dtype == out else x.float()
         return native.float_linear(x, layout, weight.integer_scales(), bias, out_dtype=out).to(dtype)
 
-    def layout(self, packed: QTensor, fast: bool) -> Tensor | None:
+    def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
         if not _takes(packed.spec, packed.columns):
             return None
         if fast or packed.scales.zeros is not None:
@@ -76,7 +76,7 @@ class Native(Portable):
     def _layout(self, weight: Weight) -> Tensor | None:
         if weight.layout is not None or not _takes(weight.spec, weight.packed.columns):
             return weight.layout
-        return self.layout(weight.packed, fast=False)
+        return self.layout(weight.packed, None, fast=False)
 
 
 def _takes(spec: Spec, columns: int) -> bool:

@@ -37,13 +37,22 @@ class Cuda(Portable):
         return None
 
     def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
-        if activation is not None and self.hands_on(activation):
-            if fits_tensor_cores(weight, *shape):
-                if is_fp8(activation.format) and is_fp8(weight.format):
-                    return "FP8 tensor cores, torch._scaled_mm"
-                if has_integer_rows(activation) and has_integers(weight):
-                    return "int8 tensor cores, torch._int_mm"
-        return "unpacked at each call and multiplied in the model's dtype"
+        how = self._product(weight, activation, torch.device(self.name))
+        if how is None or not fits_tensor_cores(weight, *shape):
+            return "unpacked at each call and multiplied in the model's dtype"
+        if how == FP8:
+            return "FP8 tensor cores, torch._scaled_mm"
+        return "int8 tensor cores, torch._int_mm"
+
+    def _product(
+        self, weight: Spec, activation: Spec | None, device: torch.device
+    ) -> torch.dtype | None:
+        """What both sides are multiplied as; None for the dtype of the model."""
+        if activation is None or not self.hands_on(activation):
+            return None
+        if is_fp8(activation.format) and _has_fp8(device):
+            return FP8 if is_fp8(weight.format) else None
+        return torch.int8 if has_integers(weight) else None
 
     def hands_on(self, spec: Spec) -> bool:
         return has_integer_rows(spec) or (is_fp8(spec.format) and scaled_by_row(spec))
@@ -79,12 +88,11 @@ class Cuda(Portable):
         bias = None if bias is None else bias.to(half)
         return linear(x.to(half), weight.packed.dequantize().to(half), bias).to(dtype)
 
-    def layout(self, packed: QTensor, fast: bool) -> Tensor | None:
-        if not fast or not fits_tensor_cores(packed.spec, *packed.shape):
+    def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
+        how = self._product(packed.spec, activation, packed.packed.device)
+        if not fast or how is None or not fits_tensor_cores(packed.spec, *packed.shape):
             return None
-        if is_fp8(packed.spec.format) and _has_fp8(packed.packed.device):
-            return fp8_levels(packed)
-        return integers_of(packed) if has_integers(packed.spec) else None
+        return fp8_levels(packed) if how == FP8 else integers_of(packed)
 
     def _fp8_linear(
         self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype

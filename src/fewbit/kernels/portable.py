@@ -81,7 +81,7 @@ class Portable(Reference):
         total = (high * 256.0 + middle) * 256.0 + low
         return scaled(total, scales, weight.integer_scales().reshape(1, -1), bias, dtype)
 
-    def layout(self, packed: QTensor, fast: bool) -> Tensor | None:
+    def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
         wanted = fast and _worth_it(packed.spec, packed.columns)
         return integers_of(packed) if wanted and not _is_int8(packed.spec) else None
 

@@ -92,8 +92,9 @@ class Reference:
         """Of inputs that are not rounded, or not to integers: float32 products and sums."""
         return linear(x.float(), weight.packed.dequantize(), bias).to(dtype)
 
-    def layout(self, packed: QTensor, fast: bool) -> Tensor | None:
-        """The backend's own layout of the codes, None where it works on the packed bytes."""
+    def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
+        """The backend's own layout of the codes for inputs rounded so, None where it works on the
+        packed bytes; one that takes more memory than those only if `fast`."""
         return None
 
     def codes_in(self, layout: Tensor, spec: Spec) -> Tensor:
