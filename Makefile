@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint clean
+.PHONY: install native demo test lint clean
 
 install: $(VENV)/.installed
 
@@ -13,6 +13,11 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet "torch==2.13.0"
 	$(BIN)/python -m pip install --quiet --editable ".[diffusers,dev]"
 	touch $@
+
+# After a change of the C++ sources; the library goes beside native.py.
+native:
+	cmake -S . -B build/native
+	cmake --build build/native
 
 demo: install
 	$(BIN)/python -m fewbit.demo.show --output demo-output

@@ -1,0 +1,305 @@
+// The C functions that Python calls: the choice of instruction set, the split over threads, and the
+// memory of each thread. Zero is success; 1 is no memory; 2 a weight that was not packed here.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __unix__
+#include <pthread.h>
+#endif
+
+#include "tasks.h"
+
+#ifdef _WIN32
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+using namespace fewbit;
+
+namespace {
+
+enum Status : int32_t { kDone = 0, kNoMemory = 1, kNotPacked = 2 };
+
+// A forked child has none of its parent's threads and would wait for them for ever.
+bool forked = false;
+#ifdef __unix__
+const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+
+const Kernels* chosen = &kScalar;
+
+const Kernels* supported(const char* name) {
+    if (!std::strcmp(name, "scalar")) return &kScalar;
+#ifdef FEWBIT_AVX2
+    if (!std::strcmp(name, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &kAvx2;
+#endif
+#ifdef FEWBIT_AVX512
+    if (!std::strcmp(name, "avx512vnni") && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+        return &kAvx512;
+#endif
+#ifdef FEWBIT_NEON
+    if (!std::strcmp(name, "neon")) return &kNeon;
+#endif
+    return nullptr;
+}
+
+bool has_bf16() {
+#ifdef FEWBIT_AVX512BF16
+    return chosen == &kAvx512 && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+struct Memory {  // of one thread, kept from call to call
+    void* bytes = nullptr;
+    int64_t size = 0;
+
+    uint8_t* at_least(int64_t wanted) {
+        if (wanted > size) {
+            std::free(bytes);
+            size = up(wanted, 4096);
+            bytes = std::aligned_alloc(64, size);
+            if (!bytes) size = 0;
+        }
+        return static_cast<uint8_t*>(bytes);
+    }
+
+    ~Memory() { std::free(bytes); }
+};
+
+thread_local Memory scratch;
+thread_local Memory inputs;
+
+int threads_for(int64_t tasks) {
+#ifdef _OPENMP
+    int most = forked || omp_in_parallel() ? 1 : omp_get_max_threads();
+    return int(tasks < most ? (tasks > 0 ? tasks : 1) : most);
+#else
+    (void)tasks;
+    return 1;
+#endif
+}
+
+template <class Task>
+int32_t for_each(int64_t tasks, int64_t scratch_bytes, const Task& task) {
+    int threads = threads_for(tasks);
+    if (threads == 1) {
+        uint8_t* memory = scratch.at_least(scratch_bytes);
+        if (!memory) return kNoMemory;
+        for (int64_t i = 0; i < tasks; ++i) task(i, memory);
+        return kDone;
+    }
+    std::atomic<int32_t> status{kDone};
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    {
+        uint8_t* memory = scratch.at_least(scratch_bytes);
+        if (!memory) status = kNoMemory;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < tasks; ++i)
+            if (memory) task(i, memory);
+    }
+#endif
+    return status;
+}
+
+bool is_packed(const uint8_t* bytes, int64_t size) {
+    if (size < int64_t(sizeof(Header))) return false;
+    const Header& h = *reinterpret_cast<const Header*>(bytes);
+    return h.magic == kMagic && (h.bits == 4 || h.bits == 8) && h.n >= 0 && h.k >= 0 &&
+           h.tables >= 0 && h.tables <= kTables && size == Packed::bytes(h.n, h.k, h.bits, h.tables);
+}
+
+int64_t panels(int64_t n) { return up(n, kPanel) / kPanel; }
+
+}  // namespace
+
+EXPORT int32_t fewbit_abi() { return 1; }
+
+EXPORT int32_t fewbit_supports(const char* name) { return supported(name) != nullptr; }
+
+EXPORT void fewbit_choose(const char* name) { chosen = supported(name); }
+
+EXPORT int32_t fewbit_has_attention(int32_t dtype) {
+    return dtype == kBfloat16 ? has_bf16() : chosen->attention_fp32 != nullptr;
+}
+
+EXPORT int32_t fewbit_threads() { return threads_for(1 << 20); }
+
+EXPORT int64_t fewbit_packed_bytes(int64_t n, int64_t k, int32_t bits, int32_t tables) {
+    return Packed::bytes(n, k, bits, tables);
+}
+
+// What a packed weight is: {bits, n, k}.
+EXPORT int32_t fewbit_packed_shape(const uint8_t* bytes, int64_t size, int32_t* shape) {
+    if (!is_packed(bytes, size)) return kNotPacked;
+    const Header& h = *reinterpret_cast<const Header*>(bytes);
+    shape[0] = h.bits;
+    shape[1] = h.n;
+    shape[2] = h.k;
+    return kDone;
+}
+
+// 4 bits: `codes` are nibbles and `table` int8 [tables][16]. 8 bits: they are int8 levels.
+EXPORT void fewbit_pack(const uint8_t* codes, const int8_t* table, const uint8_t* choices, int64_t n,
+                        int64_t k, int32_t bits, int32_t tables, uint8_t* out) {
+    std::memset(out, 0, Packed::bytes(n, k, bits, tables));
+    Header& h = *reinterpret_cast<Header*>(out);
+    h = {kMagic, bits, int32_t(n), int32_t(k), tables, 0, 0, {}, {}};
+    const int8_t* levels = bits == 4 ? table : reinterpret_cast<const int8_t*>(codes);
+    int64_t count = bits == 4 ? tables * 16 : n * k;
+    int low = 0, high = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        low = levels[i] < low ? levels[i] : low;
+        high = levels[i] > high ? levels[i] : high;
+    }
+    h.offset = -low;
+    h.top = high - low;
+    for (int i = 0; i < tables * 16; ++i) h.table[i / 16][i % 16] = uint8_t(table[i] - low);
+    Packed packed(out);
+    uint8_t* to = const_cast<uint8_t*>(packed.panels);
+    if (tables > 1) std::memcpy(const_cast<uint8_t*>(packed.choices), choices, n);
+    int64_t panel_bytes = Packed::panel_bytes(k, bits);
+    for (int64_t row = 0; row < n; ++row) {
+        uint8_t* panel = to + row / kPanel * panel_bytes + row % kPanel * 4;
+        for (int64_t i = 0; i < k; ++i) {
+            uint8_t code = codes[row * k + i];
+            if (bits == 4) panel[i / 8 * kPanel * 4 + i % 4] |= uint8_t((code & 15) << (i % 8 / 4 * 4));
+            else panel[i / 4 * kPanel * 4 + i % 4] = uint8_t(int8_t(code) - low);
+        }
+    }
+}
+
+EXPORT int32_t fewbit_unpack(const uint8_t* bytes, int64_t size, uint8_t* codes) {
+    if (!is_packed(bytes, size)) return kNotPacked;
+    Packed packed(bytes);
+    const Header& h = *packed.header;
+    for (int64_t row = 0; row < h.n; ++row) {
+        const uint8_t* panel = packed.panel(row / kPanel) + row % kPanel * 4;
+        for (int64_t i = 0; i < h.k; ++i)
+            codes[row * h.k + i] =
+                h.bits == 4 ? panel[i / 8 * kPanel * 4 + i % 4] >> (i % 8 / 4 * 4) & 15
+                            : uint8_t(panel[i / 4 * kPanel * 4 + i % 4] - h.offset);
+    }
+    return kDone;
+}
+
+EXPORT int32_t fewbit_linear(const int8_t* codes, const float* scales, const uint8_t* bytes,
+                             int64_t size, const float* weight_scales, const float* bias, void* out,
+                             int64_t m, int64_t n, int64_t k, int32_t groups, int32_t scale_groups,
+                             int32_t gelu, int32_t out_dtype) {
+    if (!is_packed(bytes, size)) return kNotPacked;
+    Packed packed(bytes);
+    if (packed.header->n != n || packed.header->k != k) return kNotPacked;
+    if (m == 0 || n == 0) return kDone;
+    int64_t pitch = up(k, kDepth), padded = pitch == k ? 0 : up(m * pitch, 64);
+    uint8_t* memory = inputs.at_least(padded + m * groups * int64_t(sizeof(int32_t)) + 64);
+    if (!memory) return kNoMemory;
+    if (padded) {
+        std::memset(memory, 0, padded);
+        for (int64_t i = 0; i < m; ++i) std::memcpy(memory + i * pitch, codes + i * k, k);
+        codes = reinterpret_cast<const int8_t*>(memory);
+    }
+    int32_t* sums = reinterpret_cast<int32_t*>(memory + padded);
+    int32_t largest = 0;
+    for (int64_t i = 0; i < m * groups; ++i)
+        sums[i] = chosen->sums(codes + i / groups * pitch + i % groups * (pitch / groups),
+                               pitch / groups, &largest);
+    Linear task = {codes, scales, sums, weight_scales, bias, out, m, pitch, scale_groups,
+                   groups, largest, gelu, out_dtype};
+    // Six rows are a tile; what a thread has for itself should be many of them.
+    int64_t rows = m < kIntegerRows ? m : kIntegerRows;
+    while (rows > 96 && panels(n) * (up(m, rows) / rows) < 2 * threads_for(1 << 20))
+        rows = up((rows + 1) / 2, kMaxRows);
+    int64_t count = panels(n);
+    int64_t wanted = (groups + 1) * kPanel * int64_t(sizeof(float)) + pitch * (3 * kPanel + 2 * kMaxRows);
+    const Kernels* kernels = chosen;
+    return for_each(count * (up(m, rows) / rows), wanted, [&](int64_t i, uint8_t* own) {
+        int64_t row = i / count * rows;
+        kernels->linear(task, packed, i % count, row, m - row < rows ? m - row : rows, own);
+    });
+}
+
+// `bytes` holds the weight, or else `assignments` and `codebook` do.
+EXPORT int32_t fewbit_float_linear(const float* x, const uint8_t* bytes, int64_t size,
+                                   const uint8_t* assignments, const float* codebook,
+                                   const float* weight_scales, const float* bias, void* out,
+                                   int64_t m, int64_t n, int64_t k, int64_t d, int32_t groups,
+                                   int32_t out_dtype) {
+    if (bytes && !is_packed(bytes, size)) return kNotPacked;
+    if (m == 0 || n == 0) return kDone;
+    int64_t pitch = bytes ? up(k, kDepth) : k;
+    if (pitch != k) {
+        float* padded = reinterpret_cast<float*>(inputs.at_least(m * pitch * int64_t(sizeof(float))));
+        if (!padded) return kNoMemory;
+        for (int64_t i = 0; i < m; ++i) {
+            std::memcpy(padded + i * pitch, x + i * k, k * sizeof(float));
+            std::memset(padded + i * pitch + k, 0, (pitch - k) * sizeof(float));
+        }
+        x = padded;
+    }
+    alignas(Packed) unsigned char room[sizeof(Packed)];
+    const Packed* packed = bytes ? new (room) Packed(bytes) : nullptr;
+    if (packed && (packed->header->n != n || packed->header->k != k)) return kNotPacked;
+    FloatLinear task = {x, weight_scales, bias, out, assignments, codebook, m, n, k, pitch, d,
+                        groups, out_dtype};
+    int64_t rows = m < kFloatRows ? m : kFloatRows, count = panels(n);
+    int64_t wanted = int64_t(sizeof(float)) * kPanel * (groups + 1 + 2 * rows + kFloatDepth + kDepth);
+    const Kernels* kernels = chosen;
+    return for_each(count * (up(m, rows) / rows), wanted, [&](int64_t i, uint8_t* own) {
+        int64_t row = i / count * rows;
+        kernels->float_linear(task, packed, i % count, row, m - row < rows ? m - row : rows,
+                              reinterpret_cast<float*>(own));
+    });
+}
+
+EXPORT int32_t fewbit_rows(const void* x, const float* shift, const float* scale, const int8_t* signs,
+                           const int8_t* left, const int8_t* right, int8_t* codes, float* scales,
+                           void* out, int64_t m, int64_t k, int64_t tokens, int64_t r, int64_t c,
+                           int32_t groups, int32_t dtype, int32_t mantissa, float norm, float eps,
+                           float top, float step, float smallest_normal) {
+    int64_t wide = up(c, 16);
+    float* factors = reinterpret_cast<float*>(inputs.at_least((r * r + c * wide + 16) * 4));
+    if (!factors) return kNoMemory;
+    for (int64_t i = 0; i < r * r; ++i) factors[i] = left[i % r * r + i / r];
+    float* padded = factors + r * r;
+    for (int64_t i = 0; i < c; ++i)
+        for (int64_t j = 0; j < wide; ++j) padded[i * wide + j] = j < c ? right[i * c + j] : 0;
+    Rows task = {x, shift, scale, signs, factors, padded, codes, scales, out, m, k, tokens, r, c,
+                 groups, dtype, mantissa, norm, eps, top, step, smallest_normal};
+    constexpr int64_t kAtOnce = 16;
+    int64_t wanted = int64_t(sizeof(float)) * (up(k, 16) + 2 * r * wide + 16);
+    const Kernels* kernels = chosen;
+    return for_each(up(m, kAtOnce) / kAtOnce, wanted, [&](int64_t i, uint8_t* own) {
+        for (int64_t row = i * kAtOnce; row < m && row < (i + 1) * kAtOnce; ++row)
+            kernels->row(task, row, reinterpret_cast<float*>(own));
+    });
+}
+
+EXPORT int32_t fewbit_attention(const void* q, const void* k, const void* v, const float* mask,
+                                void* out, int64_t b, int64_t h, int64_t queries, int64_t keys,
+                                int64_t d, const int64_t* strides, int32_t dtype, float scale) {
+    Attention task = {q, k, v, mask, out, b, h, queries, keys, d, {}, {}, {}, {}, dtype, scale};
+    std::memcpy(task.q_stride, strides, sizeof(task.q_stride));
+    std::memcpy(task.k_stride, strides + 3, sizeof(task.k_stride));
+    std::memcpy(task.v_stride, strides + 6, sizeof(task.v_stride));
+    std::memcpy(task.mask_stride, strides + 9, sizeof(task.mask_stride));
+    auto kernel = chosen->attention_fp32;
+#ifdef FEWBIT_AVX512BF16
+    if (dtype == kBfloat16) kernel = attention_avx512bf16;
+#endif
+    int64_t wide = up(d, 16), padded = up(keys, kKeys);
+    int64_t wanted = int64_t(sizeof(float)) *
+                     (padded * (d + wide) + kQueries * (d + 2 * kKeys + wide + 2) + 64);
+    return for_each(b * h, wanted, [&](int64_t i, uint8_t* own) { kernel(task, i, own); });
+}

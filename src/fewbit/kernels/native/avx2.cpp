@@ -1,0 +1,311 @@
+// AVX2. Where a pair of products is small, as in FP4 times FP4, vpmaddubsw never saturates and
+// int16 holds many steps before it is widened; other integers are widened first.
+#include <immintrin.h>
+
+#include "tasks.h"
+
+#define LANES 8
+#define WIDEST 2
+#define TILE_FLOATS 96
+
+namespace fewbit {
+namespace avx2 {
+
+#include "vec.h"
+#include "tile.h"
+#include "rows.h"
+#include "attention.h"
+
+struct Opened {
+    uint8_t* bytes;     // narrow: [strip][k / 4][16][4]; wide: int16 [strip][k / 2][16][2]
+    int16_t* widened;   // wide: six rows of codes
+    int64_t k, steps;   // steps: of 4 k that fit int16, 0 if wide
+    int32_t offset;
+};
+
+static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_t* scratch);
+static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
+                int32_t* acc);
+
+#include "linear.h"
+#include "sums.h"
+
+static constexpr int64_t kStrip = 16;
+static constexpr int64_t kWorthIt = 4;  // fewer steps than this are better widened first
+
+static inline __m256i load256(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+
+static inline void store256(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+
+// The table of each channel is chosen by a mask of its four bytes.
+static void open_nibbles(const Packed& w, int64_t panel, uint8_t* out) {
+    const Header& h = *w.header;
+    const uint8_t* packed = w.panel(panel);
+    const __m256i low = _mm256_set1_epi8(15);
+    int64_t groups = up(h.k, kDepth) / kDepth;
+    for (int64_t part = 0; part < 8; ++part) {
+        __m256i table[kTables], mask[kTables];
+        for (int i = 0; i < h.tables; ++i) {
+            table[i] = _mm256_broadcastsi128_si256(
+                _mm_loadu_si128(reinterpret_cast<const __m128i*>(h.table[i])));
+            mask[i] = _mm256_setzero_si256();
+            if (h.tables > 1) {
+                __m256i choice = _mm256_cvtepu8_epi32(_mm_loadl_epi64(
+                    reinterpret_cast<const __m128i*>(w.panel_choices(panel) + part * 8)));
+                mask[i] = _mm256_cmpeq_epi32(choice, _mm256_set1_epi32(i));
+            }
+        }
+        uint8_t* strip = out + part / 2 * groups * 2 * 4 * kStrip + part % 2 * 32;
+        for (int64_t group = 0; group < groups; ++group) {
+            __m256i bytes = load256(packed + group * 256 + part * 32);
+            __m256i first = _mm256_and_si256(bytes, low);
+            __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+            __m256i a = _mm256_shuffle_epi8(table[0], first);
+            __m256i b = _mm256_shuffle_epi8(table[0], second);
+            for (int i = 1; i < h.tables; ++i) {
+                a = _mm256_blendv_epi8(a, _mm256_shuffle_epi8(table[i], first), mask[i]);
+                b = _mm256_blendv_epi8(b, _mm256_shuffle_epi8(table[i], second), mask[i]);
+            }
+            store256(strip + group * 2 * 4 * kStrip, a);
+            store256(strip + (group * 2 + 1) * 4 * kStrip, b);
+        }
+    }
+}
+
+static void open_bytes(const Packed& w, int64_t panel, uint8_t* out) {
+    int64_t quads = up(w.header->k, kDepth) / 4;
+    for (int64_t quad = 0; quad < quads; ++quad)
+        for (int64_t strip = 0; strip < 4; ++strip)
+            __builtin_memcpy(out + (strip * quads + quad) * 64,
+                             w.panel(panel) + quad * 256 + strip * 64, 64);
+}
+
+// Bytes [quad][16][4] to int16 [pair][16][2], signed.
+static void widen(const uint8_t* bytes, int64_t quads, int32_t offset, int16_t* out) {
+    for (int64_t quad = 0; quad < quads; ++quad)
+        for (int64_t channel = 0; channel < kStrip; ++channel)
+            for (int64_t i = 0; i < 4; ++i)
+                out[(quad * 2 + i / 2) * 2 * kStrip + channel * 2 + i % 2] =
+                    int16_t(bytes[(quad * kStrip + channel) * 4 + i] - offset);
+}
+
+static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_t* scratch) {
+    const Header& h = *w.header;
+    int64_t k = up(h.k, kDepth);
+    int64_t pair = 2 * int64_t(h.top) * t.largest;
+    int64_t steps = pair ? 32767 / pair : k;
+    Opened opened = {scratch, nullptr, k, steps < kWorthIt ? 0 : steps, h.offset};
+    if (h.bits == 4) open_nibbles(w, panel, scratch);
+    else open_bytes(w, panel, scratch);
+    if (opened.steps) return opened;
+    int16_t* wide = reinterpret_cast<int16_t*>(scratch + k * kPanel);
+    for (int64_t strip = 0; strip < 4; ++strip)
+        widen(scratch + strip * k * kStrip, k / 4, h.offset, wide + strip * k * kStrip);
+    opened.bytes = reinterpret_cast<uint8_t*>(wide);
+    opened.widened = wide + k * kPanel;
+    return opened;
+}
+
+template <int MR>
+static inline void narrow_tile(const int8_t* a, int64_t pitch, const uint8_t* w, int64_t depth,
+                               int64_t steps, int32_t* out) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int64_t k = 0; k < depth;) {
+        int64_t end = k + 4 * steps < depth ? k + 4 * steps : depth;
+        __m256i acc[MR][2];
+#pragma GCC unroll 6
+        for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
+#pragma GCC unroll 1
+        for (; k < end; k += 4) {
+            __m256i left = load256(w + k * kStrip), right = load256(w + k * kStrip + 32);
+#pragma GCC unroll 6
+            for (int i = 0; i < MR; ++i) {
+                int32_t four;
+                __builtin_memcpy(&four, a + i * pitch + k, 4);
+                __m256i codes = _mm256_set1_epi32(four);
+                acc[i][0] = _mm256_add_epi16(acc[i][0], _mm256_maddubs_epi16(left, codes));
+                acc[i][1] = _mm256_add_epi16(acc[i][1], _mm256_maddubs_epi16(right, codes));
+            }
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; ++j) {
+                int32_t* to = out + i * kPanel + j * 8;
+                store256(to, _mm256_add_epi32(load256(to), _mm256_madd_epi16(acc[i][j], ones)));
+            }
+    }
+}
+
+template <int MR>
+static inline void wide_tile(const int16_t* a, int64_t pitch, const int16_t* w, int64_t depth,
+                             int32_t* out) {
+    __m256i acc[MR][2];
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < depth; k += 2) {
+        __m256i left = load256(w + k * kStrip), right = load256(w + k * kStrip + 16);
+#pragma GCC unroll 6
+        for (int i = 0; i < MR; ++i) {
+            int32_t two;
+            __builtin_memcpy(&two, a + i * pitch + k, 4);
+            __m256i codes = _mm256_set1_epi32(two);
+            acc[i][0] = _mm256_add_epi32(acc[i][0], _mm256_madd_epi16(left, codes));
+            acc[i][1] = _mm256_add_epi32(acc[i][1], _mm256_madd_epi16(right, codes));
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+        store256(out + i * kPanel, acc[i][0]);
+        store256(out + i * kPanel + 8, acc[i][1]);
+    }
+}
+
+template <int MR>
+static void dot_rows(const int8_t* a, int64_t pitch, const Opened& w, int64_t k0, int64_t depth,
+                     int32_t* acc) {
+    if (w.steps) {
+        for (int64_t i = 0; i < MR * kPanel; ++i) acc[i] = 0;
+        for (int64_t strip = 0; strip < 4; ++strip)
+            narrow_tile<MR>(a, pitch, w.bytes + (strip * w.k + k0) * kStrip, depth, w.steps,
+                            acc + strip * kStrip);
+        return;
+    }
+    for (int64_t i = 0; i < MR; ++i)
+        for (int64_t k = 0; k < depth; ++k) w.widened[i * depth + k] = a[i * pitch + k];
+    const int16_t* wide = reinterpret_cast<const int16_t*>(w.bytes);
+    for (int64_t strip = 0; strip < 4; ++strip)
+        wide_tile<MR>(w.widened, depth, wide + (strip * w.k + k0) * kStrip, depth,
+                      acc + strip * kStrip);
+    // The offset is taken off the weights already; add_group takes it off once more.
+    for (int64_t i = 0; i < MR; ++i) {
+        int32_t total = 0;
+        for (int64_t k = 0; k < depth; ++k) total += w.widened[i * depth + k];
+        for (int64_t j = 0; j < kPanel; ++j) acc[i * kPanel + j] += w.offset * total;
+    }
+}
+
+static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
+                int32_t* acc) {
+    switch (rows) {
+        case 6: return dot_rows<6>(a, pitch, w, k0, depth, acc);
+        case 5: return dot_rows<5>(a, pitch, w, k0, depth, acc);
+        case 4: return dot_rows<4>(a, pitch, w, k0, depth, acc);
+        case 3: return dot_rows<3>(a, pitch, w, k0, depth, acc);
+        case 2: return dot_rows<2>(a, pitch, w, k0, depth, acc);
+        default: return dot_rows<1>(a, pitch, w, k0, depth, acc);
+    }
+}
+
+// Eight channels: the float levels of their tables, in halves of eight, and who uses which.
+struct Levels {
+    __m256 low[kTables], high[kTables], chosen[kTables];
+    int tables, bits;
+    __m256i offset;
+
+    Levels(const Packed& w, int64_t panel, int64_t part)
+        : tables(w.header->bits == 4 ? w.header->tables : 0), bits(w.header->bits),
+          offset(_mm256_set1_epi32(w.header->offset)) {
+        for (int i = 0; i < tables; ++i) {
+            low[i] = floats(w.header->table[i]);
+            high[i] = floats(w.header->table[i] + 8);
+            if (tables > 1)
+                chosen[i] = _mm256_castsi256_ps(_mm256_cmpeq_epi32(
+                    eight(w.panel_choices(panel) + part * 8), _mm256_set1_epi32(i)));
+        }
+    }
+
+    static __m256i eight(const uint8_t* p) {
+        return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    }
+
+    __m256 floats(const uint8_t* p) const {
+        return _mm256_cvtepi32_ps(_mm256_sub_epi32(eight(p), offset));
+    }
+
+    inline __m256 nibble(__m256i dwords, int at) const {
+        __m256i code = _mm256_srli_epi32(dwords, 4 * at);
+        __m256 top_bit = _mm256_castsi256_ps(_mm256_slli_epi32(code, 28));
+        __m256 x = look_up(0, code, top_bit);
+        for (int i = 1; i < tables; ++i) x = _mm256_blendv_ps(x, look_up(i, code, top_bit), chosen[i]);
+        return x;
+    }
+
+    inline __m256 look_up(int i, __m256i code, __m256 top_bit) const {
+        return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low[i], code),
+                                _mm256_permutevar8x32_ps(high[i], code), top_bit);
+    }
+
+    inline __m256 byte(__m256i dwords, int at) const {
+        __m256i x = _mm256_and_si256(_mm256_srli_epi32(dwords, 8 * at), _mm256_set1_epi32(255));
+        return _mm256_cvtepi32_ps(_mm256_sub_epi32(x, offset));
+    }
+};
+
+static void decode_codes(const Packed& w, int64_t panel, int64_t k0, int64_t depth, float* out) {
+    const uint8_t* bytes = w.panel(panel);
+    for (int64_t part = 0; part < 8; ++part) {
+        Levels levels(w, panel, part);
+        int64_t step = 32 / levels.bits;
+        for (int64_t k = 0; k < depth; k += step) {
+            __m256i dwords = load256(bytes + (k0 + k) * kPanel * levels.bits / 8 + part * 32);
+            for (int i = 0; i < step; ++i) {
+                int64_t at = levels.bits == 4 ? i / 2 + i % 2 * 4 : i;
+                _mm256_storeu_ps(out + (k + at) * kPanel + part * 8,
+                                 levels.bits == 4 ? levels.nibble(dwords, i) : levels.byte(dwords, i));
+            }
+        }
+    }
+}
+
+template <int ROWS>
+static void gemv_rows(const FloatLinear& t, const Packed& w, int64_t panel, int64_t row, int64_t k0,
+                      int64_t depth, float* sums) {
+    const float* x = t.x + row * t.pitch + k0;
+    for (int64_t part = 0; part < 8; ++part) {
+        Levels levels(w, panel, part);
+        const uint8_t* bytes = w.panel(panel) + k0 * kPanel * levels.bits / 8 + part * 32;
+        __m256 acc[ROWS];
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i) acc[i] = _mm256_setzero_ps();
+        int64_t step = 32 / levels.bits;
+        for (int64_t k = 0; k < depth; k += step) {
+            __m256i dwords = load256(bytes + k * kPanel * levels.bits / 8);
+            for (int n = 0; n < step; ++n) {
+                int64_t at = k + (levels.bits == 4 ? n / 2 + n % 2 * 4 : n);
+                __m256 level = levels.bits == 4 ? levels.nibble(dwords, n) : levels.byte(dwords, n);
+#pragma GCC unroll 8
+                for (int i = 0; i < ROWS; ++i)
+                    acc[i] = _mm256_fmadd_ps(_mm256_set1_ps(x[i * t.pitch + at]), level, acc[i]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i) _mm256_storeu_ps(sums + i * kPanel + part * 8, acc[i]);
+    }
+}
+
+static void gemv(const FloatLinear& t, const Packed& w, int64_t panel, int64_t row, int64_t rows,
+                 int64_t k0, int64_t depth, float* sums) {
+    switch (rows) {
+        case 8: return gemv_rows<8>(t, w, panel, row, k0, depth, sums);
+        case 7: return gemv_rows<7>(t, w, panel, row, k0, depth, sums);
+        case 6: return gemv_rows<6>(t, w, panel, row, k0, depth, sums);
+        case 5: return gemv_rows<5>(t, w, panel, row, k0, depth, sums);
+        case 4: return gemv_rows<4>(t, w, panel, row, k0, depth, sums);
+        case 3: return gemv_rows<3>(t, w, panel, row, k0, depth, sums);
+        case 2: return gemv_rows<2>(t, w, panel, row, k0, depth, sums);
+        default: return gemv_rows<1>(t, w, panel, row, k0, depth, sums);
+    }
+}
+
+#include "float_linear.h"
+
+}  // namespace avx2
+
+const Kernels kAvx2 = {"avx2", avx2::sums, avx2::linear_kernel, avx2::float_kernel,
+                       avx2::row_kernel, avx2::attention<avx2::Fp32Attention>};
+
+}  // namespace fewbit

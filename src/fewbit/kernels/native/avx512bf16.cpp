@@ -1,0 +1,44 @@
+// Attention in bfloat16 with float32 sums, by the dot products of AVX512-BF16.
+#include <immintrin.h>
+
+#include "tasks.h"
+
+#define LANES 16
+#define WIDEST 4
+#define TILE_FLOATS 384
+
+namespace fewbit {
+namespace avx512bf16 {
+
+#include "vec.h"
+#include "tile.h"
+#include "attention.h"
+
+struct Bf16Product {
+    static inline void madd(f32& acc, uint32_t a, f32 b) {
+        __m512i pair = _mm512_set1_epi32(int32_t(a));
+        asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(b), "v"(pair));
+    }
+};
+
+struct Bf16Attention {
+    using Product = Bf16Product;
+    using Element = uint16_t;
+    static constexpr int kPair = 2;
+
+    static inline void pair(uint32_t* to, const uint16_t* a, const uint16_t* b, int64_t d) {
+        for (int64_t i = 0; i < d; ++i) to[i] = a[i] | uint32_t(b ? b[i] : 0) << 16;
+    }
+    static inline void put(uint16_t* to, float x) { *to = to_bf16(splat(x))[0]; }
+    static inline void put_vector(uint16_t* to, f32 x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+    }
+};
+
+}  // namespace avx512bf16
+
+void attention_avx512bf16(const Attention& t, int64_t head, uint8_t* scratch) {
+    avx512bf16::attention<avx512bf16::Bf16Attention>(t, head, scratch);
+}
+
+}  // namespace fewbit

@@ -1,0 +1,75 @@
+// Integers times integers, a panel of 64 channels at a time. An instruction set brings open_panel,
+// which makes of a resting panel what its dot likes to read, and dot itself.
+
+static constexpr int64_t kTile = kMaxRows * kPanel;
+
+// Scales and bias of the panel, the padding channels zero: [groups][64], then [64].
+static void panel_factors(const float* scales, const float* bias, int64_t n, int64_t groups,
+                          int64_t panel, float* out) {
+    for (int64_t g = 0; g <= groups; ++g)
+        for (int64_t i = 0; i < kPanel; ++i) {
+            int64_t channel = panel * kPanel + i;
+            float value = 0;
+            if (channel < n)
+                value = g < groups ? (scales ? scales[channel * groups + g] : 1.0f)
+                                   : (bias ? bias[channel] : 0.0f);
+            out[g * kPanel + i] = value;
+        }
+}
+
+static void finish(const Linear& t, int64_t n, int64_t panel, int64_t row, int64_t rows,
+                   const float* sums, const float* factors) {
+    const float* bias = factors + t.groups * kPanel;
+    for (int64_t i = 0; i < rows; ++i) {
+        float by_row = t.scale_groups == 1 ? t.scales[row + i] : 1.0f;
+        for (int64_t j = 0; j < kPanel; j += LANES) {
+            int64_t channel = panel * kPanel + j;
+            if (channel >= n) break;
+            f32 y = load(sums + i * kPanel + j) * by_row;
+            if (t.groups == 1) y = y * load(factors + j);
+            y = y + load(bias + j);
+            if (t.gelu) y = gelu_tanh(y);
+            store_some(t.out, (row + i) * n + channel, t.out_dtype, y, n - channel);
+        }
+    }
+}
+
+static void add_group(const Linear& t, int32_t offset, int64_t row, int64_t rows, int64_t g,
+                      const int32_t* acc, const float* factors, float* sums) {
+    for (int64_t i = 0; i < rows; ++i) {
+        int32_t excess = offset * t.sums[(row + i) * t.groups + g];
+        float by_row = t.scale_groups > 1 ? t.scales[(row + i) * t.groups + g] : 1.0f;
+        for (int64_t j = 0; j < kPanel; j += LANES) {
+            i32 exact = *reinterpret_cast<const i32*>(acc + i * kPanel + j) - excess;
+            f32 value = __builtin_convertvector(exact, f32);
+            float* to = sums + i * kPanel + j;
+            if (t.groups == 1) {
+                store(to, value);
+                continue;
+            }
+            value = value * load(factors + g * kPanel + j);
+            if (t.scale_groups > 1) value = value * by_row;
+            store(to, g ? load(to) + value : value);
+        }
+    }
+}
+
+static void linear_kernel(const Linear& t, const Packed& w, int64_t panel, int64_t row,
+                          int64_t rows, uint8_t* scratch) {
+    const Header& h = *w.header;
+    int32_t acc[kTile];
+    float sums[kTile];
+    float* factors = reinterpret_cast<float*>(scratch);
+    uint8_t* opened = scratch + (t.groups + 1) * kPanel * sizeof(float);
+    panel_factors(t.weight_scales, t.bias, h.n, t.groups, panel, factors);
+    Opened weights = open_panel(t, w, panel, opened);
+    int64_t group = up(h.k, kDepth) / t.groups;
+    for (int64_t i = row; i < row + rows; i += kMaxRows) {
+        int64_t count = row + rows - i < kMaxRows ? row + rows - i : kMaxRows;
+        for (int64_t g = 0; g < t.groups; ++g) {
+            dot(count, t.codes + i * t.pitch + g * group, t.pitch, weights, g * group, group, acc);
+            add_group(t, weights.offset, i, count, g, acc, factors, sums);
+        }
+        finish(t, h.n, panel, i, count, sums, factors);
+    }
+}

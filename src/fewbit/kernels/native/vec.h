@@ -1,0 +1,108 @@
+// Vectors of LANES floats through the compiler's vector types: one text for every instruction set.
+// Included inside each set's own namespace, so that no two of them share a function.
+
+typedef float f32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t i32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t u32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t u16 __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int8_t i8 __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef uint8_t u8 __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+static inline f32 splat(float x) { return x - f32{}; }
+static inline i32 isplat(int32_t x) { return x - i32{}; }
+static inline f32 load(const float* p) { return *reinterpret_cast<const f32*>(p); }
+static inline void store(float* p, f32 x) { *reinterpret_cast<f32*>(p) = x; }
+
+static inline f32 fma(f32 a, f32 b, f32 c) {
+#if LANES == 16
+    return (f32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8
+    return (f32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+static inline f32 load_bf16(const uint16_t* p) {
+    u32 wide = __builtin_convertvector(*reinterpret_cast<const u16*>(p), u32);
+    return (f32)(wide << 16);
+}
+
+// Round to nearest even; NaN keeps its sign and stays quiet.
+static inline u16 to_bf16(f32 x) {
+    u32 bits = (u32)x;
+    u32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    u32 nan = (bits >> 16) | 0x40;
+    return __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded, u16);
+}
+
+static inline float sum(f32 x) {
+    float total[LANES], *t = total;
+    store(t, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) t[i] += t[i + half];
+    return t[0];
+}
+
+static inline float largest(f32 x) {
+    float t[LANES];
+    store(t, x);
+    float most = t[0];
+    for (int i = 1; i < LANES; ++i) most = t[i] > most ? t[i] : most;
+    return most;
+}
+
+static inline f32 pick_max(f32 a, f32 b) { return a > b ? a : b; }
+
+// e^x within two units in the last place; 0 below -87, infinite above 88.7, NaN stays NaN.
+static inline f32 exponential(f32 x) {
+    f32 bounded = x < splat(-87.3f) ? splat(-87.3f) : x;
+    bounded = bounded > splat(88.7f) ? splat(88.7f) : bounded;
+    f32 shifted = fma(bounded, splat(1.44269504f), splat(12582912.0f));
+    i32 power = (i32)shifted - 0x4b400000;
+    f32 n = shifted - 12582912.0f;
+    f32 r = fma(n, splat(-0.693145752f), bounded);
+    r = fma(n, splat(-1.42860677e-6f), r);
+    f32 p = fma(r, splat(1.38888889e-3f), splat(8.33333333e-3f));
+    p = fma(p, r, splat(4.16666667e-2f));
+    p = fma(p, r, splat(0.166666667f));
+    p = fma(p, r, splat(0.5f));
+    p = fma(p, r, splat(1.0f));
+    p = fma(p, r, splat(1.0f));
+    // Two factors, because 2^128 is no float.
+    i32 low = power >> 1, high = power - low;
+    f32 result = p * (f32)((low + 127) << 23) * (f32)((high + 127) << 23);
+    result = x < splat(-87.3f) ? splat(0.0f) : result;
+    result = x > splat(88.7f) ? splat(__builtin_inff()) : result;
+    return x == x ? result : x;
+}
+
+// x * sigmoid(2 z), which is x * (1 + tanh(z)) / 2; where e^-2z is infinite the limit is -0.
+static inline f32 gelu_tanh(f32 x) {
+    f32 z2 = x * fma(x * x, splat(1.5957691216f * 0.044715f), splat(1.5957691216f));
+    return x / (1.0f + exponential(-z2));
+}
+
+// At most LANES values, the rest of the vector zero.
+static inline f32 load_some(const float* p, int64_t count) {
+    if (count >= LANES) return load(p);
+    float t[LANES] = {};
+    for (int64_t i = 0; i < count; ++i) t[i] = p[i];
+    return load(t);
+}
+
+static inline void store_some(void* out, int64_t at, int dtype, f32 x, int64_t count) {
+    if (dtype == kFloat32) {
+        float* p = static_cast<float*>(out) + at;
+        if (count >= LANES) return store(p, x);
+        for (int64_t i = 0; i < count; ++i) p[i] = x[i];
+    } else {
+        uint16_t* p = static_cast<uint16_t*>(out) + at;
+        u16 half = to_bf16(x);
+        if (count >= LANES) {
+            *reinterpret_cast<u16*>(p) = half;
+            return;
+        }
+        for (int64_t i = 0; i < count; ++i) p[i] = half[i];
+    }
+}
