@@ -51,26 +51,36 @@ class Weight:
         return self.packed.spec
 
     def integer_scales(self) -> Tensor:
-        """float32 [rows, groups]: of a level in units of the format's smallest step."""
+        """float32 [rows, groups]: what `integers` are multiplied with."""
         rows, columns = self.packed.shape
-        scales = self.spec.load(self.packed.scales) * self.spec.format.step
+        scales = self.spec.load(self.packed.scales) * self._step()
         return scales.expand(rows, self.spec.groups(columns))
 
     def integers(self) -> Tensor:
-        """Levels as int8 [rows, columns], counted from the zero point where there is one."""
-        packed, step = self.packed, self.spec.format.step
+        """Levels as int8 [rows, columns], in units of their format's smallest step and counted from
+        the zero point where there is one."""
+        packed = self.packed
         if isinstance(self.spec.format, FormatChoice):
             assert packed.scales.choices is not None
             levels = self.spec.format.decode_rows(packed.codes(), packed.scales.choices)
         else:
             levels = self.spec.format.decode(packed.codes())
-        levels = levels / step
+        levels = levels / self._step()
         if packed.scales.zeros is not None:
             rows, columns = packed.shape
             groups = packed.scales.zeros.shape[1]
             grouped = levels.view(rows, groups, columns // groups)
             levels = (grouped - packed.scales.zeros[..., None]).view(rows, columns)
         return levels.to(torch.int8)
+
+    def _step(self) -> Tensor | float:
+        """The smallest step, of each row where formats differ."""
+        fmt = self.spec.format
+        if not isinstance(fmt, FormatChoice):
+            return fmt.step
+        assert self.packed.scales.choices is not None
+        steps = torch.tensor([option.step for option in fmt.options])
+        return steps.to(self.packed.packed.device)[self.packed.scales.choices.int()]
 
 
 def has_integer_rows(spec: Spec) -> bool:
@@ -85,5 +95,4 @@ def scaled_by_row(spec: Spec) -> bool:
 
 def has_integers(spec: Spec) -> bool:
     """Whether the levels of a weight, counted from its zero point, are int8."""
-    fmt = spec.format
-    return -128 <= fmt.min / fmt.step and fmt.max / fmt.step <= 127
+    return spec.format.exact_in(8)

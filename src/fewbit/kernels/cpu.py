@@ -5,15 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewbit.formats import Format, QTensor, Spec
+from fewbit.formats import Format, Integer, QTensor, Spec
 from fewbit.formats.pack import pack
+from fewbit.kernels import native
 from fewbit.kernels.coded import Coded, Rotation, Weight, has_integer_rows, has_integers
 from fewbit.kernels.portable import Portable
-
-try:
-    from fewbit.kernels import native
-except ImportError:
-    native = None  # type: ignore[assignment]
 
 LANES = 8  # columns that a product takes at a time
 
@@ -24,7 +20,7 @@ class Native(Portable):
     def why_not(self, device: torch.device) -> str | None:
         if device.type != "cpu":
             return f"it computes on the CPU, not on {device.type}"
-        return "it is not part of this package" if native is None else native.why_not()
+        return native.why_not()
 
     def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
         if not _takes(weight, shape[1]):
@@ -61,31 +57,37 @@ class Native(Portable):
         return native.float_linear(x, layout, weight.integer_scales(), bias, out_dtype=out).to(dtype)
 
     def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
-        if not _takes(packed.spec, packed.columns):
+        if not _takes(packed.spec, packed.columns) or not (fast or _rests(packed.spec)):
             return None
-        if fast or packed.scales.zeros is not None:
-            return native.pack_levels(Weight(packed).integers())
-        return native.pack_codes(packed.codes(), packed.spec.format, packed.scales.choices)
+        return _panels(packed, fast)
 
     def replaces_codes(self, spec: Spec, fast: bool) -> bool:
-        return spec.symmetric and (not fast or _is_int8(spec))
+        return _rests(spec) and (not fast or isinstance(spec.format, Integer))
 
     def codes_in(self, layout: Tensor, spec: Spec) -> Tensor:
-        return pack(native.unpack(layout).view(torch.uint8), spec.format.bits)
+        mask = (1 << spec.format.bits) - 1
+        return pack(native.unpack(layout).view(torch.uint8) & mask, spec.format.bits)
 
     def _layout(self, weight: Weight) -> Tensor | None:
         if weight.layout is not None or not _takes(weight.spec, weight.packed.columns):
             return weight.layout
-        return self.layout(weight.packed, None, fast=False)
+        return _panels(weight.packed, fast=False)
+
+
+def _panels(packed: QTensor, fast: bool) -> Tensor:
+    if fast or not _rests(packed.spec) or packed.spec.format.bits > 4:
+        return native.pack_levels(Weight(packed).integers())
+    return native.pack_codes(packed.codes(), packed.spec.format, packed.scales.choices)
 
 
 def _takes(spec: Spec, columns: int) -> bool:
     return has_integers(spec) and columns // spec.groups(columns) % LANES == 0
 
 
+def _rests(spec: Spec) -> bool:
+    """Whether panels hold the codes themselves, in 4 bits or, of integers, in 8."""
+    return spec.symmetric and (spec.format.bits <= 4 or isinstance(spec.format, Integer))
+
+
 def _bits(spec: Spec) -> int:
     return 4 if spec.format.bits <= 4 and spec.symmetric else 8
-
-
-def _is_int8(spec: Spec) -> bool:
-    return spec.symmetric and isinstance(spec.format, Integer) and spec.format.bits == 8
