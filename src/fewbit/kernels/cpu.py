@@ -8,7 +8,7 @@ from torch import Tensor
 from fewbit.formats import Format, Integer, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels import native
-from fewbit.kernels.coded import Coded, Rotation, Weight, has_integer_rows, has_integers
+from fewbit.kernels.coded import Coded, Rotation, Weight, has_integers
 from fewbit.kernels.portable import Portable
 
 LANES = 8  # columns that a product takes at a time
@@ -28,7 +28,7 @@ class Native(Portable):
         return f"native {native.isa()}, weights resting in {_bits(weight)} bits"
 
     def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
-        if not has_integer_rows(Spec(fmt)) or not x.numel():
+        if torch.compiler.is_compiling() or not x.numel():  # a compiler fuses the passes itself
             return super().quantize(x, fmt, rotation)
         x = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
         if rotation is None:
@@ -69,7 +69,8 @@ class Native(Portable):
         return pack(native.unpack(layout).view(torch.uint8) & mask, spec.format.bits)
 
     def _layout(self, weight: Weight) -> Tensor | None:
-        if weight.layout is not None or not _takes(weight.spec, weight.packed.columns):
+        given = weight.layout is not None or torch.compiler.is_compiling()
+        if given or not _takes(weight.spec, weight.packed.columns):
             return weight.layout
         return _panels(weight.packed, fast=False)
 

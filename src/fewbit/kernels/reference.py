@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fewbit.formats import Format, QTensor, Spec
+from fewbit.formats.scale import FP32
 from fewbit.kernels.coded import Coded, Rotation, Weight, has_integer_rows, has_integers
 
 _EXACT_FLOAT32 = 1 << 24
@@ -51,10 +52,11 @@ class Reference:
     def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
         """Each row of x [rows, columns] to the nearest levels at the scale that clips nothing."""
         x = x.float() if rotation is None else self.rotate(x, rotation).float()
-        scales = Spec(fmt).load(Spec(fmt).fit(x)) if x.numel() else x.new_ones(len(x), 1)
+        largest = x.abs().amax(1, keepdim=True) if x.numel() else x.new_ones(len(x), 1)
+        scales = FP32.from_absmax(largest, fmt.max)
+        scales = scales.masked_fill(scales.isinf(), torch.nan)
         levels = fmt.round(x * scales.reciprocal()) / fmt.step
-        lost = scales.isnan()
-        integers = levels.masked_fill(lost, 0).to(torch.int8)
+        integers = levels.masked_fill(scales.isnan(), 0).to(torch.int8)
         return Coded(integers, scales * fmt.step, fmt.integer_max)
 
     def linear(
