@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fewbit.attention import QuickAttention
 from fewbit.errors import BadArgument, BadModel
 from fewbit.models import own_manner, own_prompts, transformer_of
+from fewbit.modulation import remembered
 from fewbit.progress import Meter
 from fewbit.version import __version__
 
@@ -51,7 +53,12 @@ def generate(
     wanted = [subjects[index % len(subjects)] for index in range(len(seeds))]
     starts = range(0, len(seeds), together)
     pictures: list[Image] = []
-    with _meter(pipe, len(starts) * settings[STEPS], progress):
+    transformer = transformer_of(pipe)
+    with (
+        _meter(pipe, len(starts) * settings[STEPS], progress),
+        remembered(transformer),
+        QuickAttention(),
+    ):
         for start in starts:
             part = slice(start, start + together)
             pictures += _draw(pipe, {subject: wanted[part], **settings}, seeds[part])

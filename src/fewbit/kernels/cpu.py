@@ -56,6 +56,13 @@ class Native(Portable):
         x = x if x.dtype == out else x.float()
         return native.float_linear(x, layout, weight.integer_scales(), bias, out_dtype=out).to(dtype)
 
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        if not native.has_attention(q.dtype) or not q.numel():
+            return super().attention(q, k, v, mask, scale)
+        return native.attention(q, k, v, mask, scale)
+
     def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
         if not _takes(packed.spec, packed.columns) or not (fast or _rests(packed.spec)):
             return None

@@ -16,6 +16,7 @@ from fewbit.kernels.reference import Reference
 CACHED = 1 << 18  # float32 that stay in a core's cache from one pass to the next
 SMALLEST_GROUP = 64  # columns: below, a product for each group costs more than it saves
 ONEDNN_ROWS = 512  # from here on oneDNN's call costs less than its speed gains
+SHORT = 512  # tokens; beyond, the table of attention weights leaves the cache
 DIGITS = 3  # of 8 bits, that together hold a float32 row to 2^-22 of its largest
 
 
@@ -80,6 +81,16 @@ class Portable(Reference):
         high, middle, low = sums.view(DIGITS, len(x), -1).float()
         total = (high * 256.0 + middle) * 256.0 + low
         return scaled(total, scales, weight.integer_scales().reshape(1, -1), bias, dtype)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """Two matmuls around a softmax, where torch's own wastes bfloat16 on short sequences."""
+        short = q.shape[2] <= SHORT and k.shape[2] <= SHORT and q.shape[:2] == k.shape[:2]
+        if mask is not None or not short or q.dtype != torch.bfloat16 or not q.numel():
+            return super().attention(q, k, v, mask, scale)
+        weights = ((q * scale) @ k.mT).softmax(-1)
+        return weights @ v
 
     def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
         wanted = fast and _worth_it(packed.spec, packed.columns)

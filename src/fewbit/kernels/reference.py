@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from fewbit.formats import Format, QTensor, Spec
 from fewbit.formats.scale import FP32
@@ -93,6 +93,11 @@ class Reference:
     ) -> Tensor:
         """Of inputs that are not rounded, or not to integers: float32 products and sums."""
         return linear(x.float(), weight.packed.dequantize(), bias).to(dtype)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
     def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
         """The backend's own layout of the codes for inputs rounded so, None where it works on the
