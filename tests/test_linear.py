@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from fewbit.activations.dynamic import Dynamic
 from fewbit.formats import QTensor, Spec
 from fewbit.input_stage import InputStage
+from fewbit.kernels.choose import BACKENDS, VARIABLE
 from fewbit.linear import QLinear
 
 PAIRS = [
@@ -48,7 +49,9 @@ def test_it_is_the_product_of_what_was_rounded(weight, activation, bias, dtype):
     assert layer(x).dtype == dtype
     distance = (layer(x).double() - expected.double()).abs().max()
     rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
-    assert distance <= (1e-6 + rounding) * expected.abs().max()  # float32 sums differ in their order
+    assert (
+        distance <= (1e-6 + rounding) * expected.abs().max()
+    )  # float32 sums differ in their order
 
 
 def test_the_bias_is_kept_as_it_is():
@@ -159,3 +162,103 @@ def test_it_compiles_as_one_graph_without_a_word(layout):
         for batch in (tokens(), tokens()[:1]):
             expected = model(batch)
             assert (compiled(batch) - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+BACKENDS_HERE = [b for b in BACKENDS if b.why_not(torch.device("cpu")) is None]
+
+
+@pytest.fixture(params=BACKENDS_HERE, ids=lambda b: b.name)
+def forced(request, monkeypatch) -> str:
+    monkeypatch.setenv(VARIABLE, request.param.name)
+    return request.param.name
+
+
+WEIGHTS = ["e2m1/row/fp32", "int8/row/fp32", "int6/row/fp32", "int3/row/fp32", "e2m3/row/fp32"]
+WEIGHTS += ["e2m1/g16/e4m3", "uint4/g8/fp16"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_whatever_the_layout_the_stored_codes_come_back(weight, fast, forced):
+    layer = make(weight, "int8/row/fp32")
+    before = {name: t.clone() for name, t in layer.state_dict().items()}
+    layer.fast = fast
+    expected = layer(tokens())
+    for again in (layer, copy.deepcopy(layer)):
+        after = again.state_dict()
+        assert before.keys() == after.keys()
+        assert all(_bits(after[name]) == _bits(before[name]) for name in before)
+        assert _bits(again.packed_weight.packed) == _bits(before["codes"])
+        assert torch.equal(again(tokens()), expected)
+    layer.as_stored()
+    assert _bits(layer.codes) == _bits(before["codes"])
+    assert layer.layout is None
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight", ["e2m1/row/fp32", "int8/row/fp32"])
+def test_a_weight_is_in_memory_once(weight):
+    """What stands in for the codes may add a header and whole panels of 64 rows and 8 columns."""
+    packed = QTensor.quantize(torch.randn(128, 256), Spec.parse(weight))
+    layer = QLinear(packed, None, None)
+    layer(torch.randn(1, 256))
+    resting = sum(t.nbytes for t in layer.buffers())
+    assert resting <= packed.nbytes + 1024
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["load", "put", "write", "backend"])
+def test_a_layout_follows_what_it_was_made_of(change, forced, monkeypatch):
+    layer, other, x = make(*PAIRS[0]), make(*PAIRS[0]), tokens()
+    flipped = other.codes ^ 8  # every other sign
+    layer(x)
+    if change == "load":
+        layer.load_state_dict({**layer.state_dict(), "codes": flipped})
+    elif change == "put":
+        layer._buffers["codes"] = flipped.clone()
+    elif change == "write":
+        layer.as_stored()
+        layer(x)
+        layer.as_stored()
+        layer.codes ^= 8
+    else:
+        layer.load_state_dict({**layer.state_dict(), "codes": flipped})
+        layer(x)
+        monkeypatch.setenv(VARIABLE, "reference")
+    other.codes.copy_(flipped)
+    assert torch.equal(layer(x), other(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(0, 32), (2, 0, 32), (32,), (1, 32), (2, 3, 4, 32)])
+@pairs
+def test_any_shape_of_input(weight, activation, shape, forced):
+    y = make(weight, activation)(torch.ones(shape))
+    assert y.shape == (*shape[:-1], 24)
+
+
+@torch.no_grad()
+def test_an_input_of_any_strides(forced):
+    layer, x = make(*PAIRS[0]), tokens()
+    turned = x.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(layer(turned), layer(x))
+    wide = torch.cat([x, x], -1)[..., :32]
+    assert torch.equal(layer(wide), layer(x))
+
+
+def test_a_weight_only_layer_can_be_trained_through(forced):
+    x = tokens().requires_grad_()
+    layer = make("e2m1/row/fp32", None)
+    layer(x).sum().backward()
+    expected = layer.packed_weight.dequantize().sum(0).expand_as(x)
+    assert torch.allclose(x.grad, expected, atol=1e-5)
+
+
+def test_values_are_what_the_codes_stand_for():
+    stage = make(*PAIRS[0]).stage
+    assert torch.equal(stage.values(tokens()), stage.activation(tokens()))

@@ -28,17 +28,12 @@ class QuickAttention(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is scaled_dot_product_attention and _plain(*args, **kwargs):
-            return attend(*args[:3], *_mask(*args[3:], **kwargs))
+        if func is scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """[batch, heads, tokens, channels] each."""
-    return backend_for(q).attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
-
-
-def _plain(
+def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -47,13 +42,12 @@ def _plain(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> bool:
+) -> Tensor:
     odd = dropout_p > 0 or is_causal or enable_gqa or query.dim() != 4
     traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return not odd and not traced and query.device.type == "cpu"
-
-
-def _mask(
-    attn_mask: Tensor | None = None, *_: Any, scale: float | None = None, **__: Any
-) -> tuple[Tensor | None, float | None]:
-    return attn_mask, scale
+    if odd or traced or query.device.type != "cpu":
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return backend_for(query).attention(query, key, value, attn_mask, scale)

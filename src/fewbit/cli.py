@@ -366,15 +366,22 @@ def recipes(as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("model", metavar="[MODEL]", required=False)
+@device_option
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(model: str | None, device: str, as_json: bool) -> None:
     """Show what this machine offers.
 
-    Versions, processor, memory, GPUs, and on which path quantized layers run and why.
+    Versions, processor, memory, GPUs, and on which path quantized layers run and why; with a
+    quantized MODEL the path of each of its layers.
     """
-    from fewbit.doctor import examine
+    from fewbit.doctor import examine, examine_layers
+    from fewbit.source import device_named, open_model
 
-    found = examine()
+    if model is None:
+        found: Any = examine()
+    else:
+        found = examine_layers(open_model(model, device=device_named(device)))
     _print(found.to_dict() if as_json else found)
 
 

@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 
+from fewbit.blueprint import quantized_layers
+from fewbit.errors import BadModel
+from fewbit.kernels.choose import BACKENDS, choose
+from fewbit.kernels.reference import Reference
+from fewbit.linear import QLinear
+from fewbit.models import transformer_of
 from fewbit.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
@@ -87,15 +93,75 @@ def examine() -> Diagnosis:
     )
 
 
+@dataclass(frozen=True)
+class LayerPath:
+    """How one quantized layer is computed, and why so."""
+
+    name: str
+    weight: str
+    input: str | None
+    backend: str
+    path: str
+    why: str
+
+
+@dataclass(frozen=True)
+class LayerPaths:
+    layers: tuple[LayerPath, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One row for all layers that take the same path."""
+        kinds: dict[tuple[str, ...], list[str]] = {}
+        for one in self.layers:
+            key = (one.weight, one.input or "as it is", one.backend, one.path, one.why)
+            kinds.setdefault(key, []).append(one.name)
+        return "\n".join(
+            f"  {len(names):>4} x {weight}, input {rounded}: {backend}, {path} ({why})\n"
+            f"         {_few(names)}"
+            for (weight, rounded, backend, path, why), names in kinds.items()
+        )
+
+
+def examine_layers(model: Any) -> LayerPaths:
+    """Of a quantized model, on the device where it is."""
+    layers = quantized_layers(transformer_of(model))
+    if not layers:
+        raise BadModel("the model is not quantized; every layer runs as torch has it")
+    return LayerPaths(tuple(_layer_path(name, layer) for name, layer in layers.items()))
+
+
+def _layer_path(name: str, layer: QLinear) -> LayerPath:
+    choice = choose(layer.scales.device)
+    shape = layer.out_features, layer.in_features
+    path = choice.backend.path(layer.spec, layer.activation, shape)
+    rounded = None if layer.stage is None else str(layer.stage)
+    return LayerPath(name, str(layer.spec), rounded, choice.backend.name, path, choice.why)
+
+
 def _paths() -> list[ExecutionPath]:
-    """In the order in which they are tried."""
-    return [
-        ExecutionPath(
-            "torch reference",
-            True,
-            "the only path in this version; it saves memory, not time",
-        ),
-    ]
+    """Every backend in the order in which they are tried; one is taken for each kind of device."""
+    devices = [torch.device("cpu")]
+    devices += [torch.device("cuda")] if torch.cuda.is_available() else []
+    chosen = {choose(device).backend: choose(device).why for device in devices}
+    return [_execution_path(backend, chosen, devices[-1]) for backend in BACKENDS]
+
+
+def _execution_path(
+    backend: Reference, chosen: dict[Reference, str], device: torch.device
+) -> ExecutionPath:
+    if backend in chosen:
+        return ExecutionPath(backend.name, True, chosen[backend])
+    home = device if backend.name == "cuda" else torch.device("cpu")
+    why = backend.why_not(home) or "it could run, another is chosen"
+    return ExecutionPath(backend.name, False, why)
+
+
+def _few(names: list[str], count: int = 3) -> str:
+    more = "" if len(names) <= count else f" and {len(names) - count} more"
+    return ", ".join(names[:count]) + more
 
 
 def _versions() -> dict[str, str | None]:

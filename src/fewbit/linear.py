@@ -78,12 +78,14 @@ class QLinear(nn.Module):
     def _lay_out(self, backend: Reference) -> None:
         self.as_stored()
         with torch.inference_mode(False):
-            self.layout = backend.layout(self.packed_weight, self._activation(), self.fast)
+            self.layout = backend.layout(self.packed_weight, self.activation, self.fast)
             if self.layout is not None and backend.replaces_codes(self.spec, self.fast):
                 self._maker, self.codes = backend, self.codes.new_empty(self.out_features, 0)
         self._made = backend.name, self.fast, self.codes.data_ptr(), _version(self.codes)
 
-    def _activation(self) -> Spec | None:
+    @property
+    def activation(self) -> Spec | None:
+        """How the input is rounded."""
         activation = None if self.stage is None else self.stage.activation
         return None if activation is None else activation.spec
 

@@ -116,7 +116,9 @@ class TestLinear:
     def test_it_is_the_definition(self, backend, text, activation, bias, dtype, fast):
         packed, x = weight_of(text, 40, 128), normal(19, 128).to(dtype)
         added = normal(40, seed=3) if bias else None
-        weight = Weight(packed, backend.layout(packed, activation and Spec(FORMATS[activation]), fast))
+        weight = Weight(
+            packed, backend.layout(packed, activation and Spec(FORMATS[activation]), fast)
+        )
         given = x if activation is None else DEFINITION.quantize(x, FORMATS[activation])
         ours = backend.linear(given, weight, added, dtype)
         alike(ours, DEFINITION.linear(given, Weight(packed), added, dtype))
@@ -125,9 +127,9 @@ class TestLinear:
     def test_any_number_of_rows(self, backend, text, rows):
         packed = weight_of(text, 24, 192)
         weight = Weight(packed, backend.layout(packed, None, False))
-        for given in (normal(rows, 192), DEFINITION.quantize(normal(rows, 192), FORMATS["e2m1"])):
-            ours = backend.linear(given, weight, None, torch.float32)
-            alike(ours, DEFINITION.linear(given, Weight(packed), None, torch.float32))
+        for x in (normal(rows, 192), DEFINITION.quantize(normal(rows, 192), FORMATS["e2m1"])):
+            ours = backend.linear(x, weight, None, torch.float32)
+            alike(ours, DEFINITION.linear(x, Weight(packed), None, torch.float32))
 
 
 @copies
@@ -197,7 +199,9 @@ def test_the_definition_of_a_product_is_that_of_its_values():
 def test_coded_values_are_what_the_format_rounds_to():
     for name in CODED:
         x = normal(16, 64)
-        assert torch.equal(DEFINITION.quantize(x, FORMATS[name]).values(), Spec(FORMATS[name]).round(x))
+        assert torch.equal(
+            DEFINITION.quantize(x, FORMATS[name]).values(), Spec(FORMATS[name]).round(x)
+        )
 
 
 @pytest.mark.parametrize("text", WEIGHTS)

@@ -71,7 +71,9 @@ def test_fp8_sums_of_few_bit_floats_are_the_integers(weight, activation):
     step = FORMATS[activation].step * FORMATS[weight].step
     levels = (coded.integers.float() * FORMATS[activation].step).to(FP8)
     one = Coded(levels, torch.ones(4, 1), coded.largest)
-    plain = QTensor(matrix.packed, Spec(FORMATS[weight]).fit(torch.ones(32, 1152)), matrix.spec, 1152)
+    plain = QTensor(
+        matrix.packed, Spec(FORMATS[weight]).fit(torch.ones(32, 1152)), matrix.spec, 1152
+    )
     plain.scales.stored.fill_(1.0)
     ours = CUDA.linear(one, Weight(plain), None, torch.float32)
     assert torch.equal(ours.double(), sums * step)
@@ -98,7 +100,9 @@ def test_a_lost_row_gives_no_number():
     x = normal(3, 64)
     x[1, 5] = torch.inf
     for name in ("e2m1", "int8"):
-        ours = CUDA.linear(CUDA.quantize(x, FORMATS[name]), Weight(packed(name)), None, torch.float32)
+        ours = CUDA.linear(
+            CUDA.quantize(x, FORMATS[name]), Weight(packed(name)), None, torch.float32
+        )
         assert ours.isnan().all(1).tolist() == [False, True, False]
 
 

@@ -45,7 +45,7 @@ def choose(device: torch.device) -> Choice:
     forced = os.environ.get(VARIABLE)
     if forced:
         return Choice(_forced(forced, device), f"{VARIABLE} says so")
-    refused = []
+    refused: list[str] = []
     for backend in BACKENDS:
         why_not = backend.why_not(device)
         if why_not is None:

@@ -54,7 +54,9 @@ class Native(Portable):
             return super().float_linear(x, weight, bias, dtype)
         out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         x = x if x.dtype == out else x.float()
-        return native.float_linear(x, layout, weight.integer_scales(), bias, out_dtype=out).to(dtype)
+        return native.float_linear(x, layout, weight.integer_scales(), bias, out_dtype=out).to(
+            dtype
+        )
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float

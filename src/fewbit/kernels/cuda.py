@@ -1,4 +1,4 @@
-"""The tensor cores of a GPU: few-bit floats as FP8, integers as int8, the rest in the model's dtype.
+"""The tensor cores of a GPU: few-bit floats as FP8, integers as int8, the rest as halves.
 
 Every operation here also runs on the CPU, slowly, which is where its tests run.
 """
@@ -32,7 +32,9 @@ class Cuda(Portable):
 
     def why_not(self, device: torch.device) -> str | None:
         if device.type != "cuda":
-            built = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+            built = (
+                f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+            )
             return f"it computes on CUDA devices, not on {device.type} ({built} here)"
         return None
 
@@ -83,7 +85,7 @@ class Cuda(Portable):
     def float_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
-        """In the dtype of the model: a half type runs on tensor cores, float32 is the definition."""
+        """In the dtype of the model: half types run on tensor cores, float32 is the definition."""
         half = dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
         bias = None if bias is None else bias.to(half)
         return linear(x.to(half), weight.packed.dequantize().to(half), bias).to(dtype)
@@ -133,8 +135,9 @@ def fits_tensor_cores(spec: Spec, rows: int, columns: int) -> bool:
 
 def is_fp8(fmt: Format) -> bool:
     """Whether every value is one of E4M3's times a power of two."""
-    narrow = isinstance(fmt, Minifloat) and fmt.exponent <= FP8_EXPONENT
-    return narrow and fmt.mantissa <= FP8_MANTISSA and (fmt.bits < 8 or fmt.name == "e4m3")
+    if not isinstance(fmt, Minifloat) or fmt.exponent > FP8_EXPONENT:
+        return False
+    return fmt.mantissa <= FP8_MANTISSA and (fmt.bits < 8 or fmt.name == "e4m3")
 
 
 def fp8_levels(packed: QTensor) -> Tensor:

@@ -48,7 +48,7 @@ class Portable(Reference):
     def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
         if not isinstance(fmt, Minifloat | Integer) or not x.numel():
             return super().quantize(x, fmt, rotation)
-        if torch.compiler.is_compiling() or not x.device.type == "cpu":
+        if torch.compiler.is_compiling() or x.device.type != "cpu":
             return _quantize(x, fmt, rotation)
         integers = torch.empty(x.shape, dtype=torch.int8)
         scales = torch.empty(len(x), 1)
