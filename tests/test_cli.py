@@ -320,5 +320,8 @@ def test_doctor_says_what_there_is_and_which_path_is_taken():
     found = json.loads(printed("doctor", "--json"))
     assert found["versions"]["torch"] == torch.__version__
     assert found["diffusers"] == "fewbit is registered"
-    assert [path["name"] for path in found["paths"] if path["taken"]] == ["torch reference"]
+    paths = {path["name"]: path for path in found["paths"]}
+    assert list(paths) == ["cuda", "native", "torch", "reference"]
+    assert any(path["taken"] for path in paths.values())
+    assert all(path["why"] for path in paths.values())
     assert found["threads"] == torch.get_num_threads()

@@ -52,9 +52,11 @@ class Portable(Reference):
             return _quantize(x, fmt, rotation)
         integers = torch.empty(x.shape, dtype=torch.int8)
         scales = torch.empty(len(x), 1)
+        scratch = torch.empty(2, min(len(x), _rows_cached(x)), x.shape[1])
         for part in _cached(x):
-            coded = _quantize(x[part], fmt, rotation)
-            integers[part], scales[part] = coded.integers, coded.scales
+            levels, scales[part] = to_levels(x[part], fmt, rotation, scratch)
+            integers[part] = levels if fmt.step == 1 else levels.mul_(1 / fmt.step)
+        scales *= fmt.step
         return Coded(integers, scales, fmt.integer_max)
 
     def integer_linear(
@@ -127,19 +129,26 @@ _four_at_once_kept = lru_cache(maxsize=8)(_four_at_once)
 def _cached(x: Tensor) -> Iterator[slice]:
     """Rows of x, few enough at a time that the passes over them stay in the cache."""
     whole = torch.compiler.is_compiling() or x.device.type != "cpu"
-    count = len(x) if whole else max(1, CACHED // x.shape[1])
+    count = len(x) if whole else _rows_cached(x)
     return (slice(start, start + count) for start in range(0, len(x), max(count, 1)))
 
 
-def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+def _rows_cached(x: Tensor) -> int:
+    return max(1, CACHED // x.shape[1])
+
+
+def _rotate(
+    x: Tensor, rotation: Rotation, one: Tensor | None = None, two: Tensor | None = None
+) -> Tensor:
     """By two matmuls: libraries sum so few terms one after another, as the definition does."""
     signs = rotation.signs.to(x.dtype if x.dtype == torch.float64 else torch.float32)
     left, right = rotation.left.to(signs), rotation.right.to(signs)
-    tokens = (x * signs).reshape(-1, len(left), len(right))
+    tokens = torch.mul(x, signs, out=one).reshape(-1, len(left), len(right))
     if len(left) > 1:
-        tokens = left.t() @ tokens
+        factor = left.t().expand(len(tokens), -1, -1)
+        tokens = torch.bmm(factor, tokens, out=None if two is None else two.view(tokens.shape))
     rotated = _times(tokens.reshape(-1, len(right)), right)
-    return (rotated * rotation.scale).view(x.shape)
+    return rotated.mul_(rotation.scale).view(x.shape)
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
@@ -163,24 +172,30 @@ def _quantize(x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None) ->
 
 
 def to_levels(
-    x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None
+    x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None, scratch: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Each row's nearest levels, as float32, and the scale they are multiplied with."""
-    x = x.float() if rotation is None else _rotate(x, rotation).float()
+    """Each row's nearest levels, as float32, and the scale they are multiplied with.
+
+    `scratch`, float32 [2, at least as many rows, columns], is overwritten instead of memory that
+    the system would have to clear first.
+    """
+    one, two = (None, None) if scratch is None else scratch[:, : len(x)]
+    x = x.float() if rotation is None else _rotate(x, rotation, one, two).float()
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
     scales = torch.where(largest == 0, 1.0, largest / fmt.max).clamp_(min=SMALLEST)
     scales = scales.masked_fill_(scales.isinf(), torch.nan)
-    units = x * scales.reciprocal()
-    return _minifloat(units, fmt) if isinstance(fmt, Minifloat) else units.round_(), scales
+    units = torch.mul(x, scales.reciprocal(), out=one)
+    return _minifloat(units, fmt, two) if isinstance(fmt, Minifloat) else units.round_(), scales
 
 
-def _minifloat(x: Tensor, fmt: Minifloat) -> Tensor:
+def _minifloat(x: Tensor, fmt: Minifloat, out: Tensor | None) -> Tensor:
     """To the nearest level, x within the ends. Adding and subtracting so large a number that a
     float32 keeps just the mantissa bits that x keeps in the format; ties go to its even multiples,
     which are the even codes. Without mantissa bits those are every other power of two, and before
     them an odd number is added."""
     smallest_normal = 127 + 1 - fmt.bias << 23
-    power = x.view(torch.int32).bitwise_and(0xFF << 23).clamp_(min=smallest_normal)
+    bits, out = x.view(torch.int32), None if out is None else out.view(torch.int32)
+    power = torch.bitwise_and(bits, 0xFF << 23, out=out).clamp_(min=smallest_normal)
     if fmt.mantissa == 0:
         power += (power >> 23 & 1) ^ 1
     anchor = power.add_(23 - fmt.mantissa << 23 | 1 << 22).view(torch.float32)
