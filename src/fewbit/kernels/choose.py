@@ -49,8 +49,9 @@ def choose(device: torch.device) -> Choice:
     for backend in BACKENDS:
         why_not = backend.why_not(device)
         if why_not is None:
-            return Choice(backend, "; ".join(refused) or "the fastest there is")
-        refused.append(f"{backend.name}: {why_not}")
+            return Choice(backend, "; ".join(refused) or "the fastest here")
+        if backend.home == device.type:
+            refused.append(f"{backend.name} cannot: {why_not}")
     raise AssertionError("the definition runs everywhere")
 
 

@@ -29,6 +29,7 @@ SMALL_INTEGER = 12  # to here FP8's quick accumulators, of about 14 bits, lose n
 
 class Cuda(Portable):
     name = "cuda"
+    home = "cuda"
 
     def why_not(self, device: torch.device) -> str | None:
         if device.type != "cuda":

@@ -22,6 +22,7 @@ DIGITS = 3  # of 8 bits, that together hold a float32 row to 2^-22 of its larges
 
 class Portable(Reference):
     name = "torch"
+    home = "cpu"
 
     def why_not(self, device: torch.device) -> str | None:
         if device.type != "cpu":

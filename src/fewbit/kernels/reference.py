@@ -19,6 +19,7 @@ _EXACT_FLOAT32 = 1 << 24
 
 class Reference:
     name = "reference"
+    home: str | None = None  # the one type of device it is for
 
     def why_not(self, device: torch.device) -> str | None:
         """Why this backend cannot compute there; None if it can."""
