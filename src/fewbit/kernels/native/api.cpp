@@ -269,13 +269,15 @@ EXPORT int32_t fewbit_rows(const void* x, const float* shift, const float* scale
                            int32_t groups, int32_t dtype, int32_t mantissa, float norm, float eps,
                            float top, float step, float smallest_normal) {
     int64_t wide = up(c, 16);
-    float* factors = reinterpret_cast<float*>(inputs.at_least((r * r + c * wide + 16) * 4));
+    float* factors = reinterpret_cast<float*>(inputs.at_least((r * r + c * wide + k + 16) * 4));
     if (!factors) return kNoMemory;
     for (int64_t i = 0; i < r * r; ++i) factors[i] = left[i % r * r + i / r];
     float* padded = factors + r * r;
     for (int64_t i = 0; i < c; ++i)
         for (int64_t j = 0; j < wide; ++j) padded[i * wide + j] = j < c ? right[i * c + j] : 0;
-    Rows task = {x, shift, scale, signs, factors, padded, codes, scales, out, m, k, tokens, r, c,
+    float* flips = signs ? padded + c * wide : nullptr;
+    for (int64_t i = 0; signs && i < k; ++i) flips[i] = signs[i];
+    Rows task = {x, shift, scale, flips, factors, padded, codes, scales, out, m, k, tokens, r, c,
                  groups, dtype, mantissa, norm, eps, top, step, smallest_normal};
     constexpr int64_t kAtOnce = 16;
     int64_t wanted = int64_t(sizeof(float)) * (up(k, 16) + 2 * r * wide + 16);

@@ -15,9 +15,10 @@ namespace avx512bf16 {
 #include "attention.h"
 
 struct Bf16Product {
-    static inline void madd(f32& acc, uint32_t a, f32 b) {
-        __m512i pair = _mm512_set1_epi32(int32_t(a));
-        asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(b), "v"(pair));
+    static inline f32 broadcast(uint32_t a) { return (f32)_mm512_set1_epi32(int32_t(a)); }
+
+    static inline void madd(f32& acc, f32 a, f32 b) {
+        asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(b), "v"(a));
     }
 };
 
@@ -29,7 +30,8 @@ struct Bf16Attention {
     static inline void pair(uint32_t* to, const uint16_t* a, const uint16_t* b, int64_t d) {
         for (int64_t i = 0; i < d; ++i) to[i] = a[i] | uint32_t(b ? b[i] : 0) << 16;
     }
-    static inline void put(uint16_t* to, float x) { *to = to_bf16(splat(x))[0]; }
+    static inline void put(uint16_t* to, float x) {
+        uint16_t t[LANES]; store_bf16(t, splat(x)); *to = t[0]; }
     static inline void put_vector(uint16_t* to, f32 x) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)x));
     }

@@ -50,18 +50,18 @@ static void normalize(const Rows& t, int64_t row, float* y) {
     float inverse = 1.0f / __builtin_sqrtf(variance + t.eps);
     const float* shift = t.shift + row / t.tokens * t.k;
     const float* scale = t.scale + row / t.tokens * t.k;
-    for (int64_t i = 0; i < t.k; ++i)
-        y[i] = (y[i] - mean) * inverse * (1.0f + scale[i]) + shift[i];
+    int64_t i = 0;
+    for (; i + LANES <= t.k; i += LANES)
+        store(y + i, (load(y + i) - mean) * inverse * (1.0f + load(scale + i)) + load(shift + i));
+    for (; i < t.k; ++i) y[i] = (y[i] - mean) * inverse * (1.0f + scale[i]) + shift[i];
 }
 
 // Every r*c of the row, as a matrix X, becomes left^T X right / sqrt(rc).
 static void rotate(const Rows& t, float* y, float* scratch) {
-    for (int64_t i = 0; i < t.k; ++i) {
-        uint32_t bits;
-        __builtin_memcpy(&bits, y + i, 4);
-        bits ^= uint32_t(int32_t(t.signs[i])) & 0x80000000u;
-        __builtin_memcpy(y + i, &bits, 4);
-    }
+    const float norm = t.norm;  // a local, because y might alias what t points to
+    int64_t at = 0;
+    for (; at + LANES <= t.k; at += LANES) store(y + at, load(y + at) * load(t.signs + at));
+    for (; at < t.k; ++at) y[at] *= t.signs[at];
     int64_t wide = up(t.c, 16);  // the pitch of `right`
     float* padded = scratch;              // [r, wide]
     float* mixed = scratch + t.r * wide;  // [r, wide]
@@ -82,39 +82,60 @@ static void rotate(const Rows& t, float* y, float* scratch) {
         }
         float* product = source == padded ? mixed : padded;
         multiply<Fp32>(t.r, wide, t.c, source, pitch, t.right, wide, product, wide, false);
-        for (int64_t i = 0; i < t.r; ++i)
-            for (int64_t j = 0; j < t.c; ++j) x[i * t.c + j] = product[i * wide + j] * t.norm;
+        for (int64_t i = 0; i < t.r; ++i) {
+            int64_t j = 0;
+            for (; j + LANES <= t.c; j += LANES)
+                store(x + i * t.c + j, load(product + i * wide + j) * norm);
+            for (; j < t.c; ++j) x[i * t.c + j] = product[i * wide + j] * norm;
+        }
     }
 }
 
 // As an integer, so that it vectorizes, and that NaN is larger than infinity, and both than numbers.
 static inline uint32_t absmax_bits(const float* y, int64_t k) {
-    const uint32_t __attribute__((may_alias))* bits =
-        reinterpret_cast<const uint32_t __attribute__((may_alias))*>(y);
+    u32 a = {}, b = {};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= k; i += 2 * LANES) {
+        u32 x = (u32)load(y + i) & 0x7fffffffu, z = (u32)load(y + i + LANES) & 0x7fffffffu;
+        a = x > a ? x : a;
+        b = z > b ? z : b;
+    }
+    a = a > b ? a : b;
     uint32_t most = 0;
-    for (int64_t i = 0; i < k; ++i) {
-        uint32_t magnitude = bits[i] & 0x7fffffffu;
-        most = magnitude > most ? magnitude : most;
+    for (int j = 0; j < LANES; ++j) most = a[j] > most ? a[j] : most;
+    for (; i < k; ++i) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, y + i, 4);
+        bits &= 0x7fffffffu;
+        most = bits > most ? bits : most;
     }
     return most;
 }
 
 // Nearest level, ties to the even code: a normal number drops mantissa bits of its float32, a
 // subnormal one is a multiple of the step. The result counts steps.
-static inline i32 nearest_level(f32 units, const Rows& t) {
-    const uint32_t sign = 0x80000000u;
-    const int dropped = 23 - t.mantissa;
-    u32 bits = (u32)units;
-    f32 magnitude = (f32)(bits & ~sign);
-    magnitude = magnitude > splat(t.top) ? splat(t.top) : magnitude;
-    u32 exact = (u32)magnitude;
-    u32 half = exact + ((exact >> dropped) & 1) + ((1u << (dropped - 1)) - 1);
-    f32 normal = (f32)(half & (0xffffffffu << dropped));
-    f32 value = magnitude < splat(t.smallest_normal) ? magnitude : normal;
-    i32 steps = (i32)(value * (1.0f / t.step) + 12582912.0f) - 0x4b400000;
-    i32 negative = (i32)bits >> 31;
-    return (steps ^ negative) - negative;
-}
+struct Nearest {
+    f32 top, steps, smallest_normal;
+    u32 below_half;
+    int dropped;
+
+    explicit Nearest(const Rows& t)
+        : top(splat(t.top)), steps(splat(1.0f / t.step)), smallest_normal(splat(t.smallest_normal)),
+          below_half(u32{} + ((1u << (22 - t.mantissa)) - 1)), dropped(23 - t.mantissa) {}
+
+    inline i32 operator()(f32 units) const {
+        u32 bits = (u32)units;
+        f32 magnitude = (f32)(bits & 0x7fffffffu);
+        magnitude = magnitude > top ? top : magnitude;
+        u32 exact = (u32)magnitude;
+        u32 half = exact + ((exact >> dropped) & 1) + below_half;
+        f32 normal = (f32)(half >> dropped << dropped);
+        f32 value = magnitude < smallest_normal ? magnitude : normal;
+        i32 count = (i32)(value * steps + 12582912.0f) - 0x4b400000;
+        i32 negative = (i32)bits >> 31;
+        return (count ^ negative) - negative;
+    }
+};
 
 static void quantize_group(const Rows& t, const float* y, int64_t k, int8_t* codes, float* scale) {
     uint32_t most = absmax_bits(y, k);
@@ -128,14 +149,12 @@ static void quantize_group(const Rows& t, const float* y, int64_t k, int8_t* cod
     float span = absmax == 0 ? 1.0f : absmax / t.top;
     span = span < 1.17549435e-38f ? 1.17549435e-38f : span;
     *scale = span * t.step;
-    float inverse = 1.0f / span;
+    const float inverse = 1.0f / span;
+    const Nearest nearest(t);
     int64_t i = 0;
-    for (; i + LANES <= k; i += LANES) {
-        i32 steps = nearest_level(load(y + i) * inverse, t);
-        *reinterpret_cast<i8*>(codes + i) = __builtin_convertvector(steps, i8);
-    }
+    for (; i + LANES <= k; i += LANES) store_int8(codes + i, nearest(load(y + i) * inverse));
     if (i < k) {
-        i32 steps = nearest_level(load_some(y + i, k - i) * inverse, t);
+        i32 steps = nearest(load_some(y + i, k - i) * inverse);
         for (int64_t j = i; j < k; ++j) codes[j] = int8_t(steps[j - i]);
     }
 }

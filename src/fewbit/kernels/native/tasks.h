@@ -37,7 +37,7 @@ struct Rows {  // what is done to every row before a product
     const void* x;              // [m, k]
     const float* shift;         // [m / tokens, k] or null: no layer norm
     const float* scale;         // [m / tokens, k]
-    const int8_t* signs;        // [k] or null: no rotation
+    const float* signs;         // [k] or null: no rotation
     const float* left;          // [r, r] transposed
     const float* right;         // [c, padded c]
     int8_t* codes;              // [m, k] or null: no quantizer

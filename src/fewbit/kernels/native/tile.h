@@ -5,11 +5,20 @@
 // bfloat16 of neighbouring k. P says how they are multiplied and added.
 
 struct Fp32 {
-    static inline void madd(f32& acc, uint32_t a, f32 b) {
+    static inline f32 broadcast(const uint32_t& a) {
+#if LANES == 16
+        // As assembly, or the compiler loads it again for every product.
+        f32 all;
+        asm("vbroadcastss %1, %0" : "=v"(all) : "m"(a));
+        return all;
+#else
         float value;
         __builtin_memcpy(&value, &a, 4);
-        acc = fma(splat(value), b, acc);
+        return splat(value);
+#endif
     }
+
+    static inline void madd(f32& acc, f32 a, f32 b) { acc = fma(a, b, acc); }
 };
 
 template <class P, int MR, int NV>
@@ -26,9 +35,11 @@ static inline void tile(const uint32_t* a, int64_t lda, const float* b, int64_t 
 #pragma GCC unroll 4
         for (int j = 0; j < NV; ++j) row[j] = load(b + s * ldb + j * LANES);
 #pragma GCC unroll 8
-        for (int i = 0; i < MR; ++i)
+        for (int i = 0; i < MR; ++i) {
+            f32 all = P::broadcast(a[i * lda + s]);
 #pragma GCC unroll 4
-            for (int j = 0; j < NV; ++j) P::madd(acc[i][j], a[i * lda + s], row[j]);
+            for (int j = 0; j < NV; ++j) P::madd(acc[i][j], all, row[j]);
+        }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
@@ -57,8 +68,8 @@ static void multiply(int64_t m, int64_t n, int64_t steps, const void* a, int64_t
         const float* yj = y + j * LANES;
         float* cj = c + j * LANES;
         int64_t left = vectors - j;
-        // 5 = 3 + 2 keeps more chains busy than 4 + 1.
-        int64_t take = left == 5 ? 3 : left >= WIDEST ? WIDEST : left;
+        // 3 + 2 and 3 + 3 keep more chains busy than 4 + 1 and 4 + 2.
+        int64_t take = left == 5 || left == 6 ? 3 : left >= WIDEST ? WIDEST : left;
         switch (take) {
 #if WIDEST >= 4
             case 4: columns<P, 4>(m, x, lda, yj, ldb, steps, cj, ldc, add); break;

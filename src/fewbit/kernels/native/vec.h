@@ -4,10 +4,6 @@
 typedef float f32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t i32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t u32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint16_t u16 __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef int8_t i8 __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef uint8_t u8 __attribute__((vector_size(LANES), aligned(1), may_alias));
-
 static inline f32 splat(float x) { return x - f32{}; }
 static inline i32 isplat(int32_t x) { return x - i32{}; }
 static inline f32 load(const float* p) { return *reinterpret_cast<const f32*>(p); }
@@ -23,17 +19,46 @@ static inline f32 fma(f32 a, f32 b, f32 c) {
 #endif
 }
 
+// The compiler converts between widths one number at a time, so that is done by hand.
 static inline f32 load_bf16(const uint16_t* p) {
-    u32 wide = __builtin_convertvector(*reinterpret_cast<const u16*>(p), u32);
+#if LANES == 16
+    u32 wide = (u32)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif LANES == 8
+    u32 wide = (u32)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+    u32 wide;
+    for (int i = 0; i < LANES; ++i) wide[i] = p[i];
+#endif
     return (f32)(wide << 16);
 }
 
+static inline void store_int8(int8_t* p, i32 x) {
+#if LANES == 16
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)x));
+#elif LANES == 8
+    __m256i y = (__m256i)x;
+    __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(half, half));
+#else
+    for (int i = 0; i < LANES; ++i) p[i] = int8_t(x[i]);
+#endif
+}
+
 // Round to nearest even; NaN keeps its sign and stays quiet.
-static inline u16 to_bf16(f32 x) {
+static inline void store_bf16(uint16_t* p, f32 x) {
     u32 bits = (u32)x;
     u32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     u32 nan = (bits >> 16) | 0x40;
-    return __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded, u16);
+    u32 half = (bits & 0x7fffffff) > 0x7f800000 ? nan : rounded;
+#if LANES == 16
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)half));
+#elif LANES == 8
+    __m256i y = (__m256i)half;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)));
+#else
+    for (int i = 0; i < LANES; ++i) p[i] = uint16_t(half[i]);
+#endif
 }
 
 static inline float sum(f32 x) {
@@ -98,11 +123,9 @@ static inline void store_some(void* out, int64_t at, int dtype, f32 x, int64_t c
         for (int64_t i = 0; i < count; ++i) p[i] = x[i];
     } else {
         uint16_t* p = static_cast<uint16_t*>(out) + at;
-        u16 half = to_bf16(x);
-        if (count >= LANES) {
-            *reinterpret_cast<u16*>(p) = half;
-            return;
-        }
+        if (count >= LANES) return store_bf16(p, x);
+        uint16_t half[LANES];
+        store_bf16(half, x);
         for (int64_t i = 0; i < count; ++i) p[i] = half[i];
     }
 }
