@@ -13,9 +13,11 @@ A weight is packed once, into a tensor that only these functions read:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import c_int32, c_int64
 from functools import lru_cache
 from math import inf, prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,8 +174,6 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """scaled_dot_product_attention, [B, H, L, D]; laid out in memory as [B, L, H, D]."""
-    if not has_attention(q.dtype) or q.device.type != "cpu":
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return torch.ops.fewbit_native.attention(q, k, v, mask, scale or q.shape[-1] ** -0.5)
 
 
@@ -183,8 +183,12 @@ def _levels(fmt: Format) -> Tensor:
     return (fmt.decode(torch.arange(1 << fmt.bits)) / fmt.step).to(torch.int8)
 
 
-@lru_cache
 def _rounding(fmt: Format) -> list[float]:
+    # The compiler sees through caches, but not without a warning.
+    return _known_rounding(fmt) if not torch.compiler.is_compiling() else _find_rounding(fmt)
+
+
+def _find_rounding(fmt: Format) -> list[float]:
     """Mantissa bits, the largest level, the step, and where subnormal numbers end."""
     if fmt.signed and fmt.exact_in(8):
         if isinstance(fmt, Minifloat):
@@ -195,6 +199,9 @@ def _rounding(fmt: Format) -> list[float]:
         f"activations in {fmt} have no native kernel: it takes signed integers and few-bit floats "
         "whose levels are integers of 8 bits"
     )
+
+
+_known_rounding = lru_cache(_find_rounding)
 
 
 def _pack(codes: Tensor, table: Tensor | None, choices: Tensor | None, *, bits: int) -> Tensor:
@@ -239,6 +246,7 @@ def _run_rows(
     eps: float,
     rounding: list[float],
 ) -> tuple[Tensor, Tensor]:
+    _counted(x)
     codes, scales = _rows_shapes(x, shift, scale, signs, left, right, groups, eps, rounding)
     _call_rows(x, shift, scale, signs, left, right, codes, scales, None, eps, rounding)
     return codes, scales
@@ -282,9 +290,9 @@ def _call_rows(
     eps: float,
     rounding: list[float],
 ) -> None:
-    x = _input(x)
-    columns = x.shape[-1]
+    dtype, columns = _dtype(x.dtype), x.shape[-1]
     rows = _counted(x) // columns if columns else 0
+    x = x.contiguous()
     groups = 1 if scales is None else scales.shape[1]
     tokens, order = 1, (0, 0)
     if shift is not None and scale is not None:
@@ -305,7 +313,7 @@ def _call_rows(
         functions().fewbit_rows(
             x.data_ptr(), _pointer(shift), _pointer(scale), _pointer(signs), _pointer(left),
             _pointer(right), _pointer(codes), _pointer(scales), _pointer(out), rows, columns,
-            tokens, *order, groups, DTYPES[x.dtype], int(mantissa),
+            tokens, *order, groups, dtype, int(mantissa),
             (prod(order) or 1) ** -0.5, eps, top, step, smallest_normal,
         )
     )  # fmt: skip
@@ -406,6 +414,8 @@ def _run_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
         )
     if not k.dtype == v.dtype == q.dtype:
         raise BadArgument(f"attention of {q.dtype}, {k.dtype} and {v.dtype}: they must agree")
+    if not has_attention(q.dtype):
+        return out.copy_(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
     strides = [s for t in (q, k, v) for s in t.stride()[:3]]
     if mask is not None:
@@ -429,11 +439,6 @@ def _added(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.float()
     return torch.zeros(mask.shape).masked_fill_(~mask, -inf)
-
-
-def _input(x: Tensor) -> Tensor:
-    _dtype(x.dtype)
-    return x.contiguous()
 
 
 def _dtype(dtype: torch.dtype) -> int:
@@ -478,7 +483,7 @@ def _check(status: int) -> None:
 
 
 _OPERATORS = Library("fewbit_native", "DEF")
-_IMPLEMENTED = {
+_IMPLEMENTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "rows(Tensor x, Tensor? shift, Tensor? scale, Tensor? signs, Tensor? left, Tensor? right, "
     "int groups, float eps, float[] rounding) -> (Tensor, Tensor)": (_run_rows, _rows_shapes),
     "modulate(Tensor x, Tensor shift, Tensor scale, float eps) -> Tensor": (

@@ -1,0 +1,416 @@
+"""Every instruction set of this machine gives the bits of the definition in torch."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
+
+from fewbit.errors import BadArgument
+from fewbit.formats import FORMATS, Format, FormatChoice, Spec
+from fewbit.kernels import native
+from fewbit.kernels.native_library import ISAS, load
+from fewbit.transforms.hadamard import Hadamard
+
+if not native.available():
+    pytest.skip(f"no native kernels: {native.why_not()}", allow_module_level=True)
+
+HERE = [isa for isa in ISAS if native.functions().fewbit_supports(isa.encode())]
+FP4 = ("e2m1", "e1m2", "e3m0")
+ACTIVATIONS = (*FP4, "e2m3", "int4", "int6", "int8", "e1m1", "e2m0", "int2")
+CHOICE = FormatChoice(tuple(FORMATS[name] for name in FP4))
+SHAPES = ((1, 1, 1), (7, 65, 33), (13, 64, 8), (8, 130, 384), (77, 200, 1160))
+
+
+@pytest.fixture(params=HERE)
+def isa(request: pytest.FixtureRequest, one_thread: None) -> Iterator[str]:
+    native.functions().fewbit_choose(request.param.encode())
+    yield request.param
+    native.functions().fewbit_choose(native.isa().encode())
+
+
+def quantized(x: Tensor, fmt: Format, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """The library's own rounding, in steps."""
+    spec = Spec(fmt, "row" if groups == 1 else x.shape[-1] // groups)
+    scales = spec.load(spec.fit(x))
+    units = x.float().view(len(x), groups, -1) * scales.reciprocal()[..., None]
+    return (fmt.round(units) / fmt.step).view(x.shape).to(torch.int8), scales * fmt.step
+
+
+def levels(codes: Tensor, fmt: Format) -> Tensor:
+    return fmt.decode(codes) / fmt.step
+
+
+def product(codes: Tensor, weight: Tensor) -> Tensor:
+    return (codes.double() @ weight.double().T).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_codes_and_scales_are_the_bits_of_the_definition(isa, name, dtype):
+    fmt = FORMATS[name]
+    x = (torch.randn(23, 211) * torch.logspace(-30, 30, 23)[:, None]).to(dtype)
+    x[3] = 0
+    codes, scales = native.quantize_rows(x, fmt)
+    expected, expected_scales = quantized(x, fmt)
+    assert torch.equal(codes, expected)
+    assert torch.equal(scales, expected_scales)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_tie_goes_where_the_definition_sends_it(isa, name):
+    fmt = FORMATS[name]
+    ends = torch.tensor([v for v in fmt.levels if abs(v) <= fmt.max])
+    middles = (ends[1:] + ends[:-1]) / 2
+    near = [torch.nextafter(middles, torch.tensor(to)) for to in (-1e9, 1e9)]
+    row = torch.cat([torch.tensor([fmt.max]), ends, middles, *near])[None]
+    codes, _ = native.quantize_rows(row, fmt)
+    assert torch.equal(codes, quantized(row, fmt)[0])
+
+
+def test_groups_have_their_own_scales(isa):
+    x, fmt = torch.randn(9, 384), FORMATS["e2m1"]
+    codes, scales = native.quantize_rows(x, fmt, groups=3)
+    expected, expected_scales = quantized(x, fmt, groups=3)
+    assert torch.equal(codes, expected)
+    assert torch.equal(scales, expected_scales)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("at", [0, 16, 50])
+def test_a_row_that_is_not_finite_is_lost_and_says_so(isa, bad, at):
+    x, fmt = torch.randn(3, 51), FORMATS["e2m1"]
+    x[1, at] = bad
+    codes, scales = native.quantize_rows(x, fmt)
+    packed = native.pack_codes(torch.ones(5, 51, dtype=torch.uint8), fmt)
+    y = native.linear(codes, scales, packed, torch.ones(5, 1), torch.ones(5))
+    assert scales.isnan().flatten().tolist() == [False, True, False]
+    assert y.isnan().all(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("width", "block"), [(72, None), (96, 24), (768, None), (1152, 128), (2304, None)]
+)
+def test_rotation_sums_in_ascending_order(isa, width, block):
+    hadamard, fmt, x = Hadamard(width, block, 3), FORMATS["e2m1"], torch.randn(5, width)
+    left, right = hadamard.matrices()
+    signs = hadamard.signs()
+    tokens = (x * signs).view(-1, len(left), len(right))
+    mixed = torch.zeros_like(tokens)
+    for k in range(len(left)):
+        mixed += left[k].float()[:, None] * tokens[:, k, None]
+    out = torch.zeros_like(tokens)
+    for k in range(len(right)):
+        out += mixed[..., k, None] * right[k].float()
+    expected = (out * hadamard.order**-0.5).view(x.shape)
+    codes, scales = native.hadamard_quantize_rows(x, signs, left, right, fmt)
+    assert torch.equal(codes, quantized(expected, fmt)[0])
+    assert torch.equal(scales, quantized(expected, fmt)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layer_norm_and_modulation(isa, dtype):
+    x, (shift, scale) = torch.randn(2, 5, 331).to(dtype) * 3 + 1, torch.randn(2, 2, 331)
+    expected = layer_norm(x.float(), (331,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+    y = native.layer_norm_modulate(x, shift, scale, 1e-6)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, expected.to(dtype), rtol=2e-6 if dtype == torch.float32 else 1e-2,
+                               atol=4e-6)  # fmt: skip
+    if dtype == torch.float32:
+        codes, scales = native.modulate_quantize_rows(x, shift, scale, 1e-6, FORMATS["e2m1"])
+        again = native.quantize_rows(y, FORMATS["e2m1"])
+        assert torch.equal(codes, again[0])
+        assert torch.equal(scales, again[1])
+
+
+@pytest.mark.parametrize("name", [*FP4, "int4", "uint3", "int8", "e2m3", "e1m1"])
+def test_packing_is_invertible_for_every_code(name):
+    fmt = FORMATS[name]
+    codes = torch.randint(0, 1 << fmt.bits, (67, 37), dtype=torch.uint8)
+    codes.view(-1)[: 1 << fmt.bits] = torch.arange(1 << fmt.bits)
+    back = native.unpack(native.pack_codes(codes, fmt))
+    assert torch.equal(back, codes if fmt.bits <= 4 else levels(codes, fmt).to(torch.int8))
+
+
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+@pytest.mark.parametrize(("weight", "activation"), [
+    *((w, a) for w in FP4 for a in FP4), ("int4", "int4"), ("e2m1", "int8"), ("e2m1", "e2m3"),
+    ("int8", "int8"), ("e2m3", "int6"),
+])  # fmt: skip
+def test_products_are_exact(isa, weight, activation, m, n, k):
+    fmt = FORMATS[weight]
+    codes = torch.randint(0, 1 << fmt.bits, (n, k), dtype=torch.uint8)
+    x, scales = native.quantize_rows(torch.randn(m, k), FORMATS[activation])
+    weight_scales, bias = torch.rand(n, 1), torch.randn(n)
+    expected = product(x, levels(codes, fmt)) * scales * weight_scales.T + bias
+    packed = native.pack_codes(codes, fmt)
+    assert torch.equal(native.linear(x, scales, packed, weight_scales, bias), expected)
+    half = native.linear(x, scales, packed, weight_scales, bias, out_dtype=torch.bfloat16)
+    assert torch.equal(half, expected.bfloat16())
+    unpacked = native.pack_levels(levels(codes, fmt).to(torch.int8))
+    assert torch.equal(native.linear(x, scales, unpacked, weight_scales, bias), expected)
+
+
+@pytest.mark.parametrize("depth", [1152, 20000])
+def test_the_largest_sums_do_not_overflow(isa, depth):
+    x = torch.full((2, depth), -128, dtype=torch.int8)
+    weight = torch.full((65, depth), 127, dtype=torch.int8)
+    weight[1::2] = -128
+    y = native.linear(x, torch.ones(2, 1), native.pack_levels(weight), torch.ones(65, 1))
+    assert torch.equal(y, product(x, weight))
+
+
+def test_each_channel_may_choose_its_format(isa):
+    codes, choices = torch.randint(0, 16, (150, 72), dtype=torch.uint8), torch.arange(150) % 3
+    choices = choices.to(torch.uint8)
+    by_row = [levels(codes, FORMATS[name]) for name in FP4]
+    weight = torch.stack(by_row)[choices.int(), torch.arange(150)]
+    packed = native.pack_codes(codes, CHOICE, choices[:, None])
+    x, scales = native.quantize_rows(torch.randn(9, 72), FORMATS["e2m1"])
+    y = native.linear(x, scales, packed, torch.ones(150, 1))
+    assert torch.equal(y, product(x, weight) * scales)
+    assert torch.equal(native.unpack(packed), codes)
+    floats = torch.randn(3, 72)
+    torch.testing.assert_close(
+        native.float_linear(floats, packed, torch.ones(150, 1)), floats @ weight.T, rtol=1e-5,
+        atol=1e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("grouped_input", [False, True])
+@pytest.mark.parametrize(("weight", "group"), [("e2m1", 128), ("int8", 24), ("int4", 8)])
+def test_groups_are_summed_in_order(isa, weight, group, grouped_input):
+    fmt, k = FORMATS[weight], 384
+    groups = k // group
+    codes = torch.randint(0, 1 << fmt.bits, (70, k), dtype=torch.uint8)
+    x, scales = native.quantize_rows(
+        torch.randn(11, k), FORMATS["e2m1"], groups=groups if grouped_input else 1
+    )
+    weight_scales, total = torch.rand(70, groups), torch.zeros(11, 70)
+    for g in range(groups):
+        part = slice(g * group, (g + 1) * group)
+        exact = product(x[:, part], levels(codes[:, part], fmt)) * weight_scales[:, g]
+        total = total + (exact * scales[:, g, None] if grouped_input else exact)
+    expected = total if grouped_input else total * scales
+    y = native.linear(x, scales, native.pack_codes(codes, fmt), weight_scales)
+    assert torch.equal(y, expected)
+
+
+def test_gelu_is_torchs(isa):
+    x = torch.arange(-127, 128, dtype=torch.int8)[:, None].repeat(1, 8)
+    packed = native.pack_levels(torch.ones(3, 8, dtype=torch.int8))
+    scales = torch.full((255, 1), 0.02)
+    y = native.linear(x, scales, packed, torch.ones(3, 1), gelu=True)
+    exact = gelu((product(x, torch.ones(3, 8)) * scales).double(), approximate="tanh").float()
+    # A negative result is the small difference of larger ones; torch itself is off by more.
+    torch.testing.assert_close(y, exact, rtol=2e-6, atol=1e-7)
+    wild = native.linear(x, torch.full((255, 1), 1e30), packed, torch.ones(3, 1), gelu=True)
+    assert wild.isfinite().all()
+    assert (wild[:127] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["e2m1", "int8"])
+@pytest.mark.parametrize("m", [*range(1, 10), 130])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_floats_times_codes(isa, name, m, groups):
+    fmt, n, k = FORMATS[name], 150, 320 if groups > 1 else 301
+    codes = torch.randint(0, 1 << fmt.bits, (n, k), dtype=torch.uint8)
+    x, weight_scales, bias = torch.randn(m, k), torch.rand(n, groups), torch.randn(n)
+    weight = (levels(codes, fmt).view(n, groups, -1) * weight_scales[..., None]).view(n, k)
+    y = native.float_linear(x, native.pack_codes(codes, fmt), weight_scales, bias)
+    exact = x.double() @ weight.double().T + bias
+    naive = (x @ weight.T + bias - exact).abs().max()
+    assert (y - exact).abs().max() <= 4 * naive  # the order of the sums is all that differs
+
+
+@pytest.mark.parametrize(("entries", "length"), [(256, 4), (64, 2), (7, 3), (5, 1)])
+@pytest.mark.parametrize("m", [1, 9])
+def test_vectors_of_a_codebook(isa, entries, length, m):
+    assignments = torch.randint(0, entries, (70, 100), dtype=torch.uint8)
+    codebook, x = torch.randn(entries, length), torch.randn(m, 100 * length)
+    weight = codebook[assignments.int()].view(70, -1)
+    exact = x.double() @ weight.double().T
+    y = native.vector_linear(x, assignments, codebook)
+    assert (y - exact).abs().max() <= 4 * (x @ weight.T - exact).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("queries", "keys", "width"), [(256, 256, 72), (5, 7, 16), (50, 333, 64), (1, 1, 9)]
+)
+def test_attention_is_as_accurate_as_torchs(isa, dtype, queries, keys, width):
+    q = torch.randn(2, queries, 3, width).to(dtype).transpose(1, 2)
+    k, v = torch.randn(2, 2, keys, 3, width).to(dtype).transpose(2, 3)
+    mask = torch.rand(2, 1, queries, keys) < 0.8
+    mask[..., 0] = True
+    for masked in (None, mask):
+        exact = scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=masked)
+        torchs = (scaled_dot_product_attention(q, k, v, attn_mask=masked) - exact).abs().max()
+        y = native.attention(q, k, v, masked)
+        assert y.dtype == dtype
+        assert (y - exact).abs().max() <= 3 * torchs + 1e-7
+
+
+def test_attention_to_nothing_is_zero_and_nan_spreads_no_further_than_its_row(isa):
+    q, k, v = torch.randn(3, 1, 1, 30, 16)
+    mask = torch.ones(30, 30, dtype=torch.bool)
+    mask[4] = False
+    assert (native.attention(q, k, v, mask)[0, 0, 4] == 0).all()
+    q[0, 0, 7, 3] = torch.nan
+    lost = native.attention(q, k, v).isnan().all(-1)
+    assert lost.flatten().nonzero().flatten().tolist() == [7]
+
+
+def test_zero_sizes_give_empty_results(isa):
+    fmt = FORMATS["e2m1"]
+    packed = native.pack_codes(torch.zeros(5, 16, dtype=torch.uint8), fmt)
+    codes, scales = native.quantize_rows(torch.zeros(0, 16), fmt)
+    assert native.linear(codes, scales, packed, torch.ones(5, 1)).shape == (0, 5)
+    assert native.float_linear(torch.zeros(0, 16), packed, torch.ones(5, 1)).shape == (0, 5)
+    none = native.pack_codes(torch.zeros(0, 16, dtype=torch.uint8), fmt)
+    codes, scales = native.quantize_rows(torch.zeros(4, 16), fmt)
+    assert native.linear(codes, scales, none, torch.ones(0, 1)).shape == (4, 0)
+    q = torch.zeros(2, 3, 0, 8)
+    assert native.attention(q, q, q).shape == q.shape
+
+
+def test_strided_inputs(isa):
+    fmt, x = FORMATS["e2m1"], torch.randn(40, 30).T
+    codes, scales = native.quantize_rows(x, fmt)
+    assert torch.equal(codes, quantized(x.contiguous(), fmt)[0])
+    weight = torch.randint(-8, 8, (40, 70), dtype=torch.int8).T
+    y = native.linear(codes, scales, native.pack_levels(weight), torch.ones(70, 2)[:, :1])
+    assert torch.equal(y, product(codes, weight) * scales)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 150), st.integers(1, 200), st.integers(0, 2**31),
+    st.sampled_from(HERE),
+)  # fmt: skip
+def test_any_shape(m, n, k, seed, isa):
+    native.functions().fewbit_choose(isa.encode())
+    generator = torch.Generator().manual_seed(seed)
+    fmt = FORMATS[FP4[seed % 3]]
+    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=generator)
+    x, scales = native.quantize_rows(torch.randn(m, k, generator=generator), fmt)
+    packed = native.pack_codes(codes, fmt)
+    y = native.linear(x, scales, packed, torch.ones(n, 1))
+    native.functions().fewbit_choose(native.isa().encode())
+    assert torch.equal(y, product(x, levels(codes, fmt)) * scales)
+    assert torch.equal(native.unpack(packed), codes)
+
+
+def test_bad_arguments_are_named():
+    fmt = FORMATS["e2m1"]
+    x, packed = torch.zeros(2, 16), native.pack_codes(torch.zeros(5, 16, dtype=torch.uint8), fmt)
+    codes, scales = native.quantize_rows(x, fmt)
+    with pytest.raises(BadArgument, match="another shape"):
+        native.linear(codes, scales, packed, torch.ones(6, 1))
+    with pytest.raises(BadArgument, match="not made by"):
+        native.unpack(packed[:-1])
+    with pytest.raises(BadArgument, match="not made by"):
+        native.unpack(torch.zeros(500, dtype=torch.uint8))
+    with pytest.raises(BadArgument, match=r"float32 and bfloat16, got torch\.float64"):
+        native.quantize_rows(x.double(), fmt)
+    with pytest.raises(BadArgument, match="no native kernel"):
+        native.quantize_rows(x, FORMATS["e4m3"])
+    with pytest.raises(BadArgument, match="3 groups do not divide 16"):
+        native.quantize_rows(x, fmt, groups=3)
+    with pytest.raises(BadArgument, match="multiples of 8"):
+        native.linear(codes, scales, packed, torch.ones(5, 4))
+    with pytest.raises(BadArgument, match="int8"):
+        native.linear(codes.float(), scales, packed, torch.ones(5, 1))
+    with pytest.raises(BadArgument, match="beyond"):
+        native.quantize_rows(torch.zeros(1).expand(2**16, 2**16), fmt)
+    with pytest.raises(BadArgument, match="as many biases"):
+        native.linear(codes, scales, packed, torch.ones(5, 1), torch.ones(4))
+    with pytest.raises(BadArgument, match="beyond the 3 entries"):
+        native.vector_linear(x, torch.full((5, 4), 3, dtype=torch.uint8), torch.zeros(3, 4))
+
+
+def test_compiles_into_one_graph():
+    fmt = FORMATS["e2m1"]
+    packed = native.pack_codes(torch.randint(0, 16, (24, 16), dtype=torch.uint8), fmt)
+    scales, bias = torch.rand(24, 1), torch.rand(24)
+
+    def block(x: Tensor) -> Tensor:
+        codes, by_row = native.quantize_rows(x, fmt)
+        y = native.linear(codes, by_row, packed, scales, bias, gelu=True)
+        z = native.float_linear(x, packed, scales, bias)
+        q = (y + z).view(1, 2, -1, 8)
+        return (
+            native.attention(q, q, q)
+            + native.layer_norm_modulate(x[None], x[:1], x[:1], 1e-6).sum()
+        )
+
+    x = torch.randn(6, 16)
+    with torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")(x)
+    assert torch.equal(compiled, block(x))
+
+
+@pytest.fixture
+def fresh_load() -> Iterator[None]:
+    load.cache_clear()
+    yield
+    load.cache_clear()
+    load()
+
+
+def test_the_environment_picks_the_instruction_set(fresh_load, monkeypatch):
+    monkeypatch.setenv("FEWBIT_ISA", "scalar")
+    assert native.isa() == "scalar"
+    load.cache_clear()
+    monkeypatch.setenv("FEWBIT_ISA", "sse9")
+    with pytest.raises(BadArgument, match="FEWBIT_ISA is 'sse9', which does not run here; allowed"):
+        native.available()
+    monkeypatch.delenv("FEWBIT_ISA")
+
+
+def test_a_damaged_library_is_no_library(fresh_load, tmp_path, monkeypatch):
+    damaged = tmp_path / "_native.so"
+    with monkeypatch.context() as patch:
+        patch.setattr("fewbit.kernels.native_library.FILE", damaged)
+        assert "was not built" in native.why_not()
+        damaged.write_bytes(b"\x7fELF and no more")
+        load.cache_clear()
+        assert "cannot be loaded" in native.why_not()
+        with pytest.raises(BadArgument, match=r"cannot run: _native\.so cannot be loaded"):
+            native.pack_levels(torch.zeros(1, 1, dtype=torch.int8))
+
+
+THREADS = """
+import os, torch
+from fewbit.formats import FORMATS
+from fewbit.kernels import native
+torch.set_num_threads(7)
+assert native.threads() == 7
+x, fmt = torch.randn(64, 256), FORMATS["e2m1"]
+packed = native.pack_codes(torch.randint(0, 16, (512, 256), dtype=torch.uint8), fmt)
+def work():
+    codes, scales = native.quantize_rows(x, fmt)
+    return native.linear(codes, scales, packed, torch.ones(512, 1))
+many = work()
+child = os.fork()
+if child == 0:
+    os._exit(0 if native.threads() == 1 and torch.equal(work(), many) else 1)
+assert os.waitpid(child, 0)[1] == 0
+torch.set_num_threads(1)
+assert native.threads() == 1 and torch.equal(work(), many)
+print("good")
+"""
+
+
+def test_threads_are_torchs_and_a_forked_child_does_not_wait_for_them():
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )  # fmt: skip
+    assert done.stdout.strip() == "good", done.stderr
