@@ -89,12 +89,12 @@ static void soften(int64_t count, int64_t keys, Buffers<P>& b) {
         f32 all = {};
         Element* p = reinterpret_cast<Element*>(b.p) + i * kKeys;
         for (int64_t j = 0; j < padded; j += LANES) {
-            f32 e = exponential(load(s + j) - around);
+            f32 e = exponential_of_negative(load(s + j) - around);
             all += e;
             P::put_vector(p + j, e);
         }
         for (int64_t j = padded; j < kKeys; ++j) P::put(p + j, 0.0f);
-        float shrink = exponential(splat(before - around))[0];
+        float shrink = exponential_of_negative(splat(before - around))[0];
         b.total[i] = b.total[i] * shrink + sum(all);
         b.most[i] = now;
         if (shrink != 1.0f)
@@ -117,9 +117,9 @@ static void attention(const Attention& t, int64_t head, uint8_t* scratch) {
         int64_t count = t.queries - query < kQueries ? t.queries - query : kQueries;
         Element* packed = reinterpret_cast<Element*>(b.q);
         for (int64_t r = 0; r < count; ++r) {
-            for (int64_t e = 0; e < b.depth * P::kPair; ++e)
-                packed[r * b.depth * P::kPair + e] =
-                    e < t.d ? q[(query + r) * t.q_stride[2] + e] : Element(0);
+            Element* to = packed + r * b.depth * P::kPair;
+            __builtin_memcpy(to, q + (query + r) * t.q_stride[2], t.d * sizeof(Element));
+            if (t.d < b.depth * P::kPair) to[t.d] = 0;
             b.most[r] = -__builtin_inff();
             b.total[r] = 0;
         }

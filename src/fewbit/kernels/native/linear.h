@@ -17,19 +17,34 @@ static void panel_factors(const float* scales, const float* bias, int64_t n, int
         }
 }
 
-static void finish(const Linear& t, int64_t n, int64_t panel, int64_t row, int64_t rows,
+// From sums of one group, still with the offset in them, to results: most of what is not a product.
+template <bool GELU, int DTYPE>
+static void finish_exact(const Linear& t, int64_t n, int64_t channel, int32_t offset, int64_t row,
+                         int64_t rows, const int32_t* acc, const float* factors) {
+    int64_t there = n - channel < kPanel ? n - channel : kPanel;
+    for (int64_t i = 0; i < rows; ++i) {
+        const int32_t excess = offset * t.sums[row + i];
+        const float by_row = t.scales[row + i];
+        const int64_t at = (row + i) * n + channel;
+        for (int64_t j = 0; j < there; j += LANES) {
+            i32 exact = *reinterpret_cast<const i32*>(acc + i * kPanel + j) - excess;
+            f32 y = to_floats(exact) * by_row * load(factors + j) + load(factors + kPanel + j);
+            store_some(t.out, at + j, DTYPE, GELU ? gelu_tanh(y) : y, there - j);
+        }
+    }
+}
+
+// From float sums of several groups.
+static void finish(const Linear& t, int64_t n, int64_t channel, int64_t row, int64_t rows,
                    const float* sums, const float* factors) {
     const float* bias = factors + t.groups * kPanel;
+    int64_t there = n - channel < kPanel ? n - channel : kPanel;
     for (int64_t i = 0; i < rows; ++i) {
-        float by_row = t.scale_groups == 1 ? t.scales[row + i] : 1.0f;
-        for (int64_t j = 0; j < kPanel; j += LANES) {
-            int64_t channel = panel * kPanel + j;
-            if (channel >= n) break;
-            f32 y = load(sums + i * kPanel + j) * by_row;
-            if (t.groups == 1) y = y * load(factors + j);
-            y = y + load(bias + j);
+        const float by_row = t.scale_groups == 1 ? t.scales[row + i] : 1.0f;
+        for (int64_t j = 0; j < there; j += LANES) {
+            f32 y = load(sums + i * kPanel + j) * by_row + load(bias + j);
             if (t.gelu) y = gelu_tanh(y);
-            store_some(t.out, (row + i) * n + channel, t.out_dtype, y, n - channel);
+            store_some(t.out, (row + i) * n + channel + j, t.out_dtype, y, there - j);
         }
     }
 }
@@ -41,13 +56,8 @@ static void add_group(const Linear& t, int32_t offset, int64_t row, int64_t rows
         float by_row = t.scale_groups > 1 ? t.scales[(row + i) * t.groups + g] : 1.0f;
         for (int64_t j = 0; j < kPanel; j += LANES) {
             i32 exact = *reinterpret_cast<const i32*>(acc + i * kPanel + j) - excess;
-            f32 value = __builtin_convertvector(exact, f32);
             float* to = sums + i * kPanel + j;
-            if (t.groups == 1) {
-                store(to, value);
-                continue;
-            }
-            value = value * load(factors + g * kPanel + j);
+            f32 value = to_floats(exact) * load(factors + g * kPanel + j);
             if (t.scale_groups > 1) value = value * by_row;
             store(to, g ? load(to) + value : value);
         }
@@ -63,13 +73,18 @@ static void linear_kernel(const Linear& t, const Packed& w, int64_t panel, int64
     uint8_t* opened = scratch + (t.groups + 1) * kPanel * sizeof(float);
     panel_factors(t.weight_scales, t.bias, h.n, t.groups, panel, factors);
     Opened weights = open_panel(t, w, panel, opened);
-    int64_t group = up(h.k, kDepth) / t.groups;
+    int64_t group = up(h.k, kDepth) / t.groups, channel = panel * kPanel;
+    auto finish_one = t.gelu ? t.out_dtype == kFloat32 ? finish_exact<true, kFloat32>
+                                                       : finish_exact<true, kBfloat16>
+                      : t.out_dtype == kFloat32 ? finish_exact<false, kFloat32>
+                                                : finish_exact<false, kBfloat16>;
     for (int64_t i = row; i < row + rows; i += kMaxRows) {
         int64_t count = row + rows - i < kMaxRows ? row + rows - i : kMaxRows;
         for (int64_t g = 0; g < t.groups; ++g) {
             dot(count, t.codes + i * t.pitch + g * group, t.pitch, weights, g * group, group, acc);
-            add_group(t, weights.offset, i, count, g, acc, factors, sums);
+            if (t.groups > 1) add_group(t, weights.offset, i, count, g, acc, factors, sums);
         }
-        finish(t, h.n, panel, i, count, sums, factors);
+        if (t.groups > 1) finish(t, h.n, channel, i, count, sums, factors);
+        else finish_one(t, h.n, channel, weights.offset, i, count, acc, factors);
     }
 }

@@ -32,6 +32,8 @@ static inline f32 load_bf16(const uint16_t* p) {
     return (f32)(wide << 16);
 }
 
+static inline f32 to_floats(i32 x) { return __builtin_convertvector(x, f32); }
+
 static inline void store_int8(int8_t* p, i32 x) {
 #if LANES == 16
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)x));
@@ -79,27 +81,38 @@ static inline float largest(f32 x) {
 
 static inline f32 pick_max(f32 a, f32 b) { return a > b ? a : b; }
 
-// e^x within two units in the last place; 0 below -87, infinite above 88.7, NaN stays NaN.
-static inline f32 exponential(f32 x) {
-    f32 bounded = x < splat(-87.3f) ? splat(-87.3f) : x;
-    bounded = bounded > splat(88.7f) ? splat(88.7f) : bounded;
-    f32 shifted = fma(bounded, splat(1.44269504f), splat(12582912.0f));
-    i32 power = (i32)shifted - 0x4b400000;
+// e^r * 2^-n for x = r + n ln 2 and |r| <= ln 2 / 2; the power is left to the caller.
+static inline f32 exponential_part(f32 x, i32& power) {
+    f32 shifted = fma(x, splat(1.44269504f), splat(12582912.0f));
+    power = (i32)shifted - 0x4b400000;
     f32 n = shifted - 12582912.0f;
-    f32 r = fma(n, splat(-0.693145752f), bounded);
+    f32 r = fma(n, splat(-0.693145752f), x);
     r = fma(n, splat(-1.42860677e-6f), r);
     f32 p = fma(r, splat(1.38888889e-3f), splat(8.33333333e-3f));
     p = fma(p, r, splat(4.16666667e-2f));
     p = fma(p, r, splat(0.166666667f));
     p = fma(p, r, splat(0.5f));
     p = fma(p, r, splat(1.0f));
-    p = fma(p, r, splat(1.0f));
+    return fma(p, r, splat(1.0f));
+}
+
+// e^x within two units in the last place for x <= 0, and 0 below -87; NaN stays NaN.
+static inline f32 exponential_of_negative(f32 x) {
+    i32 power;
+    f32 p = exponential_part(x < splat(-87.3f) ? splat(-87.3f) : x, power);
+    return x < splat(-87.3f) ? splat(0.0f) : p * (f32)((power + 127) << 23);
+}
+
+// The same for every x; infinite above 88.7.
+static inline f32 exponential(f32 x) {
+    f32 bounded = x < splat(-87.3f) ? splat(-87.3f) : x;
+    i32 power;
+    f32 p = exponential_part(bounded > splat(88.7f) ? splat(88.7f) : bounded, power);
     // Two factors, because 2^128 is no float.
     i32 low = power >> 1, high = power - low;
     f32 result = p * (f32)((low + 127) << 23) * (f32)((high + 127) << 23);
     result = x < splat(-87.3f) ? splat(0.0f) : result;
-    result = x > splat(88.7f) ? splat(__builtin_inff()) : result;
-    return x == x ? result : x;
+    return x > splat(88.7f) ? splat(__builtin_inff()) : result;
 }
 
 // x * sigmoid(2 z), which is x * (1 + tanh(z)) / 2; where e^-2z is infinite the limit is -0.
