@@ -1,4 +1,4 @@
-"""Products and row kernels beside torch's own, on one core: `python -m benchmarks.gemm`.
+"""Products and row kernels beside torch's own, on one core: `python benchmarks/gemm.py`.
 
 All arms of a table take turns and are timed by the thread's own CPU time, medians of the rounds;
 the peak of the core is measured in the same turns. `FEWBIT_ISA=avx2` gives the other table.
@@ -16,10 +16,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from environment import write_result
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.environment import write_result
 from fewbit.formats import FORMATS
 from fewbit.kernels import native
 from fewbit.transforms.hadamard import Hadamard
@@ -154,10 +154,8 @@ def _peak(instruction: str, folder: Path) -> Callable[[], float] | None:
         return None
     source = Path(__file__).parent / "peak.cpp"
     flags = [f'-DINSTRUCTION="{instruction}"', f"-DOPERATIONS={PEAKS[instruction]}"]
-    subprocess.run(
-        [compiler, "-O2", "-mavx512f", "-mavx512vnni", "-mavx512bf16", *flags, source, "-o", program],
-        check=True,
-    )  # fmt: skip
+    flags += ["-O2", "-mavx512f", "-mavx512vnni", "-mavx512bf16"]
+    subprocess.run([compiler, *flags, source, "-o", program], check=True)
     return lambda: float(subprocess.run([program], capture_output=True, text=True).stdout)
 
 

@@ -11,6 +11,9 @@
 #ifdef __unix__
 #include <pthread.h>
 #endif
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 #include "tasks.h"
 
@@ -32,6 +35,16 @@ bool forked = false;
 const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
 
+#ifdef FEWBIT_NEON
+bool has_dot_product() {
+#ifdef __linux__
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // every Apple and every Windows machine of this kind has it
+#endif
+}
+#endif
+
 const Kernels* chosen = &kScalar;
 
 const Kernels* supported(const char* name) {
@@ -47,7 +60,7 @@ const Kernels* supported(const char* name) {
         return &kAvx512;
 #endif
 #ifdef FEWBIT_NEON
-    if (!std::strcmp(name, "neon")) return &kNeon;
+    if (!std::strcmp(name, "neon") && has_dot_product()) return &kNeon;
 #endif
     return nullptr;
 }

@@ -64,6 +64,17 @@ static void add_group(const Linear& t, int32_t offset, int64_t row, int64_t rows
     }
 }
 
+// What the tile will write comes from memory while the products are made.
+static inline void fetch_results(const Linear& t, int64_t n, int64_t channel, int64_t row,
+                                 int64_t rows) {
+    int64_t size = t.out_dtype == kFloat32 ? 4 : 2;
+    int64_t bytes = (n - channel < kPanel ? n - channel : kPanel) * size;
+    for (int64_t i = row; i < row + rows; ++i) {
+        char* to = static_cast<char*>(t.out) + (i * n + channel) * size;
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(to + at, 1);
+    }
+}
+
 static void linear_kernel(const Linear& t, const Packed& w, int64_t panel, int64_t row,
                           int64_t rows, uint8_t* scratch) {
     const Header& h = *w.header;
@@ -80,6 +91,7 @@ static void linear_kernel(const Linear& t, const Packed& w, int64_t panel, int64
                                                 : finish_exact<false, kBfloat16>;
     for (int64_t i = row; i < row + rows; i += kMaxRows) {
         int64_t count = row + rows - i < kMaxRows ? row + rows - i : kMaxRows;
+        fetch_results(t, h.n, channel, i, count);
         for (int64_t g = 0; g < t.groups; ++g) {
             dot(count, t.codes + i * t.pitch + g * group, t.pitch, weights, g * group, group, acc);
             if (t.groups > 1) add_group(t, weights.offset, i, count, g, acc, factors, sums);
