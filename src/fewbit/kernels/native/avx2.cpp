@@ -111,7 +111,6 @@ static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_
 template <int MR>
 static inline void narrow_tile(const int8_t* a, int64_t pitch, const uint8_t* w, int64_t depth,
                                int64_t steps, int32_t* out) {
-    const __m256i ones = _mm256_set1_epi16(1);
     for (int64_t k = 0; k < depth;) {
         int64_t end = k + 4 * steps < depth ? k + 4 * steps : depth;
         __m256i acc[MR][2];
@@ -129,6 +128,9 @@ static inline void narrow_tile(const int8_t* a, int64_t pitch, const uint8_t* w,
                 acc[i][1] = _mm256_add_epi16(acc[i][1], _mm256_maddubs_epi16(right, codes));
             }
         }
+        // Made here each time: held over the loop it would push a sum out of its register.
+        __m256i ones;
+        asm volatile("vpcmpeqw %0, %0, %0\n\tvpsrlw $15, %0, %0" : "=x"(ones));
 #pragma GCC unroll 6
         for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
