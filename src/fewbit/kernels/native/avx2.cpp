@@ -108,6 +108,14 @@ static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_
     return opened;
 }
 
+// As assembly, because the compiler makes all products first and has no registers left for sums.
+static inline void multiply_add(__m256i& acc, __m256i bytes, __m256i codes) {
+    __m256i product;
+    asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+        : "+x"(acc), "=&x"(product)
+        : "x"(bytes), "x"(codes));
+}
+
 template <int MR>
 static inline void narrow_tile(const int8_t* a, int64_t pitch, const uint8_t* w, int64_t depth,
                                int64_t steps, int32_t* out) {
@@ -124,8 +132,8 @@ static inline void narrow_tile(const int8_t* a, int64_t pitch, const uint8_t* w,
                 int32_t four;
                 __builtin_memcpy(&four, a + i * pitch + k, 4);
                 __m256i codes = _mm256_set1_epi32(four);
-                acc[i][0] = _mm256_add_epi16(acc[i][0], _mm256_maddubs_epi16(left, codes));
-                acc[i][1] = _mm256_add_epi16(acc[i][1], _mm256_maddubs_epi16(right, codes));
+                multiply_add(acc[i][0], left, codes);
+                multiply_add(acc[i][1], right, codes);
             }
         }
         // Made here each time: held over the loop it would push a sum out of its register.
