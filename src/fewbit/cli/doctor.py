@@ -1,0 +1,30 @@
+"""fewbit doctor"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fewbit.cli.options import device_option, json_option
+from fewbit.cli.saying import show
+
+
+@click.command()
+@click.argument("model", metavar="[MODEL]", required=False)
+@device_option
+@json_option
+def doctor(model: str | None, device: str, as_json: bool) -> None:
+    """Show what this machine offers.
+
+    Versions, processor, memory, GPUs, and on which path quantized layers run and why; with a
+    quantized MODEL the path of each of its layers.
+    """
+    from fewbit.doctor import examine, examine_layers
+    from fewbit.source import device_named, open_model
+
+    if model is None:
+        found: Any = examine()
+    else:
+        found = examine_layers(open_model(model, device=device_named(device)))
+    show(found.to_dict() if as_json else found)

@@ -1,0 +1,40 @@
+"""What several verbs take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_HELP = (
+    "MODEL is a folder (a diffusers pipeline or transformer, or what fewbit wrote), an original "
+    "DiT checkpoint (.pt, .pth, .safetensors), a hub id (org/name), or a shipped demo (shapes)."
+)
+
+model_argument = click.argument("model", metavar="MODEL")
+seed_option = click.option("--seed", type=int, default=0, show_default=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of what is not quantized.",
+)
+heads_option = click.option(
+    "--heads", type=int, help="Attention heads of an original checkpoint of unpublished width."
+)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

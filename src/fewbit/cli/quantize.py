@@ -1,0 +1,137 @@
+"""fewbit quantize"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fewbit.cli.options import (
+    MODEL_HELP,
+    device_option,
+    dtype_named,
+    dtype_option,
+    heads_option,
+    json_option,
+    model_argument,
+    quiet_option,
+    seed_option,
+)
+from fewbit.cli.places import refuse_taken
+from fewbit.cli.saying import show
+from fewbit.errors import BadArgument
+
+if TYPE_CHECKING:
+    from fewbit.plan import Plan
+
+
+@click.command(epilog=MODEL_HELP)
+@model_argument
+@click.option("--recipe", required=True, help="A name (see `fewbit recipes`) or a JSON file.")
+@click.option("--bits", help="One of the recipe's variants, such as w4a4; its first if left out.")
+@click.option("--output", type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what OUTPUT holds.")
+@click.option("--preset", help="Settings of the recipe that belong together, such as fast.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A recipe's setting.")
+@click.option("--calibration", type=int, metavar="N", help="Samples for recipes that see data.")
+@click.option("--workdir", type=click.Path(path_type=Path), help="Where to resume after a stop.")
+@click.option("--allow-unknown", is_flag=True, help="Keep layers of unknown role as they are.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@seed_option
+@device_option
+@dtype_option
+@heads_option
+@json_option
+@quiet_option
+def quantize(
+    model: str,
+    recipe: str,
+    bits: str | None,
+    output: Path | None,
+    overwrite: bool,
+    preset: str | None,
+    settings: tuple[str, ...],
+    calibration: int | None,
+    workdir: Path | None,
+    allow_unknown: bool,
+    dry_run: bool,
+    seed: int,
+    device: str,
+    dtype: str,
+    heads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Quantize MODEL and write it as a folder.
+
+    The folder holds the packed weights, the recipe and the report; diffusers loads it.
+    """
+    chosen = {**({"preset": preset} if preset else {}), **_settings(settings)}
+    if output is not None:
+        refuse_taken(output, overwrite)
+    elif not dry_run:
+        raise click.UsageError("Missing option '--output' (or '--dry-run').")
+
+    import fewbit
+    from fewbit.card import REPORT
+    from fewbit.models import transformer_of
+    from fewbit.plan import make_plan
+    from fewbit.recipe import Recipe
+    from fewbit.source import device_named, open_model
+
+    resolved = Recipe.resolve(recipe, bits, chosen)
+    solver = device_named(device)
+    source = open_model(model, dtype=dtype_named(dtype), heads=heads)
+    if output is None or dry_run:
+        plan = make_plan(transformer_of(source), resolved, None, allow_unknown)
+        show(_plan_dict(plan) if as_json else plan)
+        return
+    report = fewbit.quantize(
+        source,
+        recipe,
+        bits=bits,
+        calibration=calibration,
+        seed=seed,
+        device=None if solver.type == "cpu" else solver,
+        workdir=workdir,
+        progress=not quiet,
+        allow_unknown=allow_unknown,
+        **chosen,
+    )
+    fewbit.save(source, output, report=report, overwrite=overwrite)
+    if as_json:
+        click.echo((output / REPORT).read_text())
+    elif not quiet:
+        click.echo(f"{report}\n  written to {output}")
+
+
+def _settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """`group_size=64` as Python would have it: JSON where it is JSON, else a string."""
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()):
+            raise BadArgument(f"--set takes NAME=VALUE, got {text!r}")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
+
+
+def _plan_dict(plan: Plan) -> dict[str, Any]:
+    return {
+        "recipe": plan.recipe.to_dict(),
+        "family": plan.structure.family,
+        "bytes_before": plan.structure.bytes,
+        "bytes_after": plan.bytes_after,
+        "layers": {
+            name: {
+                "weight": str(rule.weight),
+                "activation": None if rule.activation is None else str(rule.activation),
+            }
+            for name, rule in plan.rules.items()
+        },
+    }
