@@ -7,7 +7,7 @@ import torch
 import fewbit
 from fewbit.errors import BadArgument, BadModel
 from fewbit.evaluate.alike import Named
-from fewbit.evaluate.evaluation import Setting, evaluate
+from fewbit.evaluate.evaluation import Judges, Setting, evaluate
 from fewbit.evaluate.frechet import frechet_distance
 from fewbit.evaluate.moments import FeatureMoments
 from fewbit.evaluate.reading import read_picture
@@ -27,7 +27,7 @@ def by_name(evaluation):
 
 
 def test_a_model_beside_itself_is_perfect(both, tmp_path, colours):
-    found = evaluate(*both, EIGHT, tmp_path, net=colours)
+    found = evaluate(*both, EIGHT, tmp_path, Judges(colours, networks=False))
     scores = by_name(found)
     assert list(scores) == [
         "PSNR", "SQNR", "SSIM", "distance", "distance, spatial", "precision", "recall",
@@ -41,7 +41,7 @@ def test_a_model_beside_itself_is_perfect(both, tmp_path, colours):
 
 def test_quantization_is_seen_and_the_scores_say_where_they_come_from(both, tmp_path, colours):
     fewbit.quantize(both[0].pipe, "rtn", bits="w4a4", progress=False)
-    found = evaluate(*both, EIGHT, tmp_path, net=colours)
+    found = evaluate(*both, EIGHT, tmp_path, Judges(colours, networks=False))
     scores = by_name(found)
     assert found.recipe == "rtn:w4a4"
     assert math.isfinite(scores["PSNR"].value)
@@ -64,7 +64,7 @@ def test_real_pictures_take_the_references_place_and_judge_it_too(
     (tmp_path / "real" / "x.png").write_bytes(b"nonsense")
     fewbit.quantize(both[0].pipe, "rtn", progress=False)
     real = open_real(tmp_path / "real")
-    found = evaluate(*both, EIGHT, tmp_path / "out", net=colours, real=real)
+    found = evaluate(*both, EIGHT, tmp_path / "out", Judges(colours, real, networks=False))
     scores = by_name(found)
     gaussians = {}
     for name in ("model", "reference"):
@@ -90,7 +90,9 @@ def test_statistics_alone_give_the_distances_alone(both, tmp_path, colours):
         tmp_path / "adm.npz", mu=np.zeros(3), sigma=np.eye(3), mu_s=np.zeros(6), sigma_s=np.eye(6)
     )
     real = open_real(tmp_path / "adm.npz")
-    scores = by_name(evaluate(*both, EIGHT, tmp_path / "out", net=colours, real=real))
+    scores = by_name(
+        evaluate(*both, EIGHT, tmp_path / "out", Judges(colours, real, networks=False))
+    )
     assert {"distance", "inception score"} <= scores.keys()
     assert "precision" not in scores
     assert scores["distance"].value == scores["distance"].full_precision
@@ -99,7 +101,7 @@ def test_statistics_alone_give_the_distances_alone(both, tmp_path, colours):
 
 def test_accuracy_is_the_share_of_pictures_taken_for_what_was_asked(both, tmp_path, colours):
     colours.judges = True
-    score = by_name(evaluate(*both, EIGHT, tmp_path, net=colours))["accuracy"]
+    score = by_name(evaluate(*both, EIGHT, tmp_path, Judges(colours, networks=False)))["accuracy"]
     files = sorted((tmp_path / "model").iterdir())
     seen = [int(colours.see(read_picture(file)[None]).probabilities.argmax()) for file in files]
     right = sum(kind == number % 3 for number, kind in enumerate(seen))
@@ -108,7 +110,7 @@ def test_accuracy_is_the_share_of_pictures_taken_for_what_was_asked(both, tmp_pa
 
 
 def test_without_a_net_there_are_scores_of_pairs(both, tmp_path):
-    found = evaluate(*both, Setting(count=2, steps=1), tmp_path)
+    found = evaluate(*both, Setting(count=2, steps=1), tmp_path, Judges(networks=False))
     assert list(by_name(found)) == ["PSNR", "SQNR", "SSIM"]
     [note] = found.notes
     assert "--inception" in note
@@ -117,7 +119,7 @@ def test_without_a_net_there_are_scores_of_pairs(both, tmp_path):
 def test_a_broken_model_fails_the_gate_and_its_first_bad_layer_is_named(both, tmp_path, colours):
     layer = "transformer_blocks.1.ff.net.2"
     both[0].pipe.transformer.get_submodule(layer).weight.data[0, 0] = torch.nan
-    found = evaluate(*both, EIGHT, tmp_path, net=colours)
+    found = evaluate(*both, EIGHT, tmp_path, Judges(colours, networks=False))
     assert not found.passed
     assert found.first_bad_layer == f"transformer.{layer}"
     assert found.scores == ()
@@ -127,15 +129,15 @@ def test_a_broken_reference_is_not_the_models_fault(both, tmp_path):
     both[1].pipe.transformer.proj_out_2.bias.data[0] = torch.inf
     sentence = r"the reference is broken itself: the output of transformer\.proj_out_2 is not"
     with pytest.raises(BadModel, match=sentence):
-        evaluate(*both, EIGHT, tmp_path)
+        evaluate(*both, EIGHT, tmp_path, Judges())
 
 
 def test_a_model_that_draws_black_fails_with_all_scores(both, tmp_path, colours):
     both[0].pipe.vae.decoder.conv_out.weight.data.zero_()
     both[0].pipe.vae.decoder.conv_out.bias.data.fill_(-1)
-    found = evaluate(*both, EIGHT, tmp_path, net=colours)
+    found = evaluate(*both, EIGHT, tmp_path, Judges(colours, networks=False))
     assert found.findings[0] == "8 of 8 pictures are black"
-    assert found.first_bad_layer is None
+    assert found.first_bad_layer == "vae.decoder.conv_out"
     assert "PSNR" in by_name(found)
 
 
@@ -145,19 +147,19 @@ def no_files(folder) -> bool:
 
 def test_too_few_pictures_are_refused_before_any_is_drawn(both, tmp_path, colours):
     with pytest.raises(BadArgument, match=r"at least 7 pictures, got 6.*--fidelity-only"):
-        evaluate(*both, Setting(count=6), tmp_path, net=colours)
+        evaluate(*both, Setting(count=6), tmp_path, Judges(colours, networks=False))
     assert no_files(tmp_path)
 
 
 def test_other_schedulers_are_refused(both, tmp_path):
     both[1].pipe.scheduler.register_to_config(beta_start=0.001)
     with pytest.raises(BadArgument, match="schedulers of small and whole differ in beta_start;"):
-        evaluate(*both, EIGHT, tmp_path)
+        evaluate(*both, EIGHT, tmp_path, Judges())
     from diffusers import DDPMScheduler
 
     both[1].pipe.scheduler = DDPMScheduler()
     with pytest.raises(BadArgument, match=r"differ in .*class"):
-        evaluate(*both, EIGHT, tmp_path)
+        evaluate(*both, EIGHT, tmp_path, Judges())
     assert no_files(tmp_path)
 
 
@@ -166,7 +168,7 @@ def test_a_transformer_alone_is_no_pipeline(both, tmp_path, which):
     pair = list(both)
     pair[which] = Named(pair[which].pipe.transformer, "bare")
     with pytest.raises(BadModel, match="bare is no pipeline but a transformer alone"):
-        evaluate(*pair, EIGHT, tmp_path)
+        evaluate(*pair, EIGHT, tmp_path, Judges())
 
 
 def test_another_kind_of_pipeline_is_refused(both, tmp_path):
@@ -174,7 +176,7 @@ def test_another_kind_of_pipeline_is_refused(both, tmp_path):
         pass
 
     with pytest.raises(BadArgument, match="small is a DiTPipeline and odd a Other"):
-        evaluate(both[0], Named(Other(), "odd"), EIGHT, tmp_path)
+        evaluate(both[0], Named(Other(), "odd"), EIGHT, tmp_path, Judges())
 
 
 def test_a_reference_of_another_resolution_is_refused_after_one_picture(both, tmp_path):
@@ -188,7 +190,7 @@ def test_a_reference_of_another_resolution_is_refused_after_one_picture(both, tm
     with torch.random.fork_rng():
         both[1].pipe.vae = AutoencoderKL.from_config(config)
     with pytest.raises(BadArgument, match="the model draws 16x16 pixels, the reference 8x8"):
-        evaluate(*both, EIGHT, tmp_path)
+        evaluate(*both, EIGHT, tmp_path, Judges())
     assert len(list(tmp_path.rglob("*.png"))) == 2
 
 
@@ -198,7 +200,7 @@ def test_real_pictures_of_another_resolution_are_refused_after_one(
     save(pictures(1, 12, 12)[0], tmp_path / "real" / "a.png")
     real = open_real(tmp_path / "real")
     with pytest.raises(BadArgument, match="have 12x12 pixels, those drawn 16x16"):
-        evaluate(*both, EIGHT, tmp_path / "out", net=colours, real=real)
+        evaluate(*both, EIGHT, tmp_path / "out", Judges(colours, real, networks=False))
     assert len(list((tmp_path / "out").rglob("*.png"))) == 2
 
 
@@ -207,7 +209,7 @@ def test_too_few_real_pictures_are_refused(both, tmp_path, colours, pictures, sa
         save(picture, tmp_path / "real" / f"{number}.png")
     real = open_real(tmp_path / "real")
     with pytest.raises(BadArgument, match=r"at least 7 pictures, got 6.*add to those of .*real"):
-        evaluate(*both, EIGHT, tmp_path / "out", net=colours, real=real)
+        evaluate(*both, EIGHT, tmp_path / "out", Judges(colours, real, networks=False))
 
 
 def test_statistics_of_another_net_are_refused(both, tmp_path, colours):
@@ -217,10 +219,10 @@ def test_statistics_of_another_net_are_refused(both, tmp_path, colours):
     real = open_real(tmp_path / "a.npz")
     sentence = r"are of 4 and 6 features, colours has 3 and 6; ADM's are Inception's: give"
     with pytest.raises(BadArgument, match=sentence):
-        evaluate(*both, EIGHT, tmp_path / "out", net=colours, real=real)
+        evaluate(*both, EIGHT, tmp_path / "out", Judges(colours, real, networks=False))
 
 
 def test_the_second_time_nothing_is_drawn(both, tmp_path, colours, monkeypatch):
-    first = evaluate(*both, EIGHT, tmp_path, net=colours)
+    first = evaluate(*both, EIGHT, tmp_path, Judges(colours, networks=False))
     monkeypatch.setattr("fewbit.evaluate.folder.Series.draw", lambda *_: pytest.fail("drawn"))
-    assert evaluate(*both, EIGHT, tmp_path, net=colours) == first
+    assert evaluate(*both, EIGHT, tmp_path, Judges(colours, networks=False)) == first

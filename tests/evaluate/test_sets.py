@@ -3,7 +3,7 @@ import torch
 
 from fewbit.evaluate.manifold import precision_recall
 from fewbit.evaluate.reference import open_real
-from fewbit.evaluate.sets import SetScores
+from fewbit.evaluate.sets import SetScores, Standard
 
 
 def coloured(count: int, seed: int) -> torch.Tensor:
@@ -22,7 +22,7 @@ def real(tmp_path, save):
 
 def test_manifolds_are_of_equally_many_pictures(real, colours):
     drawn, exact = coloured(12, seed=1), coloured(12, seed=2)
-    sets = SetScores(colours, real)
+    sets = SetScores(Standard(colours, real))
     sets.add(exact[:5], drawn[:5], range(5))
     sets.add(exact[5:], drawn[5:], range(5, 12))
     scores = {score.name: score for score in sets.scores(seed=0)}
@@ -41,7 +41,7 @@ def test_the_subjects_count_only_where_the_net_knows_the_classes(colours):
     brightest = colours.see(pictures).probabilities.argmax(1).tolist()
     for judges in (False, True):
         colours.judges = judges
-        sets = SetScores(colours, None)
+        sets = SetScores(Standard(colours, None))
         sets.add(pictures.flip(0), pictures, brightest)
         scores = {score.name: score for score in sets.scores(seed=0)}
         assert ("accuracy" in scores) == judges

@@ -20,7 +20,8 @@ class Census:
         self.net = net
         self.pooled, self.spatial = map(FeatureMoments, net.widths)
         self.inception_score = InceptionScore(net.classes)
-        self.count = self.recognised = 0
+        self.count = 0
+        self.recognised: list[bool] = []
         self._kept: list[Tensor] = []
         self._digest = hashlib.sha256()
 
@@ -35,7 +36,7 @@ class Census:
         self._digest.update(pictures.numpy().tobytes())
         if classes is not None:
             right = seen.probabilities.argmax(1).cpu() == torch.tensor(classes)
-            self.recognised += int(right.sum())
+            self.recognised += right.tolist()
 
     def features(self) -> Tensor:
         """Pooled, of the first `KEPT` pictures."""

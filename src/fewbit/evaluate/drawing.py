@@ -18,9 +18,11 @@ REFERENCE, MODEL = "reference", "model"
 
 
 class Drawing:
-    def __init__(self, reference: Series, model: Series, folder: Path) -> None:
+    def __init__(
+        self, reference: Series, model: Series, folder: Path, model_folder: str = MODEL
+    ) -> None:
         self.reference, self.model = reference, model
-        self.folder = folder
+        self.folder, self.model_folder = folder, model_folder
         self.files: dict[str, list[Path]] = {}
         self.redrawn: list[str] = []
 
@@ -30,7 +32,7 @@ class Drawing:
             self._fill(REFERENCE, self.reference, count, progress)
         except NotFinite as broken:
             raise BadModel(f"the reference is broken itself: {broken}") from None
-        self._fill(MODEL, self.model, count, progress)
+        self._fill(self.model_folder, self.model, count, progress)
 
     def common_size(self, count: int) -> tuple[int, int]:
         """Of the first pictures: what does not fit together shows before the long work."""
@@ -38,7 +40,7 @@ class Drawing:
             self.fill(min(count, self.model.together), progress=False)
         except NotFinite:
             return self._size(REFERENCE)  # the model has none; that is told in its turn
-        ours, theirs = self._size(MODEL), self._size(REFERENCE)
+        ours, theirs = self._size(self.model_folder), self._size(REFERENCE)
         if ours != theirs:
             raise BadArgument(
                 f"the model draws {by(ours)} pixels, the reference {by(theirs)}; "
@@ -50,7 +52,7 @@ class Drawing:
         """Numbers, the reference's and the model's pictures, a chunk at a time."""
         for start in range(0, count, CHUNK):
             part = range(start, min(start + CHUNK, count))
-            yield part, self._read(REFERENCE, part), self._read(MODEL, part)
+            yield part, self._read(REFERENCE, part), self._read(self.model_folder, part)
 
     def _fill(self, name: str, series: Series, count: int, progress: bool) -> None:
         filled = fill(self.folder / name, series, count, progress)

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +15,7 @@ from fewbit.demo import classifier
 from fewbit.demo.shape_classifier import ShapeClassifier
 from fewbit.demo.shapes import NAMES, SIZE, as_float
 from fewbit.errors import BadArgument, BrokenFile
+from fewbit.evaluate.weights import NO_WEIGHTS
 from fewbit.tensors import digest
 
 SPATIAL_CHANNELS = {"shapes": 2, "inception": 7}  # so many that both features are of like width
@@ -23,10 +23,6 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_ADVICE = (
     f"give --inception a local copy of {INCEPTION_FILE}, the weights that pytorch-fid and "
     "torch-fidelity publish, and install fewbit[eval]"
-)
-_NO_WEIGHTS = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-    UnpicklingError,
 )
 
 
@@ -138,7 +134,7 @@ def _build_inception(weights: Path) -> nn.Module:
         net: nn.Module = module.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], str(weights)
         )
-    except _NO_WEIGHTS as error:
+    except NO_WEIGHTS as error:
         sentence = f"{weights} does not hold Inception's weights; {INCEPTION_ADVICE}"
         raise BrokenFile(sentence) from error
     return net

@@ -56,13 +56,21 @@ class Series:
     def subject(self, number: int) -> Any:
         return self.subjects[number % len(self.subjects)]
 
+    def asked(self, number: int) -> str:
+        """What the picture should show, in words where the classes have names."""
+        subject = self.subject(number)
+        if self.keyword == "prompt":
+            return str(subject)
+        labels = getattr(self.pipe, "labels", {})
+        return next((name for name, label in labels.items() if label == subject), str(subject))
+
     def facts(self, number: int) -> dict[str, str]:
         """What decides on the picture."""
         own = "the pipeline's own"
         return {
             "model_sha256": self.model,
             "number": f"{number} of seed {self.seed}",
-            "asked": str(self.subject(number)),
+            "asked": self.asked(number),
             "asked_steps": own if self.steps is None else str(self.steps),
             "asked_guidance": own if self.guidance is None else str(self.guidance),
             "drawn_together": str(self.together),
@@ -82,6 +90,10 @@ class Series:
         except NotFinite:
             with finite_outputs(every_layer(self.pipe)):
                 return self._draw(company)
+
+    def draw_alone(self, number: int) -> None:
+        """To listen in; whatever its numbers are."""
+        self._draw(range(number, number + 1))
 
     def _draw(self, company: range) -> list[Image.Image]:
         asked = [self.subject(number) for number in company]

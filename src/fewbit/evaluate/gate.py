@@ -22,10 +22,12 @@ class Gate:
         self.pairs = self.black = self.constant = 0
         self.drift = torch.zeros(3, dtype=torch.float64)
         self.clipped = 0.0
+        self.first_flat: int | None = None
 
     def add(self, reference: Tensor, picture: Tensor) -> None:
         self.pairs += 1
         if _is_flat(picture) and not _is_flat(reference):
+            self.first_flat = self.pairs - 1 if self.first_flat is None else self.first_flat
             dark = picture.double().mean() < DARK
             self.black += int(dark)
             self.constant += int(not dark)

@@ -8,7 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fewbit.evaluate.cost import Cost
+from fewbit.evaluate.layers import LayerError
+from fewbit.evaluate.trajectory import TrajectoryFidelity
 from fewbit.files import write_text
+
+SHOWN_TIMESTEPS = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,10 @@ class Score:
 @dataclass(frozen=True)
 class Evaluation:
     """findings:        what the quality gate objects to; none where it is passed.
-    first_bad_layer: of a model whose output is not finite.
+    first_bad_layer: of a broken model, where one layer is to blame.
     notes:           what was left out and why, what was passed over.
+    trajectory:      the error of the noise prediction, by timestep and by layer.
+    cost:            size and speed, as measured just now.
     """
 
     model: str
@@ -58,7 +65,12 @@ class Evaluation:
     scores: tuple[Score, ...] = ()
     findings: tuple[str, ...] = ()
     first_bad_layer: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    trajectory: TrajectoryFidelity | None = None
+    cost: Cost | None = field(default=None, compare=False)
+
+    def score(self, name: str) -> Score | None:
+        return next((score for score in self.scores if score.name == name), None)
 
     @property
     def passed(self) -> bool:
@@ -79,13 +91,15 @@ class Evaluation:
         write_text(path, json.dumps(self.to_dict(), indent=1, allow_nan=False))
 
     def __str__(self) -> str:
-        return "\n".join([*self._head(), *self._rows(), *self._foot()])
+        inside = [] if self.trajectory is None else _inside(self.trajectory)
+        return "\n".join([*self._head(), *self._rows(), *inside, *self._foot()])
 
     def _head(self) -> list[str]:
         return [
             f"{self.model} ({self.recipe}) beside {self.reference}",
             f"  {self.pictures} pictures of seed {self.seed}, steps: {self.steps}, "
             f"guidance: {self.guidance}",
+            *([] if self.cost is None else [_cost(self.cost)]),
         ]
 
     def _rows(self) -> list[str]:
@@ -112,13 +126,47 @@ class Evaluation:
         return [*against, *notes, *gate, *layer]
 
 
+def _cost(cost: Cost) -> str:
+    return (
+        f"  beside bfloat16: {cost.smaller:.2f}x smaller ({cost.bytes / 1e6:.1f} MB), "
+        f"{cost.faster:.2f}x the speed ({1e3 * cost.seconds:.1f} ms a step)"
+    )
+
+
+def _inside(trajectory: TrajectoryFidelity) -> list[str]:
+    """Of the error by timestep as many as fit into a line; of the layers a row for each role."""
+    times = sorted(trajectory.by_timestep)
+    places = range(min(SHOWN_TIMESTEPS, len(times)))
+    shown = [times[round(i * (len(times) - 1) / max(len(places) - 1, 1))] for i in places]
+    rows = [
+        "  timestep " + "".join(f"{time:>8.0f}" for time in shown),
+        "  dB       " + "".join(f"{trajectory.by_timestep[time]:>8.2f}" for time in shown),
+    ]
+    roles: dict[str, list[LayerError]] = {}
+    for layer in trajectory.layers:
+        roles.setdefault(layer.role, []).append(layer)
+    if roles:
+        rows.append(f"  {'layers':<10} {'n':>4} {'mean dB':>9} {'worst dB':>9}  worst")
+    for role, layers in roles.items():
+        worst = min(layers, key=lambda layer: layer.sqnr)
+        mean = sum(layer.sqnr for layer in layers) / len(layers)
+        rows.append(
+            f"  {role:<10} {len(layers):>4} {mean:>9.2f} {worst.sqnr:>9.2f}  {worst.name[-40:]}"
+        )
+    return rows
+
+
 def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1f}"
 
 
 def _spelled(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _spelled(item) for key, item in value.items()}
+        return {_key(key): _spelled(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_spelled(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _key(key: str | float) -> str:
+    return key if isinstance(key, str) else f"{key:g}"

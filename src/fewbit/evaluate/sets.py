@@ -19,8 +19,8 @@ from fewbit.evaluate.scores import Basis, Score
 SAME_SEEDS = "the same seeds in full precision"
 
 
-class SetScores:
-    """Of a model's pictures and of its reference's, held against `real`.
+class Standard:
+    """What every model is held against: real pictures, and those of its reference.
 
     Without real pictures those of the reference take their place, and have no scores of their own.
     """
@@ -28,25 +28,9 @@ class SetScores:
     def __init__(self, net: FeatureNet, real: RealSet | None) -> None:
         self.net = net
         self.real = real
-        self.reference, self.model = Census(net), Census(net)
+        self.reference = Census(net)
         self.unreadable: list[str] = []
         self.ideal = self.reference if real is None else self._census(real)
-
-    def add(self, reference: Tensor, model: Tensor, subjects: Sequence[int]) -> None:
-        """A chunk of both; the subjects count where the net tells the pipeline's classes apart."""
-        classes = subjects if self.net.judges else None
-        self.reference.add(reference, classes)
-        self.model.add(model, classes)
-
-    def scores(self, seed: int) -> list[Score]:
-        own = Basis(
-            self.model.count,
-            seed,
-            resize=self.net.resize,
-            features=self.net.name,
-            features_sha256=self.net.sha256,
-        )
-        return [*self._distances(own), *self._manifolds(own), *self._classes(own)]
 
     def _census(self, real: RealSet) -> Census:
         census = Census(self.net)
@@ -58,6 +42,35 @@ class SetScores:
             refuse_too_few(census.count, max(self.net.widths), f"add to those of {real.name}")
         self.unreadable = list(real.unreadable)
         return census
+
+
+class SetScores:
+    """Of a model's pictures and of its reference's, held against the standard."""
+
+    def __init__(self, standard: Standard) -> None:
+        self.net, self.real = standard.net, standard.real
+        self.ideal, self.reference = standard.ideal, standard.reference
+        self.model = Census(self.net)
+
+    def add(self, reference: Tensor, model: Tensor, subjects: Sequence[int]) -> None:
+        """A chunk of both; the subjects count where the net tells the pipeline's classes apart.
+
+        The reference's pictures are looked at once, however many models are held against them.
+        """
+        classes = subjects if self.net.judges else None
+        if self.reference.count == self.model.count:
+            self.reference.add(reference, classes)
+        self.model.add(model, classes)
+
+    def scores(self, seed: int) -> list[Score]:
+        own = Basis(
+            self.model.count,
+            seed,
+            resize=self.net.resize,
+            features=self.net.name,
+            features_sha256=self.net.sha256,
+        )
+        return [*self._distances(own), *self._manifolds(own), *self._classes(own)]
 
     def _distances(self, own: Basis) -> list[Score]:
         ideal = self._ideal_gaussians()
@@ -111,10 +124,11 @@ class SetScores:
             scores.append(
                 Score(
                     "accuracy",
-                    model.recognised / model.count,
+                    sum(model.recognised) / model.count,
                     "higher",
                     own,
-                    full_precision=reference.recognised / reference.count,
+                    full_precision=sum(reference.recognised) / reference.count,
+                    each=tuple(map(float, model.recognised)),
                 )
             )
         return scores

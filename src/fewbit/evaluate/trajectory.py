@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from fewbit.calibration.modes import evaluating
 from fewbit.calibration.tree import map_tensors, tensors
 from fewbit.decibel import energies, ratio_db
 from fewbit.errors import BadArgument
+from fewbit.evaluate.layers import LayerError, LayerErrors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +31,7 @@ class TrajectoryFidelity:
 
     sqnr: float
     by_timestep: dict[float, float]
+    layers: tuple[LayerError, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,22 @@ class PictureFidelity:
 
 @torch.no_grad()
 def trajectory_fidelity(
-    reference: nn.Module, quantized: nn.Module, rows: CalibrationSet, batch: int = 16
+    reference: nn.Module,
+    quantized: nn.Module,
+    rows: CalibrationSet,
+    batch: int = 16,
+    layers: LayerErrors | None = None,
 ) -> TrajectoryFidelity:
     """Both networks on the same inputs, those that `calibration.sample` recorded of the reference.
 
-    Only running sums are kept, so memory does not grow with the number of rows.
+    Only running sums are kept, so memory does not grow with the number of rows. `layers` listens
+    to single layers as well.
     """
     times = rows.timesteps()
     signal: defaultdict[float, float] = defaultdict(float)
     noise: defaultdict[float, float] = defaultdict(float)
-    with evaluating(reference, quantized):
+    listening = nullcontext() if layers is None else layers.listening()
+    with evaluating(reference, quantized), listening:
         for part in rows.parts(batch):
             inputs = rows.take(part)
             exact, actual = (noise_prediction(net, inputs) for net in (reference, quantized))
@@ -63,9 +72,12 @@ def trajectory_fidelity(
                 here = when == time
                 more = energies(exact[here], actual[here])
                 signal[time], noise[time] = signal[time] + more[0], noise[time] + more[1]
+            if layers is not None:
+                layers.compare(when)
     return TrajectoryFidelity(
         ratio_db(sum(signal.values()), sum(noise.values())),
         {time: ratio_db(signal[time], noise[time]) for time in sorted(signal)},
+        () if layers is None else tuple(layers.found()),
     )
 
 

@@ -1,0 +1,132 @@
+"""One model, several recipes: quantize, draw and score each, and lay them side by side.
+
+Everything is kept in one folder, so a killed run goes on where it was: finished models in
+`models`, unfinished ones block by block in `work`, pictures in `pictures`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewbit.api import load, save
+from fewbit.card import REPORT
+from fewbit.engine import quantize
+from fewbit.errors import BadArgument, BadOutput
+from fewbit.evaluate.alike import Named
+from fewbit.evaluate.comparison import Candidate, Comparison, compared
+from fewbit.evaluate.evaluation import Examination, Judges, Setting
+from fewbit.models import transformer_of
+from fewbit.plan import make_plan
+from fewbit.provenance import Provenance, source_sha256
+from fewbit.recipe import Recipe
+from fewbit.report import Report
+from fewbit.tensors import digest
+from fewbit.version import __version__
+
+MODELS, WORK, PICTURES = "models", "work", "pictures"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A recipe as it was asked for: `hq-dit`, `rtn:w8a8` or `mine.json`, with bits or without."""
+
+    label: str
+    name: str
+    recipe: Recipe
+
+    @classmethod
+    def parse(cls, text: str) -> Asked:
+        name, colon, bits = text.strip().partition(":")
+        recipe = Recipe.resolve(name, bits if colon else None, {})
+        own = Path(name).stem if name.endswith(".json") else recipe.method
+        return cls(f"{own}:{recipe.bits}", name, recipe)
+
+    @property
+    def folder(self) -> str:
+        return self.label.replace(":", "-")
+
+
+def asked(recipes: str) -> list[Asked]:
+    """Of a list with commas; every mistake in it shows before any work."""
+    texts = [text for text in recipes.split(",") if text.strip()]
+    if not texts:
+        raise BadArgument("--recipes lists one recipe or more, such as rtn,hq-dit:w4a8; got none")
+    parsed = [Asked.parse(text) for text in texts]
+    labels = [one.label for one in parsed]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise BadArgument(f"{twice} is asked for twice; give each recipe and its bits once")
+    return parsed
+
+
+def compare(
+    name: str,
+    opened: Callable[[], Any],
+    recipes: Sequence[Asked],
+    setting: Setting,
+    judges: Judges,
+    folder: Path,
+    progress: bool = False,
+) -> Comparison:
+    """`opened` gives the pipeline called `name` in full precision, anew at each call."""
+    reference = opened()
+    examination = Examination(Named(reference, name), setting, folder / PICTURES, judges, progress)
+    candidates = []
+    for one in recipes:
+        pipe, report = _model(one, reference, opened, setting.seed, folder, progress)
+        pipe.to(reference.device)
+        found = examination.of(Named(pipe, one.label), one.folder)
+        candidates.append(Candidate(one.label, report, found))
+    return compared(name, candidates)
+
+
+def _model(
+    one: Asked,
+    reference: Any,
+    opened: Callable[[], Any],
+    seed: int,
+    folder: Path,
+    progress: bool,
+) -> tuple[Any, Report]:
+    """As it lies in the folder, else made now."""
+    place = folder / MODELS / one.folder
+    if not place.exists():
+        workdir = folder / WORK / one.folder
+        pipe = opened()
+        report = quantize(
+            pipe,
+            one.name,
+            bits=one.recipe.bits,
+            seed=seed,
+            workdir=workdir,
+            progress=progress,
+        )
+        save(pipe, place, report=report)
+        shutil.rmtree(workdir)
+        return pipe, report
+    pipe = load(place)
+    found: Any = transformer_of(pipe)
+    _refuse_other_run(place, found.fewbit, _provenance(one, reference, seed))
+    return pipe, Report.from_dict(json.loads((place / REPORT).read_text()))
+
+
+def _provenance(one: Asked, reference: Any, seed: int) -> Provenance:
+    """Of the model that would be made."""
+    transformer: Any = transformer_of(reference)
+    rules = make_plan(transformer, one.recipe, None, False).rules
+    weights = {layer: digest(transformer.get_submodule(layer).weight) for layer in rules}
+    return Provenance(one.recipe.to_dict(), seed, source_sha256(weights), __version__)
+
+
+def _refuse_other_run(place: Path, found: Provenance, wanted: Provenance) -> None:
+    differs = [key for key, value in vars(wanted).items() if getattr(found, key) != value]
+    if differs:
+        raise BadOutput(
+            f"{place} is of another run, which differs in: {', '.join(differs)}; choose another "
+            f"folder or delete {place}"
+        )
