@@ -93,26 +93,21 @@ def _model(
     folder: Path,
     progress: bool,
 ) -> tuple[Any, Report]:
-    """As it lies in the folder, else made now."""
+    """As it lies in the folder, where it is made if it is not there: what is judged was saved."""
     place = folder / MODELS / one.folder
     if not place.exists():
-        workdir = folder / WORK / one.folder
-        pipe = opened()
-        report = quantize(
-            pipe,
-            one.name,
-            bits=one.recipe.bits,
-            seed=seed,
-            workdir=workdir,
-            progress=progress,
-        )
-        save(pipe, place, report=report)
-        shutil.rmtree(workdir)
-        return pipe, report
+        _make(one, opened(), seed, place, folder / WORK / one.folder, progress)
     pipe = load(place)
     found: Any = transformer_of(pipe)
     _refuse_other_run(place, found.fewbit, _provenance(one, reference, seed))
     return pipe, Report.from_dict(json.loads((place / REPORT).read_text()))
+
+
+def _make(one: Asked, pipe: Any, seed: int, place: Path, workdir: Path, progress: bool) -> None:
+    bits = one.recipe.bits
+    report = quantize(pipe, one.name, bits=bits, seed=seed, workdir=workdir, progress=progress)
+    save(pipe, place, report=report)
+    shutil.rmtree(workdir)
 
 
 def _provenance(one: Asked, reference: Any, seed: int) -> Provenance:

@@ -29,7 +29,8 @@ class Candidate:
 
     @property
     def bytes(self) -> int:
-        return self.report.bytes
+        """Of the transformer, saved and loaded."""
+        return self.report.bytes - self.report.duplicate_bytes
 
     @property
     def psnr(self) -> tuple[float, ...]:
