@@ -76,6 +76,7 @@ def compare(
     """`opened` gives the pipeline called `name` in full precision, anew at each call."""
     reference = opened()
     examination = Examination(Named(reference, name), setting, folder / PICTURES, judges, progress)
+    examination.prepare()
     candidates = []
     for one in recipes:
         pipe, report = _model(one, reference, opened, setting.seed, folder, progress)

@@ -16,7 +16,8 @@ from fewbit.report import Report
 
 EQUAL_SIZE = 1.05  # sizes up to this ratio count as equal
 EQUAL_DB = 100.0  # stands for a picture without any difference
-_HEAD = ("recipe", "MB", "bf16/", "PSNR dB", "95 % over seeds", "pred. dB", "Fréchet", "right", "")
+_HEAD = ("recipe", "MB", "bf16/", "PSNR", "95 % of seeds", "noise", "Fréchet", "right", "")
+_WIDTHS = (6, 5, 6, 14, 6, 7, 6)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,10 @@ class Comparison:
         return "\n".join([head, *rows, *self._legend(), *self._broken()])
 
     def _legend(self) -> list[str]:
-        marks = ["  * on the front: nothing as small is better"]
+        marks = [
+            "  PSNR of pictures, SQNR of the noise prediction, in dB; bf16/: times smaller",
+            "  * on the front: nothing as small is better",
+        ]
         if any(row.tied for row in self.rows):
             marks.append("  ~ not told apart from the best of its size (95 %, the same seeds)")
         return marks
@@ -172,6 +176,5 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _line(*cells: str) -> str:
     label, *numbers, marks = cells
-    widths = (7, 6, 8, 15, 9, 8, 6)
-    shown = " ".join(f"{cell:>{width}}" for cell, width in zip(numbers, widths, strict=True))
-    return f"  {label:<13} {shown} {marks}".rstrip()
+    shown = " ".join(f"{cell:>{width}}" for cell, width in zip(numbers, _WIDTHS, strict=True))
+    return f"  {label[:16]:<16} {shown} {marks}".rstrip()

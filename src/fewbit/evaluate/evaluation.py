@@ -11,7 +11,7 @@ from typing import Any
 from fewbit.calibration import CalibrationSet, sample
 from fewbit.evaluate.alike import Named, refuse_unlike
 from fewbit.evaluate.cost import Cost, cost_of
-from fewbit.evaluate.drawing import MODEL, Drawing
+from fewbit.evaluate.drawing import MODEL, REFERENCE, Drawing
 from fewbit.evaluate.features import INCEPTION_ADVICE, FeatureNet
 from fewbit.evaluate.finite import NotFinite
 from fewbit.evaluate.folder import Series, picture_seed
@@ -87,6 +87,14 @@ class Examination:
         self.series: Series | None = None
         self.standard: Standard | None = None
         self.rows: CalibrationSet | None = None
+
+    def prepare(self) -> None:
+        """Draw the reference's first pictures: what is asked wrongly shows before the long work."""
+        refuse_unlike(self.reference, self.reference)
+        drawing = self._drawing(self.reference, REFERENCE)
+        size = drawing.common_size(self.setting.count)
+        if self.judges.real is not None:
+            refuse_other_size(self.judges.real, size)
 
     def of(self, model: Named, folder: str = MODEL) -> Evaluation:
         """Its pictures are kept in this folder beside those of the reference."""

@@ -20,7 +20,7 @@ from fewbit.evaluate.finite import every_layer, outermost
 from fewbit.evaluate.folder import Series
 from fewbit.evaluate.layers import turned_layers
 
-BROKEN_DB = 0.0  # the error is as large as the output itself
+BROKEN_DB = 3.0  # the error has half the energy of the output
 VALUES = 4096  # of an output that are compared, evenly chosen
 
 
