@@ -1,4 +1,4 @@
-"""The model card and what lies beside the weights: recipe and report as JSON."""
+"""The model card and what lies beside the weights: the recipe, the report as JSON and page."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from fewbit.artefact import PIPELINE_INDEX, Artefact
 from fewbit.models import transformer_of
 from fewbit.provenance import Provenance
 from fewbit.report import Report
+from fewbit.report.quantized import write_page
 from fewbit.report.summary import megabytes
 
 RECIPE, REPORT, CARD = "fewbit_recipe.json", "fewbit_report.json", "README.md"
+PAGE = "fewbit_report.html"
 
 
 def write_card(model: Any, folder: Path, report: Report | None) -> None:
@@ -20,6 +22,7 @@ def write_card(model: Any, folder: Path, report: Report | None) -> None:
     (folder / RECIPE).write_text(json.dumps(provenance.recipe, indent=1))
     if report is not None:
         report.save(folder / REPORT)
+        write_page(folder / PAGE, report)
     place = folder / "transformer" if (folder / PIPELINE_INDEX).exists() else folder
     (folder / CARD).write_text(_card(model, provenance, report, Artefact.open(place)))
 

@@ -126,12 +126,16 @@ def code(text: str) -> str:
 
 
 def _cell(number: int, cell: Cell) -> str:
-    order = "" if cell.order is None else f' data-order="{cell.order:.6g}"'
+    order = "" if cell.order is None else f' data-order="{_javascript(cell.order)}"'
     note = f" <small>{escape(cell.note)}</small>" if cell.note else ""
     if number == 0:
         return f'<th scope="row"{order}>{escape(cell.text)}{note}</th>'
     kind = ' class="number"' if cell.order is not None or cell.text == NOTHING else ""
     return f"<td{kind}{order}>{escape(cell.text)}{note}</td>"
+
+
+def _javascript(number: float) -> str:
+    return f"{number:.6g}".replace("inf", "Infinity")
 
 
 def _own(name: str) -> str:

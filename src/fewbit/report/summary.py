@@ -33,6 +33,11 @@ class LayerReport:
     rounding_output_db: float | None = None
 
     @property
+    def error_db(self) -> float:
+        """Of the output where it was seen, else of the weight."""
+        return self.weight_db if self.output_db is None else self.output_db
+
+    @property
     def gain_db(self) -> float | None:
         """Of the output over plain rounding to the same formats."""
         if self.output_db is None or self.rounding_output_db is None:
@@ -53,6 +58,10 @@ class Report:
     duplicate_bytes: int = 0  # in tensors equal to others: files and loaded models hold them once
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def worst(self) -> LayerReport:
+        return min(self.layers, key=lambda layer: layer.error_db)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,8 +107,7 @@ class Report:
     def _worst(self) -> list[str]:
         if not self.layers:
             return []
-        worst = min(self.layers, key=_error)
-        return [f"  worst layer: {worst.name} at {_db(_error(worst))} dB"]
+        return [f"  worst layer: {self.worst.name} at {_db(self.worst.error_db)} dB"]
 
     def _foot(self) -> list[str]:
         told = [f"  warning: {warning}" for warning in self.warnings[:SHOWN_WARNINGS]]
@@ -142,10 +150,6 @@ def brief(spec: str) -> str:
 
 def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
-
-
-def _error(layer: LayerReport) -> float:
-    return layer.weight_db if layer.output_db is None else layer.output_db
 
 
 def _mean_db(values: Iterable[float | None]) -> str:
