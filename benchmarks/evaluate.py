@@ -1,11 +1,10 @@
 """How long it takes to judge the shapes demo: 2,000 pictures of one model, and five recipes.
 
-    python benchmarks/evaluate.py [--pictures N] [--measured N] [--recipes LIST]
+    python benchmarks/evaluate.py [--pictures N] [--compared N] [--recipes LIST]
 
-Two passes over everything would take half an hour, so a part is drawn and scored and the rest is
-reckoned from it: drawing and scoring cost the same for each picture, all else is counted once. CPU
-seconds are those of this process, all its threads together; wall seconds are also shown, and say
-something on an idle machine only.
+Two smaller runs tell what each picture costs and what is paid once, and so how long PICTURES take;
+`--whole` draws them all. CPU seconds are those of this process, all its threads together; they say
+something on a busy machine too, wall seconds only on an idle one.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from environment import write_result
 import fewbit
 from fewbit import demo
 from fewbit.evaluate.alike import Named
-from fewbit.evaluate.bootstrap import interval
 from fewbit.evaluate.compare import asked, compare
-from fewbit.evaluate.evaluation import Examination, Judges, Setting
+from fewbit.evaluate.evaluation import Judges, Setting, evaluate
 from fewbit.evaluate.features import net_for
 from fewbit.evaluate.frechet import frechet_distance
 from fewbit.evaluate.moments import FeatureMoments
@@ -47,12 +45,12 @@ class Took:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--measured", type=int, default=SETS, help="drawn and scored for that")
+    parser.add_argument("--whole", action="store_true", help="draw them all")
     parser.add_argument("--compared", type=int, default=256, help="pictures of each recipe")
     parser.add_argument("--recipes", default=RECIPES)
     arguments = parser.parse_args()
     figures = {
-        "evaluate": evaluating(arguments.pictures, arguments.measured),
+        "evaluate": evaluating(arguments.pictures, arguments.whole),
         "frechet_2048": asdict(took(frechet)),
         "compare": comparing(arguments.recipes, arguments.compared),
     }
@@ -61,36 +59,30 @@ def main() -> None:
     print(write_result("evaluate", figures))
 
 
-def evaluating(pictures: int, measured: int) -> dict[str, Any]:
-    """A first pass of one company tells what is paid once."""
+def evaluating(pictures: int, whole: bool) -> dict[str, Any]:
     reference, model = pipeline(), pipeline()
     fewbit.quantize(model, "rtn", bits="w8a8", progress=False)
-    once = took(lambda: examine(reference, model, SETS, drawn=False))
-    more = took(lambda: examine(reference, model, measured, drawn=True))
-    each = (more.cpu - once.cpu) / measured, (more.wall - once.wall) / measured
-    return {
-        "measured": {"pictures": measured, "once": asdict(once), "with_pictures": asdict(more)},
-        "each_picture": {"cpu": each[0], "wall": each[1]},
-        "reckoned": {
-            "pictures": pictures,
-            "cpu": once.cpu + pictures * each[0],
-            "wall": once.wall + pictures * each[1],
-        },
+    counts = (pictures,) if whole else (SETS, 2 * SETS)
+    runs = {count: took(lambda count=count: examine(reference, model, count)) for count in counts}
+    told = {"runs": {str(count): asdict(spent) for count, spent in runs.items()}}
+    if whole:
+        return told
+    less, more = runs.values()
+    reckoned = {
+        clock: getattr(less, clock)
+        + (pictures - SETS) / SETS * (getattr(more, clock) - getattr(less, clock))
+        for clock in ("cpu", "wall")
     }
+    return {**told, "pictures": pictures, "reckoned": reckoned}
 
 
-def examine(reference: Any, model: Any, count: int, drawn: bool) -> None:
-    """Without pictures: what is measured inside the networks, and the real ones."""
+def examine(reference: Any, model: Any, count: int) -> None:
     net = net_for(reference, None)
     setting = Setting(count, 0, STEPS, GUIDANCE, (), TOGETHER)
+    judges = Judges(net, real_for(None, net))
+    names = Named(model, "rtn:w8a8"), Named(reference, MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        names = Named(reference, MODEL), Named(model, "rtn:w8a8")
-        judges = Judges(net, real_for(None, net))
-        examination = Examination(names[0], setting, Path(folder), judges, progress=True)
-        if drawn:
-            examination.of(names[1])
-        else:
-            examination.measure_once(names[1])
+        evaluate(*names, setting, Path(folder), judges, progress=True)
 
 
 def comparing(recipes: str, count: int) -> dict[str, Any]:
@@ -100,7 +92,15 @@ def comparing(recipes: str, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         wanted = asked(recipes)
         spent = took(
-            lambda: compare(MODEL, pipeline, wanted, setting, judges, Path(folder), progress=True)
+            lambda: compare(
+                Named(pipeline(), MODEL),
+                pipeline,
+                wanted,
+                setting,
+                judges,
+                Path(folder),
+                progress=True,
+            )
         )
     return {"recipes": recipes, "pictures": count, **asdict(spent)}
 

@@ -91,6 +91,7 @@ def compare(
     """
     refuse_unwritable(output)
 
+    from fewbit.evaluate.alike import Named
     from fewbit.evaluate.compare import PICTURES, asked
     from fewbit.evaluate.compare import compare as lay_side_by_side
     from fewbit.evaluate.drawing import REFERENCE
@@ -104,8 +105,9 @@ def compare(
     def opened() -> Any:
         return open_model(model, dtype=dtype_named(dtype), device=device_named(device))
 
+    reference = Named(opened(), model)
     judges = judges_for(
-        opened(),
+        reference.pipe,
         model,
         own_prompts=prompts is not None,
         real=real,
@@ -118,7 +120,7 @@ def compare(
     )
     texts = prompts_for(model, prompts, count)
     setting = Setting(count, seed, steps, guidance, texts, together)
-    found = lay_side_by_side(model, opened, wanted, setting, judges, output, not quiet)
+    found = lay_side_by_side(reference, opened, wanted, setting, judges, output, not quiet)
     found.save(output / "comparison.json")
     pictures = output / PICTURES
     drawn = {one.label: picture_files(pictures / one.folder)[:count] for one in wanted}

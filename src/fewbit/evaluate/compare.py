@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewbit import memory
 from fewbit.api import load, save
 from fewbit.card import REPORT
 from fewbit.engine import quantize
@@ -65,7 +66,7 @@ def asked(recipes: str) -> list[Asked]:
 
 
 def compare(
-    name: str,
+    reference: Named,
     opened: Callable[[], Any],
     recipes: Sequence[Asked],
     setting: Setting,
@@ -73,34 +74,35 @@ def compare(
     folder: Path,
     progress: bool = False,
 ) -> Comparison:
-    """`opened` gives the pipeline called `name` in full precision, anew at each call."""
-    reference = opened()
-    examination = Examination(Named(reference, name), setting, folder / PICTURES, judges, progress)
+    """`opened` gives the reference's pipeline anew at each call, to be quantized."""
+    examination = Examination(reference, setting, folder / PICTURES, judges, progress)
     examination.prepare()
     candidates = []
     for one in recipes:
-        pipe, report = _model(one, reference, opened, setting.seed, folder, progress)
-        pipe.to(reference.device)
-        found = examination.of(Named(pipe, one.label), one.folder)
-        candidates.append(Candidate(one.label, report, found))
-    return compared(name, candidates)
+        candidates.append(_candidate(one, opened, examination, folder))
+        memory.release()
+    return compared(reference.name, candidates)
+
+
+def _candidate(
+    one: Asked, opened: Callable[[], Any], examination: Examination, folder: Path
+) -> Candidate:
+    pipe, report = _model(one, opened, examination, folder)
+    reference = examination.reference.pipe
+    found = examination.of(Named(pipe.to(reference.device), one.label), one.folder)
+    return Candidate(one.label, report, found)
 
 
 def _model(
-    one: Asked,
-    reference: Any,
-    opened: Callable[[], Any],
-    seed: int,
-    folder: Path,
-    progress: bool,
+    one: Asked, opened: Callable[[], Any], examination: Examination, folder: Path
 ) -> tuple[Any, Report]:
     """As it lies in the folder, where it is made if it is not there: what is judged was saved."""
-    place = folder / MODELS / one.folder
+    place, seed = folder / MODELS / one.folder, examination.setting.seed
     if not place.exists():
-        _make(one, opened(), seed, place, folder / WORK / one.folder, progress)
+        _make(one, opened(), seed, place, folder / WORK / one.folder, examination.progress)
     pipe = load(place)
     found: Any = transformer_of(pipe)
-    _refuse_other_run(place, found.fewbit, _provenance(one, reference, seed))
+    _refuse_other_run(place, found.fewbit, _provenance(one, examination.reference.pipe, seed))
     return pipe, Report.from_dict(json.loads((place / REPORT).read_text()))
 
 
