@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny_transformers as tiny
 import torch
+from pages import sound
 
 import fewbit
 
@@ -62,3 +63,9 @@ def test_recipe_and_report_are_json(saved):
     again = tiny.make()
     fewbit.quantize(again, folder / "fewbit_recipe.json", progress=False)
     assert again.fewbit.recipe == model.fewbit.recipe
+
+
+def test_the_report_has_a_page_for_the_eye(saved):
+    folder, _, report = saved
+    page = sound((folder / "fewbit_report.html").read_text())
+    assert all(layer.name in page.words for layer in report.layers)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,10 +116,14 @@ def test_bad_input_is_one_sentence_and_makes_no_model(words, recipes, sentence):
 
 
 def test_a_model_of_another_run_is_refused():
-    assert compare("--quiet", recipes="rtn").exit_code == 0
+    assert compare("--quiet", "--pictures-only", recipes="rtn").exit_code == 0
     result = compare("--quiet", "--seed", "1", recipes="rtn")
     assert result.exit_code == 2
-    assert "is of another run, which differs in: " in result.stderr
+    assert "pictures/reference/000000.png is of another run" in result.stderr
+    shutil.rmtree("out/pictures")
+    result = compare("--quiet", "--seed", "1", recipes="rtn")
+    assert result.exit_code == 2
+    assert "out/models/rtn-w4a4 is of another run, which differs in: seed;" in result.stderr
 
 
 def test_a_transformer_alone_is_no_pipeline():

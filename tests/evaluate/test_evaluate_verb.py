@@ -127,3 +127,34 @@ def test_a_killed_run_goes_on(small, monkeypatch):
     monkeypatch.setattr(Series, "draw", real_draw)
     assert evaluate("--output", "out").exit_code == 0
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+def test_errors_by_timestep_and_layer_are_printed_and_kept(small):
+    result = evaluate("--output", "out")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    [times] = [line[1:] for line in lines if line[0] == "timestep"]
+    [errors] = [line[1:] for line in lines if line[0] == "dB"]
+    assert len(times) == len(errors) == 1  # one step
+    content = json.loads(Path("out/evaluation.json").read_text())
+    kept = content["trajectory"]["by_timestep"]
+    assert f"{next(iter(kept.values())):.2f}" == errors[0]
+    assert {layer["role"] for layer in content["trajectory"]["layers"]} >= {"q", "fc1", "fc2"}
+    assert content["cost"]["bytes"] < content["cost"]["bf16_bytes"]
+
+
+def test_what_is_inside_the_networks_can_be_left_out(small):
+    result = evaluate("--output", "out", "--pictures-only")
+    assert "timestep" not in result.stdout
+    content = json.loads(Path("out/evaluation.json").read_text())
+    assert content["trajectory"] is content["cost"] is None
+
+
+def test_a_finite_model_that_draws_nothing_is_named_layer_and_all(pipeline_folder, pipe):
+    pipe.vae.decoder.conv_out.weight.data.zero_()
+    pipe.vae.decoder.conv_out.bias.data.fill_(-9)
+    pipe.save_pretrained("small")
+    result = evaluate("--output", "out", "--pictures-only")
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert line.startswith("broken: small: 8 of 8 pictures are black; ")
+    assert line.endswith("first bad layer: vae.decoder.conv_out")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from fewbit.evaluate.comparison import Comparison, Row
@@ -24,6 +25,7 @@ PICTURES = 8  # seeds shown
 COLUMNS = 16  # timesteps of a heat map, at most
 WORST = 10  # layers listed
 SPREADS = 4  # layers whose inputs are shown
+OUTLYING = 0.05  # of all errors that lie beyond either end of the colour scale
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,7 @@ def _by_timestep(measured: Mapping[str, TrajectoryFidelity]) -> str:
 
 def _by_layer(layered: Mapping[str, TrajectoryFidelity]) -> str:
     values = [db for found in layered.values() for one in found.layers for db in _finite(one)]
-    low, high = min(values, default=0.0), max(values, default=1.0)
+    low, high = _most(values)
     figures = [
         html.figure(
             charts.heat_map(f"Error by layer and timestep, {label}", _rows(found), low, high),
@@ -275,12 +277,21 @@ def _by_layer(layered: Mapping[str, TrajectoryFidelity]) -> str:
     worst = [_worst(label, found) for label, found in layered.items()]
     lead = (
         "Each layer's output beside full precision's, both networks on the same latents: an error "
-        "grows from layer to layer, and the step from one row to the next is what a layer adds."
+        "grows from layer to layer, and the step from one row to the next is what a layer adds. "
+        "Where a method rotates the values of an attention, the layer that gives them is left out."
     )
     body = html.side_by_side(figures) + html.folded(
         f"The {WORST} worst layers of each model", "".join(worst)
     )
     return html.section("layers", "Error by layer", lead, body)
+
+
+def _most(values: Sequence[float]) -> tuple[float, float]:
+    """The range of nearly all: a few layers that lose nothing would take all contrast."""
+    if not values:
+        return 0.0, 1.0
+    low, high = np.quantile(values, [OUTLYING, 1 - OUTLYING]).tolist()
+    return low, high
 
 
 def _finite(layer: LayerError) -> list[float]:
@@ -322,9 +333,9 @@ def _spreads(layered: Mapping[str, TrajectoryFidelity]) -> str:
 
 
 def _spread(layer: LayerError) -> str:
-    series = {f"as it comes, kurtosis {layer.inputs.kurtosis:.1f}": layer.inputs.counts}
+    series = {f"as it comes, kurtosis {layer.inputs.kurtosis:z.1f}": layer.inputs.counts}
     if layer.transformed:
-        name = f"transformed, kurtosis {layer.transformed.kurtosis:.1f}"
+        name = f"transformed, kurtosis {layer.transformed.kurtosis:z.1f}"
         series[name] = layer.transformed.counts
     return html.figure(charts.histogram(f"Input of {layer.name}", EDGE, series), layer.name)
 
