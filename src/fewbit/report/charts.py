@@ -282,9 +282,10 @@ def _scale(low: float, high: float) -> str:
         for n in range(LEVELS)
     )
     return (
-        f'<ul class="legend"><li>{high:.0f} dB <svg style="width:{12 * LEVELS}px;height:10px" '
-        f'viewBox="0 0 {12 * LEVELS} 10" aria-hidden="true">{steps}</svg> {low:.0f} dB, '
-        "stronger is worse</li></ul>\n"
+        f'<ul class="legend"><li>{high:.0f} dB or more '
+        f'<svg style="width:{12 * LEVELS}px;height:10px" '
+        f'viewBox="0 0 {12 * LEVELS} 10" aria-hidden="true">{steps}</svg> {low:.0f} dB '
+        "or less</li></ul>\n"
     )
 
 
