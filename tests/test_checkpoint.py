@@ -83,6 +83,13 @@ def test_reading_refuses_altered_data(folder, tmp_path):
         read_tensors(altered, artefact.manifest.crc32)
 
 
+def test_floats_are_aligned_as_torch_aligns_its_own(folder):
+    artefact = Artefact.open(folder)
+    (header,) = artefact.headers
+    tensors = read_tensors(header, artefact.manifest.crc32).values()
+    assert all(t.data_ptr() % 64 == 0 for t in tensors if t.is_floating_point())
+
+
 def test_what_is_written_to_a_tensor_does_not_reach_its_file(folder):
     artefact = Artefact.open(folder)
     (header,) = artefact.headers

@@ -218,10 +218,8 @@ def _by_name(headers: Iterable[Header]) -> dict[str, tuple[Stored, Path]]:
 
 def _check_numbers(name: str, weight: QTensor) -> None:
     fmt, scales = weight.spec.format, weight.scales
-    outer = () if scales.outer is None else (scales.outer,)
-    for scale in (weight.spec.load(scales), *outer):
-        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-            raise BrokenFile(f"{name}.scales holds a scale that is not positive and finite")
+    if not weight.spec.scale.sound(scales.stored, scales.outer):
+        raise BrokenFile(f"{name}.scales holds a scale that is not positive and finite")
     if scales.zeros is not None and int(scales.zeros.max()) > fmt.max:
         raise BrokenFile(f"{name}.zeros holds a zero point above {fmt.max:.0f}")
     options = len(fmt.options) if isinstance(fmt, FormatChoice) else 0

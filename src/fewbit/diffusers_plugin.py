@@ -133,6 +133,7 @@ class FewbitQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         assert self.work is not None
         model.fewbit = self.work.finish()
+        model.requires_grad_(False)
         model.register_to_config(quantization_config=self.quantization_config)
         self.work = None
         return model

@@ -65,6 +65,7 @@ def quantize(
     run = _Run(transformer, plan, data, seed, device, None if workdir is None else Path(workdir))
     for _ in track(run.blocks(), f"{chosen}, blocks", len(plan.structure.blocks), progress):
         pass
+    transformer.requires_grad_(False)  # as it will be when it is loaded again, to the last bit
     for layer in quantized_layers(transformer).values():
         layer.as_stored()
     report = Report(

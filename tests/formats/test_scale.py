@@ -27,6 +27,29 @@ def test_byte_255_of_e8m0_is_nan_both_ways():
     assert E8M0.store(torch.tensor([torch.nan])).item() == 255
 
 
+@pytest.mark.parametrize("name", ["e8m0", "e4m3", "e4m3row"])
+@pytest.mark.parametrize("byte", range(256))
+def test_sound_bytes_are_those_of_positive_finite_scales(name, byte):
+    scale = SCALES[name]
+    stored, outer = torch.tensor([[byte]], dtype=torch.uint8).view(scale.dtype), torch.ones(1, 1)
+    value = scale.load(stored, outer)
+    assert scale.sound(stored, outer) == bool(value.isfinite() and value > 0)
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
+def test_sound_floats_are_positive_and_finite(name):
+    scale = SCALES[name]
+    for value in (0.0, -0.0, -1.0, torch.inf, torch.nan):
+        assert not scale.sound(torch.tensor([[1.0, value]]).to(scale.dtype))
+    assert scale.sound(torch.tensor([[1.0, 2.0**-14]]).to(scale.dtype))
+
+
+@pytest.mark.parametrize("outer", [0.0, -1.0, torch.inf, torch.nan, 1e38, 1e-45])
+def test_an_outer_scale_that_makes_no_scale(outer):
+    stored = torch.ones(1, 1).to(torch.float8_e4m3fn)
+    assert not SCALES["e4m3"].sound(stored, torch.tensor([[outer]]))
+
+
 @pytest.mark.parametrize(
     ("name", "absmax", "exponent"),
     [

@@ -35,6 +35,10 @@ class ScaleFormat:
     def load(self, stored: Tensor, outer: Tensor | None = None) -> Tensor:
         return stored.float()
 
+    def sound(self, stored: Tensor, outer: Tensor | None = None) -> bool:
+        """Whether all are positive and finite."""
+        return bool((stored.isfinite() & (stored > 0)).all())
+
 
 @dataclass(frozen=True)
 class PowerOfTwo(ScaleFormat):
@@ -53,6 +57,9 @@ class PowerOfTwo(ScaleFormat):
     def load(self, stored: Tensor, outer: Tensor | None = None) -> Tensor:
         power = torch.ldexp(torch.ones_like(stored, dtype=torch.float32), stored.int() - 127)
         return power.masked_fill(stored == 255, torch.nan)
+
+    def sound(self, stored: Tensor, outer: Tensor | None = None) -> bool:
+        return not bool((stored == 255).any())
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,12 @@ class Fp8Scale(ScaleFormat):
     def load(self, stored: Tensor, outer: Tensor | None = None) -> Tensor:
         assert outer is not None
         return stored.float() * outer
+
+    def sound(self, stored: Tensor, outer: Tensor | None = None) -> bool:
+        """The bytes of positive numbers are those from 1 to 126."""
+        assert outer is not None
+        positive = bool((stored.view(torch.uint8) - 1 < 126).all())
+        return positive and FP32.sound(outer * 448.0) and FP32.sound(outer * SMALLEST_E4M3)
 
 
 FP32 = ScaleFormat("fp32", torch.float32)
