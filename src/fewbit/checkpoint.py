@@ -225,6 +225,8 @@ def _check_numbers(name: str, weight: QTensor) -> None:
     options = len(fmt.options) if isinstance(fmt, FormatChoice) else 0
     if scales.choices is not None and int(scales.choices.max()) >= options:
         raise BrokenFile(f"{name}.choices holds a choice that {fmt} does not offer")
+    if scales.codebook is not None and not bool(scales.codebook.isfinite().all()):
+        raise BrokenFile(f"{name}.codebook holds an entry that is not finite")
     has_specials = not all(map(math.isfinite, fmt.code_values()))
     if has_specials and not bool(torch.isfinite(weight.dequantize()).all()):
         raise BrokenFile(f"{name}.codes holds a code that is no number in {fmt}")

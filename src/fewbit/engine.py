@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 import time
@@ -18,7 +19,7 @@ from fewbit.blueprint import quantized_layers
 from fewbit.calibration import BlockStream, CalibrationSet, Step, sample
 from fewbit.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration
-from fewbit.methods.contract import Rule, Solved
+from fewbit.methods.contract import ModelJob, Rule, Solved
 from fewbit.models import Layer, ModelSpec, transformer_of
 from fewbit.output_error import OutputError, output_errors
 from fewbit.plan import Plan, make_plan
@@ -65,6 +66,7 @@ def quantize(
     run = _Run(transformer, plan, data, seed, device, None if workdir is None else Path(workdir))
     for _ in track(run.blocks(), f"{chosen}, blocks", len(plan.structure.blocks), progress):
         pass
+    run.finish()
     transformer.requires_grad_(False)  # as it will be when it is loaded again, to the last bit
     for layer in quantized_layers(transformer).values():
         layer.as_stored()
@@ -105,9 +107,14 @@ class _Run:
         workdir: Path | None,
     ) -> None:
         self.transformer, self.plan, self.seed, self.device = transformer, plan, seed, device
+        self.data = data
         self.sources = {name: digest(self._weight(name)) for name in plan.rules}
         self.work = None if workdir is None else Workdir(workdir, self._identity(data))
         self.stream = None if data is None else self._stream(data, workdir)
+        self.exact = None if data is None else self._exact_stream(data, workdir)
+        settings = plan.recipe.settings
+        keeps = plan.recipe.implementation.TARGETS and settings.keep_original
+        self.original = copy.deepcopy(transformer) if keeps else None
         self.layers: list[LayerReport] = []
         self.warnings: list[str] = []
 
@@ -115,19 +122,39 @@ class _Run:
         """Each block when it is done, those first that an earlier run has finished."""
         first = self._restore()
         yield from range(first)
-        for block, step in zip(self._rest(first), self._steps(first), strict=True):
+        for block, (step, exact) in zip(self._rest(first), self._steps(first), strict=True):
+            if exact is not None:
+                exact.advance()  # the block is still in full precision
             if self.work is not None and self.work.finished(block):
                 self._take(self.work.restore(self.transformer, block))
             else:
-                self._solve(block, step)
+                self._solve(block, step, exact)
             memory.release()
             yield block
 
-    def _solve(self, block: int, step: Step | None) -> None:
+    def finish(self) -> None:
+        """What a method does to the whole model in the end."""
+        method, settings = self.plan.recipe.implementation, self.plan.recipe.settings
+        if method.finish is None or self.data is None:
+            return
+        if self.work is not None and self.work.tuned:
+            self.work.restore_tuned(self.transformer)
+            return
+        exact = self.exact or self.stream
+        assert exact is not None
+        blocks = self.plan.structure.blocks
+        job = ModelJob(
+            self.transformer, blocks, self.data, exact.results, self.original, self.seed
+        )
+        if method.finish(job, settings) and self.work is not None:
+            self.work.save_tuned(self.transformer)
+
+    def _solve(self, block: int, step: Step | None, exact: Step | None) -> None:
         job = self.plan.job(self.transformer, block, self.seed)
-        job.step = step
+        job.step, job.exact = step, exact
         if step is not None and not self.plan.recipe.settings.propagate:
             step.advance()
+            job.exact = step
         originals = {name: job.linear(name) for name in job.rules}
         with _visiting(self.device, job.module):
             self.plan.recipe.implementation.solve(job, self.plan.recipe.settings)
@@ -152,7 +179,7 @@ class _Run:
         count = len(self.plan.structure.blocks)
         if self.work is None:
             return 0
-        ready = count if self.stream is None else self.stream.ready()
+        ready = min((stream.ready() for stream in (self.stream, self.exact) if stream), default=count)
         first = 0
         while first < ready and self.work.finished(first):
             self._take(self.work.restore(self.transformer, first))
@@ -162,10 +189,18 @@ class _Run:
     def _rest(self, first: int) -> range:
         return range(first, len(self.plan.structure.blocks))
 
-    def _steps(self, first: int) -> Iterator[Step | None]:
-        if self.stream is None:
-            return iter([None] * len(self._rest(first)))
-        return self.stream.steps(first)
+    def _steps(self, first: int) -> Iterator[tuple[Step | None, Step | None]]:
+        """Of each block, its place in the stream and in the one that stays in full precision."""
+        none = [None] * len(self._rest(first))
+        streams = ((none if one is None else one.steps(first)) for one in (self.stream, self.exact))
+        return zip(*streams, strict=True)
+
+    def _exact_stream(self, data: CalibrationSet, workdir: Path | None) -> BlockStream | None:
+        """A second one, where the method wants targets that quantized blocks have not touched."""
+        recipe = self.plan.recipe
+        if not (recipe.implementation.TARGETS and recipe.settings.propagate):
+            return None
+        return self._stream(data, None if workdir is None else workdir / "exact")
 
     def _stream(self, data: CalibrationSet, workdir: Path | None) -> BlockStream:
         blocks = [self.transformer.get_submodule(name) for name in self.plan.structure.blocks]
@@ -269,6 +304,7 @@ def _layer_report(
     activation = getattr(stage.activation, "spec", None) if stage else None
     weight_db = sqnr(solved.target, packed.dequantize())
     without_data = not outputs  # then the method is plain rounding itself
+    plain_db = weight_db if without_data else sqnr(weight, solved.plainly(weight, rule))
     return LayerReport(
         name=layer.name,
         role=str(layer.role),
@@ -278,7 +314,7 @@ def _layer_report(
         bytes_before=layer.bytes,
         bytes=solved.layer.nbytes(),
         weight_db=weight_db,
-        rounding_weight_db=weight_db if without_data else sqnr(weight, rule.weight.round(weight)),
+        rounding_weight_db=plain_db,
         output_db=outputs[layer.name].actual_db if outputs else None,
         rounding_output_db=outputs[layer.name].plain_db if outputs else None,
     )

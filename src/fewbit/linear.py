@@ -14,7 +14,7 @@ from fewbit.kernels.choose import backend_for
 from fewbit.kernels.coded import Coded, Weight
 from fewbit.kernels.reference import Reference
 
-STORED = ("codes", "scales", "outer_scales", "zeros", "choices")
+STORED = ("codes", "scales", "outer_scales", "zeros", "choices", "codebook")
 
 
 class QLinear(nn.Module):
@@ -44,6 +44,7 @@ class QLinear(nn.Module):
     outer_scales: Tensor | None
     zeros: Tensor | None
     choices: Tensor | None
+    codebook: Tensor | None
     layout: Tensor | None
 
     @property
@@ -54,7 +55,7 @@ class QLinear(nn.Module):
         return self._weight(self._maker.codes_in(self.layout, self.spec))
 
     def _weight(self, codes: Tensor) -> QTensor:
-        scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices)
+        scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices, self.codebook)
         return QTensor(codes, scales, self.spec, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:

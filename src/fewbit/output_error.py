@@ -38,7 +38,7 @@ def output_errors(
     """By layer name, on the inputs that the quantized block gives its layers."""
     errors = {name: OutputError() for name in job.solved}
     plain = {
-        name: job.rules[name].weight.round(original.weight.detach().float())
+        name: job.solved[name].plainly(original.weight.detach().float(), job.rules[name])
         for name, original in originals.items()
     }
 

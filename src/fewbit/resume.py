@@ -64,6 +64,24 @@ class Workdir:
             contiguous = {key: state[key].contiguous() for key in kept}
             save_file(contiguous, aside, {KEY: json.dumps(said)})
 
+    @property
+    def tuned(self) -> bool:
+        return self._tuned.exists()
+
+    def save_tuned(self, model: nn.Module) -> None:
+        """All quantized layers, after the whole model was changed once more."""
+        state = {
+            f"{name}.{key}": tensor
+            for name, layer in quantized_layers(model).items()
+            for key, tensor in layer.state_dict().items()
+        }
+        with replacing(self._tuned) as aside:
+            save_file({name: tensor.clone() for name, tensor in state.items()}, aside)
+
+    def restore_tuned(self, model: nn.Module) -> None:
+        for name, tensor in load_file(self._tuned).items():
+            put(model, name, tensor)
+
     def restore(self, model: nn.Module, block: int) -> BlockDone:
         """Put a finished block's layers into the model."""
         file = self._file(block)
@@ -74,6 +92,10 @@ class Workdir:
             put(model, name, tensors[said["aliases"].get(name, name)])
         layers = [LayerReport(**layer) for layer in said["layers"]]
         return BlockDone(layers, said["warnings"])
+
+    @property
+    def _tuned(self) -> Path:
+        return self.path / "tuned.safetensors"
 
     def _file(self, block: int) -> Path:
         return self.path / f"block-{block:04}.safetensors"

@@ -116,7 +116,7 @@ class BlockStream:
     def results(self) -> Iterator[Any]:
         """What the model gives for each minibatch, after the last step."""
         for number in range(len(self.parts)):
-            yield self.replay.finish(self._inputs(number), partial(self._output, number))
+            yield self.replay.finish(self._inputs(number), partial(self.output, number=number))
 
     def bytes_needed(self) -> int:
         """The most that waits at any time, in memory or in the workdir."""
@@ -136,11 +136,14 @@ class BlockStream:
 
     def call(self, index: int, number: int) -> BlockInput:
         """What the block receives for one minibatch."""
-        given = partial(self._output, number)
+        given = partial(self.output, number=number)
         arguments = self.replay.reach(index, self._inputs(number), given)
-        device = next((p.device for p in self.blocks[index].parameters()), self.replay.device)
+        device = self.device_of(index)
         args, kwargs = map_tensors(arguments, lambda tensor: tensor.to(device))
         return BlockInput(args, kwargs, self.rows(number))
+
+    def device_of(self, index: int) -> torch.device:
+        return next((p.device for p in self.blocks[index].parameters()), self.replay.device)
 
     def park(self, output: Any) -> Named:
         """The tensors of an output as they wait, sharing no memory with anything."""
@@ -161,7 +164,7 @@ class BlockStream:
     def _inputs(self, number: int) -> dict[str, Any]:
         return self.data.take(self.parts[number])
 
-    def _output(self, number: int, block: int) -> Any:
+    def output(self, block: int, number: int) -> Any:
         """A waiting output; zeros stand for what nobody reads any more."""
         waiting = self.outputs.read(block, number) if self.outputs.holds(block) else None
         rows = len(self.parts[number])
@@ -209,6 +212,15 @@ class Step:
     def outputs(self) -> Iterator[Any]:
         """What the block, as it is now, gives for each of its inputs."""
         return map(self._run, self.inputs())
+
+    def given(self) -> Iterator[Any]:
+        """What the block gave when this step advanced, minibatch by minibatch."""
+        for number in range(self.minibatches):
+            yield self.stream.output(self.index, number)
+
+    @property
+    def device(self) -> torch.device:
+        return self.stream.device_of(self.index)
 
     def advance(self) -> None:
         """Let the block, as it is now, give the inputs of the blocks to come."""

@@ -1,6 +1,7 @@
 """Number formats: what a code means, how scales are kept, how codes become bytes."""
 
 from fewbit.formats.choice import FormatChoice
+from fewbit.formats.codebook import Codebook
 from fewbit.formats.format import Format
 from fewbit.formats.integer import Integer
 from fewbit.formats.minifloat import Minifloat
@@ -14,6 +15,7 @@ __all__ = [
     "NVFP4",
     "NVFP4_TOKEN",
     "SCALES",
+    "Codebook",
     "Format",
     "FormatChoice",
     "Integer",

@@ -40,6 +40,11 @@ class Format(ABC):
     @abstractmethod
     def bits(self) -> int: ...
 
+    @property
+    def columns_per_code(self) -> int:
+        """How many neighbouring columns of a row one code stands for."""
+        return 1
+
     @abstractmethod
     def code_values(self) -> tuple[float, ...]:
         """The value of every code, 0 to 2**bits - 1 (NaN and inf included where they exist)."""

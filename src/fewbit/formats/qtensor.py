@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class QTensor:
     @classmethod
     def empty(cls, rows: int, columns: int, spec: Spec) -> QTensor:
         """The tensors of a packed matrix with nothing in them, on the current default device."""
-        packed = torch.empty(rows, packed_width(columns, spec.format.bits), dtype=torch.uint8)
+        width = packed_width(spec.codes(columns), spec.format.bits)
+        packed = torch.empty(rows, width, dtype=torch.uint8)
         return cls(packed, spec.empty_scales(rows, columns), spec, columns)
 
     @property
@@ -36,7 +37,17 @@ class QTensor:
         return self.packed.shape[0], self.columns
 
     def codes(self) -> Tensor:
-        return unpack(self.packed, self.spec.format.bits, self.columns)
+        return unpack(self.packed, self.spec.format.bits, self.spec.codes(self.columns))
+
+    def rows(self, part: slice) -> QTensor:
+        """Some of the rows, sharing memory with all."""
+
+        per_row = {
+            name: tensor[part]
+            for name in ("stored", "outer", "zeros", "choices")
+            if (tensor := getattr(self.scales, name)) is not None and len(tensor) > 1
+        }
+        return replace(self, packed=self.packed[part], scales=replace(self.scales, **per_row))
 
     def dequantize(self) -> Tensor:
         return self.spec.decode(self.codes(), self.scales)
@@ -53,5 +64,6 @@ class QTensor:
             "outer_scales": self.scales.outer,
             "zeros": self.scales.zeros,
             "choices": self.scales.choices,
+            "codebook": self.scales.codebook,
         }
         return {name: t for name, t in named.items() if t is not None}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewbit.errors import BadArgument
 from fewbit.formats.choice import SEPARATOR, FormatChoice
+from fewbit.formats.codebook import MOST_COLUMNS, Codebook
 from fewbit.formats.format import Format
 from fewbit.formats.integer import Integer
 from fewbit.formats.minifloat import Minifloat
@@ -37,7 +38,10 @@ FORMATS: dict[str, Format] = {
 
 
 def format_named(name: str) -> Format | None:
-    """A format of the library, or several of one width and sign joined by `|`, one per row."""
+    """A format of the library, several of one width and sign joined by `|`, or a codebook."""
+    codebook = re.fullmatch(r"vq(\d{1,3})x(\d{1,2})", name)
+    if codebook:
+        return _codebook(int(codebook[1]), int(codebook[2]))
     options = [FORMATS.get(part) for part in name.split(SEPARATOR)]
     known = tuple(option for option in options if option is not None)
     if len(known) < len(options) or len({(f.bits, f.signed) for f in known}) > 1:
@@ -45,14 +49,22 @@ def format_named(name: str) -> Format | None:
     return known[0] if len(known) == 1 else FormatChoice(known)
 
 
+def _codebook(entries: int, columns: int) -> Codebook | None:
+    try:
+        return Codebook(entries, columns)
+    except BadArgument:
+        return None
+
+
 @dataclass(frozen=True)
 class Scales:
-    """The scales of one matrix as they are stored: [rows or 1, groups]."""
+    """What gives the codes of one matrix their values: scales as stored, [rows or 1, groups]."""
 
     stored: Tensor
     outer: Tensor | None = None  # float32, [rows or 1, 1]
     zeros: Tensor | None = None  # uint8, as `stored`
     choices: Tensor | None = None  # uint8 [rows, 1], which option of a FormatChoice a row uses
+    codebook: Tensor | None = None  # float16 [entries, columns] of a Codebook
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Spec:
         if not match or fmt is None or match[4] not in SCALES:
             raise BadArgument(
                 f"not a number format: {text!r}; it is FORMAT/SPAN/SCALE with FORMAT one of "
-                f"{', '.join(FORMATS)}, SPAN one of tensor, row, gN, SCALE one of "
+                f"{', '.join(FORMATS)}, vqKxD (a codebook), SPAN one of tensor, row, gN, SCALE one of "
                 f"{', '.join(SCALES)}"
             )
         return cls(fmt, match[2] or int(match[3]), SCALES[match[4]])
@@ -91,6 +103,7 @@ class Spec:
 
     def groups(self, columns: int) -> int:
         """How many scales a row of `columns` has."""
+        self.codes(columns)
         if not isinstance(self.span, int):
             return 1
         if columns % self.span:
@@ -100,8 +113,20 @@ class Spec:
             )
         return columns // self.span
 
+    def codes(self, columns: int) -> int:
+        """How many codes a row of `columns` has."""
+        each = self.format.columns_per_code
+        if columns % each:
+            divisors = ", ".join(str(n) for n in range(1, MOST_COLUMNS + 1) if columns % n == 0)
+            raise BadArgument(
+                f"vectors of {each} do not divide {columns} columns; vectors that do: {divisors}"
+            )
+        return columns // each
+
     def fit(self, matrix: Tensor) -> Scales:
         """The scales at which nothing is clipped (but for the rounding of the scale itself)."""
+        if isinstance(self.format, Codebook):
+            raise BadArgument(f"{self} has no scales to fit: its codebook must be learned")
         grouped = self._grouped(matrix.float())
         if not self.symmetric:
             return self._fit_asymmetric(grouped)
@@ -122,17 +147,20 @@ class Spec:
         if isinstance(self.format, FormatChoice):
             assert scales.choices is not None
             return self.format.encode_rows(units, scales.choices[..., None]).view(matrix.shape)
+        if isinstance(self.format, Codebook):
+            assert scales.codebook is not None
+            return self.format.encode_vectors(units.flatten(1), scales.codebook)
         return self.format.encode(units).view(matrix.shape)
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
-        """Codes [rows, columns] to float32 values."""
-        levels = self._grouped(self._levels(codes, scales))
-        return self._values(levels, scales).view(codes.shape)
+        """Codes [rows, codes of a row] to float32 values [rows, columns]."""
+        levels = self._levels(codes, scales)
+        return self._values(self._grouped(levels), scales).view(levels.shape)
 
     def round(self, matrix: Tensor, scales: Scales | None = None) -> Tensor:
         """Values to what they become when stored: encode, then decode, without making codes."""
         scales = scales or self.fit(matrix)
-        if isinstance(self.format, FormatChoice):
+        if isinstance(self.format, FormatChoice | Codebook):
             return self.decode(self.encode(matrix, scales), scales)
         levels = self.format.round(self._units(matrix, scales))
         return self._values(levels, scales).view(matrix.shape)
@@ -142,13 +170,14 @@ class Spec:
         return self.scale.load(scales.stored, scales.outer)
 
     def bytes(self, rows: int, columns: int) -> int:
-        """The arithmetic of a packed matrix: codes, scales, outer scales, zero points."""
-        codes = rows * packed_width(columns, self.format.bits)
+        """The arithmetic of a packed matrix: codes, and all that gives them their values."""
+        codes = rows * packed_width(self.codes(columns), self.format.bits)
         count = math.prod(self._scales_shape(rows, columns))
         outer = self._outer_rows(rows)
         zeros = 0 if self.symmetric else count
         choices = rows if isinstance(self.format, FormatChoice) else 0
-        return codes + count * self.scale.dtype.itemsize + 4 * outer + zeros + choices
+        codebook = self.format.bytes if isinstance(self.format, Codebook) else 0
+        return codes + count * self.scale.dtype.itemsize + 4 * outer + zeros + choices + codebook
 
     def empty_scales(self, rows: int, columns: int) -> Scales:
         """Scales of the right shapes and dtypes with nothing in them."""
@@ -160,6 +189,7 @@ class Spec:
             torch.empty(rows, 1, dtype=torch.uint8)
             if isinstance(self.format, FormatChoice)
             else None,
+            self.format.empty() if isinstance(self.format, Codebook) else None,
         )
 
     def _units(self, matrix: Tensor, scales: Scales) -> Tensor:
@@ -177,6 +207,9 @@ class Spec:
         if isinstance(self.format, FormatChoice):
             assert scales.choices is not None
             return self.format.decode_rows(codes, scales.choices)
+        if isinstance(self.format, Codebook):
+            assert scales.codebook is not None
+            return self.format.decode_vectors(codes, scales.codebook)
         return self.format.decode(codes)
 
     def _fit_asymmetric(self, grouped: Tensor) -> Scales:

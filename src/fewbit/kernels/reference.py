@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from fewbit.formats import Format, QTensor, Spec
+from fewbit.formats import Codebook, Format, QTensor, Spec
 from fewbit.formats.scale import FP32
 from fewbit.kernels.coded import Coded, Rotation, Weight, has_integer_rows, has_integers
+
+TILE = 1 << 20  # weights of a codebook that exist decoded at a time
 
 _EXACT_FLOAT32 = 1 << 24
 
@@ -65,6 +67,9 @@ class Reference:
     ) -> Tensor:
         """x · weightᵀ + bias, [rows, out]. Integers are multiplied and summed as such."""
         bias = None if bias is None else bias.float()
+        if isinstance(weight.spec.format, Codebook):
+            given = x if isinstance(x, Tensor) else x.values()
+            return self.codebook_linear(given, weight.packed, bias, dtype)
         if isinstance(x, Tensor):
             return self.float_linear(x, weight, bias, dtype)
         if self.multiplies_codes(weight.spec):
@@ -94,6 +99,20 @@ class Reference:
     ) -> Tensor:
         """Of inputs that are not rounded, or not to integers: float32 products and sums."""
         return linear(x.float(), weight.packed.dequantize(), bias).to(dtype)
+
+    def codebook_linear(
+        self, x: Tensor, packed: QTensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """As `float_linear`, some output channels after the others: only the packed codes and the
+        codebook rest in memory."""
+        rows, columns = packed.shape
+        step, given = max(TILE // columns, 1), x.float()
+        parts = [
+            linear(given, packed.rows(slice(start, start + step)).dequantize())
+            for start in range(0, rows, step)
+        ]
+        product = torch.cat(parts, -1)
+        return (product if bias is None else product + bias).to(dtype)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float

@@ -5,24 +5,29 @@ A method is a module with
     VARIANTS        bits -> Rule; the first is the default
     CALIBRATED      whether it needs to see data; its Settings then say how many `samples`, and
                     with `propagate` whether later blocks see what the quantized earlier ones give
+    TARGETS         whether it needs what was given in full precision: `exact` of its jobs, and of
+                    `finish` the outputs. Its Settings then say with `keep_original` whether a copy
+                    of the model stays beside
     PRESETS         name -> settings that belong together
     Settings        a frozen dataclass of its settings with their defaults, checked on construction
     rule(layer, variant, settings) -> Rule | None      what a layer becomes; None keeps it
     solve(job, settings) -> None                       replaces the layers of one block
+    finish(job, settings) -> bool     or None: changes the whole model in the end, layers of the
+                                      same kinds in their places; whether there was anything to do
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from fewbit.calibration import Step
+from fewbit.calibration import CalibrationSet, Step
 from fewbit.calibration.observe import Seen, observe
 from fewbit.errors import BadArgument
-from fewbit.formats import Spec
+from fewbit.formats import QTensor, Spec
 from fewbit.linear import QLinear
 from fewbit.models import Attention, Layer, Role
 
@@ -48,6 +53,7 @@ class BlockJob:
     attentions: tuple[Attention, ...]
     seed: int
     step: Step | None = None  # the block's place in the calibration stream, if there is data
+    exact: Step | None = None  # its place, already advanced, in the one before quantization
     solved: dict[str, Solved] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -80,16 +86,36 @@ class BlockJob:
     def warn(self, message: str) -> None:
         self.warnings.append(message)
 
-    def replace(self, name: str, layer: QLinear, target: Tensor) -> None:
-        """Put `layer` where the linear stood; `target` is what its packed weight stands for."""
-        self.solved[name] = Solved(layer, target)
+    def replace(
+        self, name: str, layer: QLinear, target: Tensor, plain: QTensor | None = None
+    ) -> None:
+        """Put `layer` where the linear stood; `target` is what its packed weight stands for, and
+        `plain` what the simplest method makes of it, where that is not rounding by the rule."""
+        self.solved[name] = Solved(layer, target, plain)
         self.module.set_submodule(self.path(name), layer)
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """The whole model, every block solved."""
+
+    model: nn.Module
+    blocks: tuple[str, ...]
+    data: CalibrationSet
+    outputs: Callable[[], Iterable[Any]]  # of the full-precision model, minibatch by minibatch
+    original: nn.Module | None
+    seed: int
 
 
 @dataclass(frozen=True)
 class Solved:
     layer: QLinear
     target: Tensor
+    plain: QTensor | None
+
+    def plainly(self, weight: Tensor, rule: Rule) -> Tensor:
+        """The weight by plain rounding, float32."""
+        return rule.weight.round(weight) if self.plain is None else self.plain.dequantize()
 
 
 class Method(Protocol):
@@ -97,12 +123,16 @@ class Method(Protocol):
     SUMMARY: str
     VARIANTS: Mapping[str, Rule]
     CALIBRATED: bool
+    TARGETS: bool
     PRESETS: Mapping[str, Mapping[str, Any]]
     Settings: Callable[..., Any]
 
     def rule(self, layer: Layer, variant: Rule, settings: Any) -> Rule | None: ...
 
     def solve(self, job: BlockJob, settings: Any) -> None: ...
+
+    @property
+    def finish(self) -> Callable[[ModelJob, Any], bool] | None: ...
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -38,6 +38,8 @@ from fewbit.transforms.transform import Transform
 NAME = "hq-dit"
 SUMMARY = "FP4 weights and activations: Hadamard rotation, format selection, GPTQ on floats"
 CALIBRATED = True
+TARGETS = False
+finish = None
 PRESETS = {"fast": {"samples": 64}}
 
 

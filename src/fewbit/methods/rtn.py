@@ -20,6 +20,8 @@ from fewbit.models import Layer, Role
 NAME = "rtn"
 SUMMARY = "plain rounding to nearest: no data, no search, the floor for all others"
 CALIBRATED = False
+TARGETS = False
+finish = None
 PRESETS: dict[str, dict[str, object]] = {}
 
 
