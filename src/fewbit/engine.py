@@ -143,9 +143,7 @@ class _Run:
         exact = self.exact or self.stream
         assert exact is not None
         blocks = self.plan.structure.blocks
-        job = ModelJob(
-            self.transformer, blocks, self.data, exact.results, self.original, self.seed
-        )
+        job = ModelJob(self.transformer, blocks, self.data, exact.results, self.original, self.seed)
         if method.finish(job, settings) and self.work is not None:
             self.work.save_tuned(self.transformer)
 
@@ -179,7 +177,9 @@ class _Run:
         count = len(self.plan.structure.blocks)
         if self.work is None:
             return 0
-        ready = min((stream.ready() for stream in (self.stream, self.exact) if stream), default=count)
+        ready = min(
+            (stream.ready() for stream in (self.stream, self.exact) if stream), default=count
+        )
         first = 0
         while first < ready and self.work.finished(first):
             self._take(self.work.restore(self.transformer, first))

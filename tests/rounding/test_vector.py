@@ -40,10 +40,7 @@ def test_a_round_is_the_means_of_the_nearest(monkeypatch):
     start = vector._seeding(vectors, weigh, 5, generator())
     codes = nearest(vectors, start, weigh)[0]
     expected = torch.stack(
-        [
-            (vectors * weigh)[codes == one].sum(0) / weigh[codes == one].sum(0)
-            for one in range(5)
-        ]
+        [(vectors * weigh)[codes == one].sum(0) / weigh[codes == one].sum(0) for one in range(5)]
     )
     assert torch.allclose(vector._lloyd(vectors, start, weigh)[0], expected, atol=1e-5)
 
@@ -78,7 +75,9 @@ def test_moments_make_loud_inputs_exact(span):
     weight, moments = normal(64, 64), torch.ones(64)
     moments[::8] = 100
     spec = Spec.parse(f"vq64x4/{span}/fp16")
-    plain, aware = (vector_quantize(weight, spec, 0, given).dequantize() for given in (None, moments))
+    plain, aware = (
+        vector_quantize(weight, spec, 0, given).dequantize() for given in (None, moments)
+    )
     x = normal(500, 64, seed=2) * moments.sqrt()
     assert sqnr(x @ weight.T, x @ aware.T) > sqnr(x @ weight.T, x @ plain.T) + 3
     assert sqnr(weight, aware) < sqnr(weight, plain)
@@ -97,7 +96,9 @@ def test_row_scales_help_rows_of_unequal_size():
 def test_a_silent_channel_still_counts():
     weight, moments = normal(32, 32), torch.ones(32)
     moments[5] = 0
-    units = Units.of(weight, (spec := Spec.parse("vq16x4/row/fp16")), vector._scales(weight, spec), moments)
+    units = Units.of(
+        weight, (spec := Spec.parse("vq16x4/row/fp16")), vector._scales(weight, spec), moments
+    )
     assert units.importance.min() > 0
 
 

@@ -1,20 +1,39 @@
-"""VQ4DiT (Deng et al., 2024): every linear of a block as a codebook and assignments to it."""
+"""VQ4DiT (Deng et al., 2024): vector-quantized weights, codebooks and assignments calibrated
+together, without data.
+
+Section 3.1  every linear of a block becomes a codebook and one assignment for each vector of
+             weights, at first by k-means
+Section 3.2  a vector may be any of its nearest entries, the candidates; their ratios are learned,
+             and vectors that have decided are frozen little by little
+Section 3.3  the full-precision model makes its own trajectories from noise; codebooks, ratios and
+             biases are trained until the blocks give what they gave before
+
+The published code differs from the paper: there codebooks wait until all assignments are frozen,
+there are two candidates and not the best three, and the student drops labels. This follows the
+paper, block by block (`scope="model"` is the published way, all blocks at once). Ours are the
+weighting of k-means by what the inputs are, the scale of each output channel, the hard share of
+vectors that freeze in time, and `tuning`, a last training of the whole model on its own output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewbit.activations.dynamic import Dynamic
-from fewbit.calibration.reconstruction import Reconstruction
+from fewbit.blueprint import quantized_layers
+from fewbit.calibration.reconstruction import Minibatch, Reconstruction
 from fewbit.calibration.training import Group, Schedule, train, trainable_copy
-from fewbit.formats import FORMATS, Codebook, QTensor, SCALES, Spec
+from fewbit.calibration.tree import tensors
+from fewbit.errors import BadArgument
+from fewbit.formats import FORMATS, SCALES, Codebook, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule, one_of, within
+from fewbit.methods.contract import BlockJob, ModelJob, Rule, one_of, within
 from fewbit.models import Layer, Role
 from fewbit.rounding.candidates import VectorLinear
 from fewbit.rounding.vector import vector_quantize
@@ -23,11 +42,16 @@ NAME = "vq4dit"
 SUMMARY = "2 and 3 bit weights: codebooks and assignments, calibrated together without data"
 CALIBRATED = True
 TARGETS = True
-PRESETS: dict[str, dict[str, object]] = {"fast": {"samples": 64, "steps": 100}}
+PRESETS: dict[str, dict[str, object]] = {
+    "fast": {"samples": 64, "steps": 100},
+    "published": {"scope": "model", "candidates": 2, "weighted": False, "row_scales": False},
+}
+FREEZINGS = 20  # how often more vectors are frozen
+MOST_CANDIDATES = 8
 
 
 def _codebook(entries: int, columns: int) -> Spec:
-    return Spec(Codebook(entries, columns), "tensor", SCALES["fp32"])
+    return Spec(Codebook(entries, columns), "tensor")
 
 
 VARIANTS = {
@@ -41,81 +65,254 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Settings:
-    samples: int = 256
-    propagate: bool = True
-    steps: int = 300
-    batch: int = 16
-    candidates: int = 3
-    ratios: str = "distance"
-    freeze_from: float = 0.1
-    freeze_to: float = 0.7
-    penalty: float = 0.0
-    rate: float = 3e-3
-    ratio_rate: float = 5e-2
+    samples: int = 256  # forward rows seen in calibration
+    steps: int = 300  # of training, for each block (or once, for the model)
+    batch: int = 16  # rows in each
+    candidates: int = 3  # entries that a vector may become; 1 trains no assignments
+    ratios: str = "distance"  # at first: by inverse "distance", or "uniform"
+    freeze_from: float = 0.1  # share of the training at which the first vectors are frozen
+    freeze_to: float = 0.7  # and the last
+    penalty: float = 0.0  # on ratios that have not decided
+    rate: float = 3e-3  # of codebooks, in units of their root mean square
+    ratio_rate: float = 5e-2  # of the logits of the ratios
     bias_rate: float = 1e-3
-    gain_rate: float = 1e-3
-    weighted: bool = True
-    row_scales: bool = True
-    adaln: str = "same"
-    hard: bool = False
+    gain_rate: float = 1e-3  # of the scales of output channels, relative
+    weighted: bool = True  # k-means counts an error by the inputs it meets
+    row_scales: bool = True  # each output channel has a scale of its own
+    scope: str = "block"  # or "model": all blocks at once, as published
+    tuning: int = 0  # steps of a last training of codebooks and biases on the model's output
+    propagate: bool = True  # blocks are trained on what the quantized ones before them give
+    adaln: str = "same"  # the modulation linear: "same", "int8" or "keep"
+
+    @property
+    def keep_original(self) -> bool:
+        return self.scope == "model"
+
+    def __post_init__(self) -> None:
+        for name in ("weighted", "row_scales", "propagate"):
+            one_of(name, getattr(self, name), (True, False))
+        one_of("ratios", self.ratios, ("distance", "uniform"))
+        one_of("scope", self.scope, ("block", "model"))
+        one_of("adaln", self.adaln, ("same", "int8", "keep"))
+        one_of("candidates", self.candidates, tuple(range(1, MOST_CANDIDATES + 1)))
+        for name in ("samples", "batch", "rate", "ratio_rate", "bias_rate", "gain_rate"):
+            within(name, getattr(self, name), 0, None)
+        for name in ("steps", "tuning", "penalty"):
+            within(name, getattr(self, name), -1e-9, None)
+        for name in ("samples", "steps", "batch", "tuning"):
+            if type(getattr(self, name)) is not int:
+                raise BadArgument(f"setting {name} must be whole, got {getattr(self, name)!r}")
+        if not 0 <= self.freeze_from < self.freeze_to <= 1:
+            raise BadArgument(
+                f"freezing cannot go from {self.freeze_from} to {self.freeze_to} of the training; "
+                "allowed: 0 <= freeze_from < freeze_to <= 1"
+            )
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
     if layer.role is Role.ADALN and settings.adaln != "same":
         return None if settings.adaln == "keep" else Rule(Spec(FORMATS["int8"]))
-    spec = replace(variant.weight, format=variant.weight.format.for_size(*layer.shape))
+    fmt = variant.weight.format
+    assert isinstance(fmt, Codebook)
+    spec = replace(variant.weight, format=fmt.for_size(*layer.shape))
     if settings.row_scales:
         spec = replace(spec, span="row", scale=SCALES["fp16"])
     return Rule(spec, None if layer.role is Role.ADALN else variant.activation)
 
 
 def solve(job: BlockJob, settings: Settings) -> None:
-    seen = job.observe() if settings.weighted else {}
-    block = trainable_copy(job.module)
+    """Sections 3.1 and, if blocks are trained one by one, 3.2 and 3.3."""
+    moments = _moments(job, settings)
+    stages = _stages(job)
     layers = {}
-    plain = {}
-    for number, group in enumerate(job.groups):
-        moments = seen[group[0]].moments.diagonal() if group[0] in seen else None
-        for n2, name in enumerate(group):
-            linear, spec = job.linear(name), job.rules[name].weight
-            start = vector_quantize(job.weight(name), spec, job.seed_of(number*10+n2), moments)
-            plain[name] = vector_quantize(job.weight(name), replace(spec, span="tensor"), job.seed_of(number*10+n2))
-            layers[name] = VectorLinear(start, linear.bias)
-            if settings.candidates > 1:
-                layers[name].consider(job.weight(name), moments, settings.candidates, settings.ratios == "uniform")
-            layers[name].hard = settings.hard
-            block.set_submodule(job.path(name), layers[name])
-    every = layers.values()
-    if settings.steps:
-        groups = [
-            Group([l.codebook for l in every], settings.rate),
-            Group([l.gain for l in every if l.gain.requires_grad], settings.gain_rate),
-            Group([l.bias for l in every if l.bias is not None], settings.bias_rate),
-            Group([l.logits for l in every if l.logits.numel()], settings.ratio_rate),
-        ]
-        groups = [g for g in groups if g.parameters]
-        def penalty(done):
-            if not settings.penalty or settings.candidates == 1: return 0.0
-            return settings.penalty * torch.stack([l.indecision() for l in every]).mean()
-        state = {"next": 0.0}
-        def after(done):
-            if settings.candidates > 1 and done >= settings.freeze_from + state["next"]*(settings.freeze_to-settings.freeze_from) and state["next"] <= 1:
-                for l in every: l.freeze(state["next"])
-                state["next"] = round(state["next"] + 0.05, 6)
-        rows = Reconstruction.of_block(job.step, job.exact)
-        L = []
-        def lossf(m, done):
-            x = m.loss(block(*m.args, **m.kwargs)); L.append(float(x.detach()))
-            return x + penalty(done)
-        train(lossf, rows, groups, Schedule(settings.steps, settings.batch, job.seed_of(900)), after)
-        f = max(len(L)//10,1)
-        print(job.name, "loss dB", " ".join("%.1f" % (-10*torch.tensor(L[i:i+f]).mean().log10().item()) for i in range(0,len(L),f)), flush=True)
-    for l in every:
-        if l.candidates.shape[1] > 1: l.freeze(1.0)
+    for number, name in enumerate(job.rules):
+        weight, spec, bias = job.weight(name), job.rules[name].weight, job.linear(name).bias
+        if not isinstance(spec.format, Codebook):
+            packed = QTensor.quantize(weight, spec)
+            job.replace(name, QLinear(packed, bias, stages[name]), weight)
+            continue
+        start = vector_quantize(weight, spec, job.seed_of(number), moments[name])
+        layers[name] = VectorLinear(start, bias, stages[name])
+        if settings.scope == "block" and settings.candidates > 1:
+            _consider(layers[name], weight, moments[name], settings)
+    if settings.scope == "block" and settings.steps:
+        _calibrate(job, layers, settings)
+    for number, (name, layer) in enumerate(layers.items()):
+        weight, plain = job.weight(name), replace(job.rules[name].weight, span="tensor")
+        job.replace(
+            name,
+            _settled(layer, job.linear(name).bias),
+            target=weight,
+            plain=vector_quantize(weight, plain, job.seed_of(number)),
+        )
+
+
+def finish(job: ModelJob, settings: Settings) -> bool:
+    """What is trained on the whole model: everything as published, or the last tuning."""
+    if settings.scope == "model" and settings.steps:
+        _calibrate_model(job, settings)
+    if settings.tuning:
+        _tune(job, settings)
+    return bool(settings.tuning or (settings.scope == "model" and settings.steps))
+
+
+def _moments(job: BlockJob, settings: Settings) -> dict[str, Tensor | None]:
+    """The mean square of each layer's inputs."""
+    if not settings.weighted:
+        return dict.fromkeys(job.rules)
+    seen = job.observe()
+    return {name: seen[group[0]].moments.diagonal() for group in job.groups for name in group}
+
+
+def _stages(job: BlockJob) -> dict[str, InputStage | None]:
+    stages: dict[str, InputStage | None] = {}
     for group in job.groups:
         spec = job.rules[group[0]].activation
         stage = None if spec is None else InputStage(activation=Dynamic(spec))
-        for name in group:
-            linear = job.linear(name)
-            bias = None if linear.bias is None else layers[name].bias.detach().to(linear.bias.dtype)
-            job.replace(name, QLinear(layers[name].packed(), bias, stage), job.weight(name), plain[name])
+        stages |= dict.fromkeys(group, stage)
+    return stages
+
+
+def _consider(
+    layer: VectorLinear, weight: Tensor, moments: Tensor | None, settings: Settings
+) -> None:
+    layer.consider(weight, moments, settings.candidates, settings.ratios == "uniform")
+
+
+def _calibrate(job: BlockJob, layers: Mapping[str, VectorLinear], settings: Settings) -> None:
+    """One block, on what the blocks before it give now and what it gave in full precision."""
+    assert job.step is not None
+    assert job.exact is not None
+    block = trainable_copy(job.module)
+    for name, layer in layers.items():
+        block.set_submodule(job.path(name), layer)
+
+    def loss(minibatch: Minibatch) -> Tensor:
+        return minibatch.loss(block(*minibatch.args, **minibatch.kwargs))
+
+    rows = Reconstruction.of_block(job.step, job.exact)
+    _learn(loss, layers.values(), rows, settings, job.seed_of(900))
+
+
+def _calibrate_model(job: ModelJob, settings: Settings) -> None:
+    """The published form: the student's blocks are chained, each held to the teacher's."""
+    assert job.original is not None
+    teacher, student = trainable_copy(job.original), trainable_copy(job.model)
+    layers = _trainable(student)
+    for name, layer in layers.items():
+        if settings.candidates > 1:
+            weight = teacher.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            _consider(layer, weight, None, settings)
+
+    def loss(minibatch: Minibatch) -> Tensor:
+        with torch.no_grad():
+            exact = _block_outputs(teacher, job.blocks, minibatch)
+        given = _block_outputs(student, job.blocks, minibatch)
+        parts = [
+            (one - other).square().mean() / other.square().mean()
+            for one, other in zip(given, exact, strict=True)
+        ]
+        return torch.stack(parts).mean()
+
+    rows = Reconstruction.of_model(job.data, job.outputs(), _device(student))
+    _learn(loss, layers.values(), rows, settings, job.seed)
+    _put_back(job.model, layers)
+
+
+def _tune(job: ModelJob, settings: Settings) -> None:
+    """Codebooks, scales and biases of all blocks, on the output of the model itself."""
+    student = trainable_copy(job.model)
+    layers = _trainable(student)
+
+    def loss(minibatch: Minibatch) -> Tensor:
+        return minibatch.loss(student(*minibatch.args, **minibatch.kwargs))
+
+    rows = Reconstruction.of_model(job.data, job.outputs(), _device(student))
+    _learn(loss, layers.values(), rows, replace(settings, steps=settings.tuning), job.seed + 1)
+    _put_back(job.model, layers)
+
+
+def _learn(
+    loss: Callable[[Minibatch], Tensor],
+    layers: Iterable[VectorLinear],
+    rows: Reconstruction,
+    settings: Settings,
+    seed: int,
+) -> None:
+    """Section 3.3, with the freezing of section 3.2 in time and not by a threshold: at the end
+    every vector has decided, and codebooks have had time to follow."""
+    undecided = [layer for layer in layers if layer.undecided]
+
+    def total(minibatch: Minibatch, progress: float) -> Tensor:
+        error = loss(minibatch)
+        if not settings.penalty or not undecided:
+            return error
+        doubts = torch.stack([layer.indecision() for layer in undecided])
+        return error + settings.penalty * doubts.mean()
+
+    def share(progress: float) -> float:
+        done = (progress - settings.freeze_from) / (settings.freeze_to - settings.freeze_from)
+        return int(FREEZINGS * min(max(done, 0.0), 1.0)) / FREEZINGS
+
+    def freeze(progress: float) -> None:
+        due = share(progress)
+        if due > share(progress - 1 / settings.steps):
+            for layer in undecided:
+                layer.freeze(due)
+
+    groups = [
+        Group([layer.codebook for layer in layers], settings.rate),
+        Group([layer.logits for layer in undecided], settings.ratio_rate),
+        Group([layer.bias for layer in layers if layer.bias is not None], settings.bias_rate),
+        Group([layer.gain for layer in layers if layer.gain.requires_grad], settings.gain_rate),
+    ]
+    train(total, rows, groups, Schedule(settings.steps, settings.batch, seed), freeze)
+
+
+def _settled(layer: VectorLinear, bias: Tensor | None) -> QLinear:
+    """With a bias in the dtype of the one before."""
+    if layer.undecided:
+        layer.freeze(1.0)
+    new = None if layer.bias is None or bias is None else layer.bias.detach().to(bias.dtype)
+    return QLinear(layer.packed(), new, layer.stage)
+
+
+def _trainable(model: nn.Module) -> dict[str, VectorLinear]:
+    """All layers of a copy that have codebooks, by name, each made trainable in its place."""
+    layers = {}
+    for name, layer in quantized_layers(model).items():
+        if isinstance(layer.spec.format, Codebook):
+            layers[name] = VectorLinear(layer.packed_weight, layer.bias, layer.stage)
+            model.set_submodule(name, layers[name])
+    return layers
+
+
+def _put_back(model: nn.Module, layers: Mapping[str, VectorLinear]) -> None:
+    """Layers that share an input stage still do."""
+    for name, layer in layers.items():
+        before = model.get_submodule(name)
+        assert isinstance(before, QLinear)
+        settled = _settled(layer, before.bias)
+        settled.stage = before.stage
+        model.set_submodule(name, settled)
+
+
+def _block_outputs(model: nn.Module, blocks: Iterable[str], minibatch: Minibatch) -> list[Tensor]:
+    """What every block gives on the way to the model's output."""
+    given: list[Tensor] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        given.extend(tensors(output).values())
+
+    hooks = [model.get_submodule(name).register_forward_hook(note) for name in blocks]
+    try:
+        model(*minibatch.args, **minibatch.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return given
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -27,11 +27,11 @@ DECIDED = 1e4  # a logit from which nothing comes back
 class VectorLinear(nn.Module):
     """Stands where the linear stood while its codebook is trained; computes in float32."""
 
-    def __init__(self, start: QTensor, bias: Tensor | None) -> None:
+    def __init__(self, start: QTensor, bias: Tensor | None, stage: nn.Module | None = None) -> None:
         super().__init__()
         assert isinstance(start.spec.format, Codebook)
         assert start.scales.codebook is not None
-        self.start = start
+        self.start, self.stage = start, stage
         self.codebook = nn.Parameter(start.scales.codebook.float().clone())
         scale = start.spec.load(start.scales)
         self.register_buffer("scale", scale)
@@ -70,7 +70,14 @@ class VectorLinear(nn.Module):
         return (units.view(rows, scale.shape[1], -1) * scale).view(rows, columns)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x.float(), self.weight(), self.bias)
+        """Gradients pass a rounded input as if it were not rounded."""
+        staged = x if self.stage is None else x + (self.stage(x) - x).detach()
+        return linear(staged.float(), self.weight(), self.bias)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there are candidates left to choose from."""
+        return self.candidates.shape[1] > 1
 
     def indecision(self) -> Tensor:
         """0 where every vector has one candidate, 1 where all ratios are the same."""

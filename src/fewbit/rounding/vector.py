@@ -97,9 +97,7 @@ def _seeding(
     return vectors[chosen]
 
 
-def _lloyd(
-    vectors: Tensor, centres: Tensor, importance: Tensor | None
-) -> tuple[Tensor, float]:
+def _lloyd(vectors: Tensor, centres: Tensor, importance: Tensor | None) -> tuple[Tensor, float]:
     """Every centre becomes the mean of the vectors nearest to it; their error before that."""
     codes = nearest(vectors, centres, importance)[0]
     distance = _distance(vectors, centres[codes], importance)
