@@ -46,8 +46,7 @@ def layers(manifest):
 def weight(name, entry, tensors):
     fmt, span, scale_format = entry["weight"].split("/")
     out, columns = entry["shape"]
-    codes = unpack(tensors[f"{name}.codes"][1], bits_of(fmt), columns)
-    levels = np.array([level(fmt, code) for code in range(1 << bits_of(fmt))], np.float32)[codes]
+    levels = levels_of(fmt, name, tensors, columns)
     scale = floats(*tensors[f"{name}.scales"], scale_format)
     if scale_format.startswith("e4m3"):
         scale = scale * tensors[f"{name}.outer_scales"][1]
@@ -55,6 +54,16 @@ def weight(name, entry, tensors):
     if fmt[0] == "u":
         levels = levels - np.repeat(tensors[f"{name}.zeros"][1].astype(np.float32), width, 1)
     return levels * np.broadcast_to(np.repeat(scale, width, 1), (out, columns))
+
+
+def levels_of(fmt, name, tensors, columns):
+    codes = tensors[f"{name}.codes"][1]
+    if codebook := re.fullmatch(r"vq(\d+)x(\d+)", fmt):
+        entries, width = map(int, codebook.groups())
+        codes = unpack(codes, entries.bit_length() - 1, columns // width)
+        return floats(*tensors[f"{name}.codebook"], "fp16")[codes].reshape(len(codes), columns)
+    table = [level(fmt, code) for code in range(1 << bits_of(fmt))]
+    return np.array(table, np.float32)[unpack(codes, bits_of(fmt), columns)]
 
 
 def bits_of(fmt):
@@ -111,12 +120,40 @@ def test_a_strangers_reader_gets_the_same_weights(case, tmp_path):
 @pytest.mark.parametrize("spec", ["int3/row/bf16", "e3m2/tensor/fp16", "e2m3/g16/e4m3row"])
 def test_specs_that_no_recipe_writes_yet(spec, tmp_path):
     from fewbit.formats import QTensor, Spec
+
+    model = toy()
+    linear = model.blocks[0].mlp.fc1
+    packed = QTensor.quantize(linear.packed_weight.dequantize(), Spec.parse(spec))
+    check_alone(model, linear, packed, tmp_path)
+
+
+CODEBOOKS = ["vq256x4/tensor/fp32", "vq64x2/row/fp16", "vq8x1/g16/bf16", "vq2x8/row/e4m3row"]
+
+
+@pytest.mark.parametrize("spec", CODEBOOKS)
+def test_codebooks(spec, tmp_path):
+    from fewbit.formats import QTensor, Scales, Spec
+
+    model = toy()
+    linear, spec = model.blocks[0].mlp.fc1, Spec.parse(spec)
+    scales, weight = spec.empty_scales(*linear.packed_weight.shape), linear.effective_weight()
+    fmt = spec.format
+    codebook = weight.flatten()[: fmt.entries * fmt.columns].view(fmt.entries, -1).half() * 9
+    rms = weight.view(len(weight), scales.stored.shape[1] if len(scales.stored) > 1 else 1, -1)
+    found = spec.store(rms.square().mean(-1).sqrt()[: len(scales.stored)])
+    stored = Scales(found.stored, found.outer, codebook=codebook)
+    check_alone(model, linear, QTensor.quantize(weight, spec, stored), tmp_path)
+
+
+def toy():
     from fewbit.models.original_dit import DiTConfig, OriginalDiT
 
     model = OriginalDiT(DiTConfig(8, 2, 4, 64, 128, 1, 2, 5, True))
     fewbit.quantize(model, "rtn", bits="w2a16", progress=False)
-    linear = model.blocks[0].mlp.fc1
-    packed = QTensor.quantize(linear.packed_weight.dequantize(), Spec.parse(spec))
+    return model
+
+
+def check_alone(model, linear, packed, tmp_path):
     model.blocks[0].mlp.fc1 = QLinear(packed, linear.bias, None)
     fewbit.save(model, tmp_path / "x")
     tensors, manifest = read(tmp_path / "x" / "model.safetensors")

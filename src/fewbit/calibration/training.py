@@ -58,7 +58,7 @@ def train(
             error = loss(minibatch, progress)
             if not error.isfinite():
                 raise BadCalibration(
-                    f"training diverged: the loss is {float(error)} after {number} of "
+                    f"training diverged: the loss is {error.item()} after {number} of "
                     f"{schedule.steps} steps; smaller rates help"
                 )
             optimizer.zero_grad()

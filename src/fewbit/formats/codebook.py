@@ -1,4 +1,4 @@
-"""Codebooks: one code stands for several neighbouring columns of a row, a vector that was learned."""
+"""Codebooks: one code stands for several neighbouring columns of a row, by a learned vector."""
 
 from __future__ import annotations
 

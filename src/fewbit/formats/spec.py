@@ -87,8 +87,8 @@ class Spec:
         if not match or fmt is None or match[4] not in SCALES:
             raise BadArgument(
                 f"not a number format: {text!r}; it is FORMAT/SPAN/SCALE with FORMAT one of "
-                f"{', '.join(FORMATS)}, vqKxD (a codebook), SPAN one of tensor, row, gN, SCALE one of "
-                f"{', '.join(SCALES)}"
+                f"{', '.join(FORMATS)}, vqKxD (a codebook), SPAN one of tensor, row, gN, "
+                f"SCALE one of {', '.join(SCALES)}"
             )
         return cls(fmt, match[2] or int(match[3]), SCALES[match[4]])
 

@@ -141,7 +141,7 @@ def solve(job: BlockJob, settings: Settings) -> None:
         weight, plain = job.weight(name), replace(job.rules[name].weight, span="tensor")
         job.replace(
             name,
-            _settled(layer, job.linear(name).bias),
+            _settled(layer, job.linear(name).bias, stages[name]),
             target=weight,
             plain=vector_quantize(weight, plain, job.seed_of(number)),
         )
@@ -270,12 +270,12 @@ def _learn(
     train(total, rows, groups, Schedule(settings.steps, settings.batch, seed), freeze)
 
 
-def _settled(layer: VectorLinear, bias: Tensor | None) -> QLinear:
+def _settled(layer: VectorLinear, bias: Tensor | None, stage: InputStage | None) -> QLinear:
     """With a bias in the dtype of the one before."""
     if layer.undecided:
         layer.freeze(1.0)
     new = None if layer.bias is None or bias is None else layer.bias.detach().to(bias.dtype)
-    return QLinear(layer.packed(), new, layer.stage)
+    return QLinear(layer.packed(), new, stage)
 
 
 def _trainable(model: nn.Module) -> dict[str, VectorLinear]:
@@ -293,9 +293,7 @@ def _put_back(model: nn.Module, layers: Mapping[str, VectorLinear]) -> None:
     for name, layer in layers.items():
         before = model.get_submodule(name)
         assert isinstance(before, QLinear)
-        settled = _settled(layer, before.bias)
-        settled.stage = before.stage
-        model.set_submodule(name, settled)
+        model.set_submodule(name, _settled(layer, before.bias, before.stage))
 
 
 def _block_outputs(model: nn.Module, blocks: Iterable[str], minibatch: Minibatch) -> list[Tensor]:

@@ -1,0 +1,114 @@
+"""VQ4DiT at the size of DiT-XL/2: seconds and memory of k-means, and of one block's calibration.
+
+python benchmarks/vq.py               one block's layers and 20 steps, the rest by arithmetic
+python benchmarks/vq.py --blocks 28   k-means of all blocks
+python benchmarks/vq.py --steps 300   one block's calibration in full
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from environment import write_result
+from models import dit_xl_2
+
+import fewbit
+from fewbit.formats import Spec
+from fewbit.rounding.vector import vector_quantize
+
+BLOCKS, ROWS = 28, 128
+SHAPES = {"qkv": (3456, 1152), "proj": (1152, 1152), "fc1": (4608, 1152), "fc2": (1152, 4608),
+          "adaLN": (6912, 1152)}  # fmt: skip
+SPEC = Spec.parse("vq256x4/row/fp16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time VQ4DiT at the size of DiT-XL/2.")
+    parser.add_argument("--blocks", type=int, default=1, help="whose layers are clustered")
+    parser.add_argument("--steps", type=int, default=20, help="of one block's calibration")
+    parser.add_argument("--default-steps", type=int, default=300, help="to reckon with")
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    figures = {
+        "load_before": load,
+        "k_means": k_means(arguments.blocks),
+        "calibration": calibration(arguments.steps, arguments.default_steps),
+        "size": size(),
+        "load_after": os.getloadavg()[0],
+    }
+    print(json.dumps(figures, indent=1))
+    print(write_result("vq", figures))
+
+
+def k_means(blocks: int) -> dict[str, float]:
+    """Seconds of each kind of layer, weights normal and counted by moments of their inputs."""
+    random = torch.Generator().manual_seed(0)
+    seconds = dict.fromkeys(SHAPES, 0.0)
+    for _ in range(blocks):
+        for name, (out, columns) in SHAPES.items():
+            weight = torch.randn(out, columns, generator=random)
+            moments = torch.rand(columns, generator=random) + 0.1
+            started = time.perf_counter()
+            vector_quantize(weight, SPEC, 0, moments)
+            seconds[name] += time.perf_counter() - started
+    whole = sum(seconds.values()) / blocks * BLOCKS / 60
+    return {**{name: round(s / blocks, 2) for name, s in seconds.items()},
+            "blocks_timed": blocks, "minutes_for_28_blocks": round(whole, 2)}  # fmt: skip
+
+
+def calibration(steps: int, default: int) -> dict[str, float]:
+    """Of a model of one block: with that many steps, and what the default would take by that."""
+    without = _seconds(0)
+    with_steps = _seconds(steps)
+    each = (with_steps - without) / steps
+    return {
+        "rows": ROWS,
+        "steps": steps,
+        "seconds_without_training": round(without, 1),
+        "seconds_for_a_step": round(each, 2),
+        "minutes_for_a_block": round((without + each * default) / 60, 1),
+        "hours_for_28_blocks": round(BLOCKS * (without + each * default) / 3600, 1),
+        "default_steps": default,
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
+def _seconds(steps: int) -> float:
+    model = dit_xl_2(1)
+    started = time.perf_counter()
+    fewbit.quantize(model, "vq4dit", calibration=list(rows()), steps=steps, progress=False)
+    return time.perf_counter() - started
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    random = torch.Generator().manual_seed(0)
+    for row in range(ROWS):
+        yield {
+            "hidden_states": torch.randn(1, 4, 32, 32, generator=random),
+            "timestep": torch.tensor([(2 * row + 1) * 500 // ROWS]),
+            "class_labels": torch.randint(1000, (1,), generator=random),
+        }
+
+
+def size() -> dict[str, float]:
+    """Of all block weights, as the paper counts them, in MiB; published: 2553.35 and 162.08."""
+    weights = BLOCKS * sum(out * columns for out, columns in SHAPES.values())
+    packed = BLOCKS * sum(SPEC.bytes(*shape) for shape in SHAPES.values())
+    biases = 4 * BLOCKS * sum(out for out, _ in SHAPES.values())
+    return {
+        "float32_mib": round((4 * weights + biases) / 2**20, 2),
+        "packed_mib": round((packed + biases) / 2**20, 2),
+        "ratio": round((4 * weights + biases) / (packed + biases), 2),
+        "bits_per_weight": round(8 * packed / weights, 4),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""VQ4DiT on small models: what is stored, what is resumed, what is refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import fewbit
+from fewbit.blueprint import quantized_layers
+from fewbit.calibration import CalibrationSet
+from fewbit.decibel import sqnr
+from fewbit.engine import _Run
+from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.formats import Codebook, Spec
+
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+QUICK = {"steps": 12, "batch": 4}
+
+
+def rows(count=12, seed=0):
+    """For the DiT of the `small` fixture."""
+    random = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "hidden_states": torch.randn(1, 4, 8, 8, generator=random),
+            "timestep": torch.tensor([10 * row + 1]),
+            "class_labels": torch.tensor([row % 10]),
+        }
+        for row in range(count)
+    ]
+
+
+def quantize(model, **arguments):
+    given = {"calibration": rows(), "progress": False, **QUICK, **arguments}
+    return fewbit.quantize(model, "vq4dit", **given)
+
+
+def run(model):
+    given = CalibrationSet.from_items(rows(4, seed=9)).take(range(4))
+    with torch.no_grad():
+        return model(**given).sample
+
+
+def bits_of(model):
+    state = model.state_dict().items()
+    return {name: t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in state}
+
+
+@pytest.mark.parametrize(
+    ("bits", "entries", "columns", "share"),
+    [("w2", 256, 4, 2), ("w3", 64, 2, 3), ("w4", 256, 2, 4), ("w1.5", 64, 4, 1.5)],
+)
+def test_bits_are_codebooks_and_sizes_are_exact(small, bits, entries, columns, share):
+    model = small()
+    report = quantize(model, bits=bits, steps=0)
+    for layer in report.layers:
+        out, width = model.get_submodule(layer.name).packed_weight.shape
+        fmt = Codebook(entries, columns).for_size(out, width)
+        packed = (out * width // columns) * fmt.bits / 8
+        assert layer.weight == f"{fmt}/row/fp16"
+        assert layer.bits_per_weight == 8 * (packed + 2 * fmt.entries * columns + 2 * out) / (
+            out * width
+        )
+    assert report.bytes == fewbit.engine.stored_bytes(model)
+
+
+def test_activations_are_quantized_too(small):
+    model = small()
+    quantize(model, bits="w2a8")
+    for name, layer in quantized_layers(model).items():
+        assert (layer.stage is None) == ("norm1" in name)
+    query, key = (model.transformer_blocks[0].attn1.get_submodule(f"to_{x}") for x in "qk")
+    assert str(query.stage) == "int8/row/fp32"
+    assert query.stage is key.stage
+
+
+@pytest.mark.parametrize("name", ["PixArtTransformer2DModel", "HunyuanDiT2DModel"])
+def test_other_families_plan_and_cluster(small, name):
+    model = small(name)
+    plan = fewbit.plan.make_plan(model, fewbit.recipe.Recipe.make("vq4dit", None, {}), None, False)
+    assert all(isinstance(rule.weight.format, Codebook) for rule in plan.rules.values())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tuning": 5, "weighted": False},
+        {"scope": "model"},
+        {"propagate": False, "ratios": "uniform", "penalty": 0.1},
+    ],
+    ids=str,
+)
+def test_the_same_twice(small, settings):
+    models = [small(), small()]
+    for model in models:
+        quantize(model, seed=3, steps=4, **settings)
+    assert bits_of(models[0]) == bits_of(models[1])
+
+
+@pytest.mark.parametrize("settings", [{"candidates": 1}, {"steps": 40}], ids=str)
+def test_training_is_better_than_k_means(small, settings):
+    exact, trained, untrained = run(small()), small(), small()
+    quantize(trained, **settings)
+    quantize(untrained, steps=0, weighted=False, row_scales=False)
+    assert sqnr(exact, run(trained)) > sqnr(exact, run(untrained)) + 1
+
+
+def test_saved_and_loaded_gives_the_same(small, tmp_path):
+    model = small()
+    quantize(model)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(run(again), run(model))
+    assert fewbit.inspect(tmp_path).layers == fewbit.inspect(model).layers
+
+
+def test_the_report_compares_with_plain_k_means(small):
+    report = quantize(small(), steps=0, weighted=False, row_scales=False)
+    assert all(layer.gain_db == 0 for layer in report.layers)
+    assert all(layer.weight_db == layer.rounding_weight_db for layer in report.layers)
+
+
+def test_modulation_may_be_kept_or_int8(small):
+    kept = small()
+    quantize(kept, adaln="keep", steps=1)
+    assert not any("norm1" in name for name in quantized_layers(kept))
+    model = small()
+    report = quantize(model, adaln="int8")
+    assert {layer.weight for layer in report.layers if layer.role == "adaln"} == {"int8/row/fp32"}
+
+
+def test_a_half_precision_model_keeps_its_dtype(small):
+    model = small().bfloat16()
+    given = [{**row, "hidden_states": row["hidden_states"].bfloat16()} for row in rows()]
+    quantize(model, calibration=given, tuning=2)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+KILLED = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    torch.set_num_threads(1)
+    import test_vq4dit as here
+    from conftest import SMALL
+    import diffusers
+    from fewbit.resume import Workdir
+    from fewbit.calibration.stream import Step
+    import fewbit.methods.vq4dit as method
+    target, name = {{"written": (Workdir, "save"), "advanced": (Step, "advance"),
+                    "tuned": (Workdir, "save_tuned")}}[{moment!r}]
+    before, calls = getattr(target, name), []
+    def once(*arguments):
+        result = before(*arguments)
+        calls.append(None)
+        if len(calls) == {count}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(target, name, once)
+    torch.manual_seed(0)
+    model = diffusers.DiTTransformer2DModel(num_layers=2, num_attention_heads=2,
+        attention_head_dim=32, sample_size=8, **SMALL["DiTTransformer2DModel"]).eval()
+    here.quantize(model, workdir={workdir!r}, tuning=4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "count", "blocks_left"),
+    [
+        ("written", 1, 1),
+        ("advanced", 1, 2),
+        ("advanced", 2, 1),
+        ("advanced", 3, 1),
+        ("tuned", 1, 0),
+    ],
+)
+def test_killed_and_resumed_is_the_same_to_the_bit(
+    small, tmp_path, monkeypatch, moment, count, blocks_left
+):
+    tests = os.path.dirname(os.path.dirname(__file__))
+    code = KILLED.format(
+        tests=os.path.dirname(__file__), moment=moment, count=count, workdir=str(tmp_path)
+    )
+    died = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])},
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    solved = []
+    solve = _Run._solve
+    monkeypatch.setattr(
+        _Run, "_solve", lambda run, block, *steps: (solved.append(block), solve(run, block, *steps))
+    )
+    resumed, whole = small(), small()
+    report = quantize(resumed, workdir=tmp_path, tuning=4)
+    assert len(solved) == blocks_left
+    expected = quantize(whole, tuning=4)
+    assert bits_of(resumed) == bits_of(whole)
+    assert report.layers == expected.layers
+
+
+def spoilt(model):
+    model.transformer_blocks[1].attn1.to_q.weight.data[3, 3] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"bits": "w5"}, BadArgument, "no bits 'w5'; allowed: w2a16, w3a16, w4a16, w1.5a16, w2a8"),
+        ({"candidates": 0}, BadArgument, "candidates cannot be 0; allowed: 1, 2, 3"),
+        ({"candidates": 300}, BadArgument, "candidates cannot be 300"),
+        ({"ratios": "none"}, BadArgument, "ratios cannot be 'none'; allowed: distance, uniform"),
+        ({"scope": "layer"}, BadArgument, "scope cannot be 'layer'; allowed: block, model"),
+        ({"samples": 0}, BadArgument, "samples must be a number above 0"),
+        ({"steps": -1}, BadArgument, "steps must be"),
+        ({"steps": 2.5}, BadArgument, "steps must be whole"),
+        ({"rate": "fast"}, BadArgument, "rate must be a number above 0"),
+        ({"freeze_from": 0.8}, BadArgument, "freezing cannot go from 0.8 to 0.7"),
+        ({"calibration": []}, BadCalibration, "calibration is empty"),
+        ({"rate": 1e30}, BadCalibration, "training diverged"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(small, arguments, error, message):
+    with pytest.raises(error, match=message):
+        quantize(small(), **arguments)
+
+
+def test_weights_that_are_no_numbers_are_refused(small):
+    model = small()
+    spoilt(model)
+    with pytest.raises(BadModel, match=r"transformer_blocks\.1\.attn1\.to_q holds NaN"):
+        quantize(model)
+
+
+def test_columns_that_vectors_do_not_divide_are_refused_by_layer():
+    from fewbit import ModelSpec
+
+    class Tower(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList(
+                torch.nn.ModuleDict({"up": torch.nn.Linear(30, 30)}) for _ in range(2)
+            )
+
+        def forward(self, hidden_states):
+            for block in self.blocks:
+                hidden_states = block["up"](hidden_states)
+            return hidden_states
+
+    spec = ModelSpec("blocks", {"up": "fc1"})
+    with pytest.raises(BadArgument, match=r"blocks\.0\.up: vectors of 4 do not divide 30 columns"):
+        quantize(Tower(), spec=spec)
+
+
+def test_equal_weights_are_no_trouble(small):
+    model = small()
+    model.transformer_blocks[0].attn1.to_q.weight.data.fill_(0.0)
+    model.transformer_blocks[1].attn1.to_q.weight.data.fill_(0.25)
+    quantize(model)
+    assert run(model).isfinite().all()
+
+
+def test_dit_xl_2_at_2_bits_has_the_published_size():
+    """Published: 2553 MiB become 162, of which 159.47 are assignments; codebooks in float32."""
+    shapes = [(3456, 1152), (1152, 1152), (4608, 1152), (1152, 4608), (6912, 1152)]
+    spec = Spec(Codebook(256, 4), "tensor")
+    packed = 28 * sum(spec.bytes(*shape) for shape in shapes)
+    weights = 28 * sum(out * columns for out, columns in shapes)
+    assert weights / 4 / 2**20 == pytest.approx(159.47, abs=0.01)
+    assert packed / 2**20 == pytest.approx(159.74, abs=0.01)
+    assert 4 * weights / packed == pytest.approx(15.97, abs=0.01)
