@@ -1,5 +1,6 @@
 """Rows to train a block on: the right inputs beside the right targets, and what an error weighs."""
 
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -100,7 +101,8 @@ def test_every_row_comes_once_before_any_comes_again_and_halves_stay_together():
         found = [row for (row,) in found]
         assert all(row ^ 1 in found for row in found)
         seen.append(found)
-    assert sorted(sum(seen[:3], [])) == sorted(sum(seen[3:], [])) == list(range(ROWS))
+    first, second = (sorted(chain(*part)) for part in (seen[:3], seen[3:]))
+    assert first == second == list(range(ROWS))
     assert seen[:3] != seen[3:]
 
 
