@@ -1,0 +1,81 @@
+"""What the VQ4DiT studies share: each setting is run and measured once, and kept.
+
+A killed study goes on where it was; delete `studies/cache` to measure everything anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from demo import calibration, fidelity, pipeline, psnr
+
+import fewbit
+from fewbit.demo import shapes
+from fewbit.demo.check_shapes import recognised, save_grid
+from fewbit.demo.sampling import sample
+
+CACHE = Path(__file__).parent / "cache"
+SAMPLES, JUDGED, SHOWN = 256, 240, 5
+PLAIN = {"steps": 0, "weighted": False, "row_scales": False}
+
+
+@dataclass(frozen=True)
+class Measured:
+    sqnr: float  # of the noise prediction on held-out trajectories, dB
+    psnr: float  # of 16 pictures of the same seeds, dB
+    bits: float  # of a quantized weight, codebooks and scales included
+    bytes: int
+    seconds: float
+
+
+def measured(recipe: str, **settings: Any) -> Measured:
+    def measure(file: Path) -> dict[str, Any]:
+        pipe, report = _quantized(recipe, file.with_suffix(""), settings)
+        weights = sum(one.bytes_before for one in report.layers)
+        packed = sum(one.bits_per_weight * one.bytes_before for one in report.layers)
+        seconds = sum(report.seconds.values())
+        bits = packed / weights
+        return asdict(Measured(fidelity(pipe).sqnr, psnr(pipe), bits, report.bytes, seconds))
+
+    return Measured(**_once(["measured", recipe, settings], measure))
+
+
+def judged(recipe: str | None, grid: Path, **settings: Any) -> float:
+    """The share of guided pictures that the classifier recognises; some are shown in `grid`.
+    Without a recipe the demo itself."""
+
+    def judge(file: Path) -> float:
+        pipe = pipeline()
+        if recipe is not None:
+            pipe, _ = _quantized(recipe, _place(["measured", recipe, settings]), settings)
+        label = shapes.labels(range(JUDGED))
+        images = sample(pipe, label.tolist(), range(JUDGED))
+        save_grid(images[: SHOWN * len(shapes.NAMES)], shapes.NAMES, grid)
+        return float(recognised(images, label).float().mean())
+
+    return _once(["judged", recipe, settings], judge)
+
+
+def _quantized(recipe: str, workdir: Path, settings: dict[str, Any]) -> Any:
+    pipe = pipeline()
+    given = {} if recipe == "rtn" else {"calibration": calibration(SAMPLES), "workdir": workdir}
+    return pipe, fewbit.quantize(pipe, recipe, progress=False, **given, **settings)
+
+
+def _once(case: list[Any], find: Callable[[Path], Any]) -> Any:
+    file = _place(case).with_suffix(".json")
+    if not file.exists():
+        found = find(file)
+        file.write_text(json.dumps(found))
+        print(*case, found, flush=True)
+    return json.loads(file.read_text())
+
+
+def _place(case: list[Any]) -> Path:
+    CACHE.mkdir(exist_ok=True)
+    return CACHE / sha256(json.dumps(case, sort_keys=True).encode()).hexdigest()[:16]
