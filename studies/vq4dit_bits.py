@@ -35,7 +35,7 @@ shown = "\n".join(f"{name}:\n\n![{name}]({grid(name).name})\n" for name in CASES
 write_table(
     "vq4dit_bits",
     "VQ4DiT at several bits",
-    "The shapes demo, 256 calibration rows, 300 steps for each block, all layers of the blocks "
+    "The shapes demo, 512 calibration rows, 300 steps for each block, all layers of the blocks "
     "(also the modulation). SQNR over 128 rows of held-out trajectories; PSNR of 16 pictures; the "
     "share of 240 guided pictures that the demo's classifier recognises (full precision: 97 %)."
     f"\n\n{shown}",

@@ -18,7 +18,7 @@ for name, (recipe, settings) in CASES.items():
 write_table(
     "vq4dit_candidates",
     "Candidates of VQ4DiT, 2 bits",
-    "The shapes demo, 256 calibration rows, 300 steps for each block. SQNR of the noise prediction "
+    "The shapes demo, 512 calibration rows, 300 steps for each block. SQNR of the noise prediction "
     "over 128 rows of held-out trajectories; mean PSNR of 16 same-seed pictures against full "
     "precision, which scatters by more than 1 dB. Seconds on two cores that were shared with other "
     "work. n = 1 trains codebooks, scales and biases and no assignments.",

@@ -21,7 +21,7 @@ for name, settings in CASES.items():
 write_table(
     "vq4dit_scope",
     "What VQ4DiT is trained on, 2 bits",
-    "The shapes demo, 256 calibration rows, 300 steps for each block or of the whole model (which "
+    "The shapes demo, 512 calibration rows, 300 steps for each block or of the whole model (which "
     "is the published form and runs the full-precision model beside it), 200 steps of tuning on "
     "the model's output. SQNR over 128 rows of held-out trajectories; PSNR of 16 pictures. Seconds "
     "on two cores that were shared with other work.",

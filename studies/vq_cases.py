@@ -18,9 +18,10 @@ import fewbit
 from fewbit.demo import shapes
 from fewbit.demo.check_shapes import recognised, save_grid
 from fewbit.demo.sampling import sample
+from fewbit.recipe import Recipe
 
 CACHE = Path(__file__).parent / "cache"
-SAMPLES, JUDGED, SHOWN = 256, 240, 5
+SAMPLES, JUDGED, SHOWN = 512, 240, 5
 PLAIN = {"steps": 0, "weighted": False, "row_scales": False}
 
 
@@ -42,7 +43,7 @@ def measured(recipe: str, **settings: Any) -> Measured:
         bits = packed / weights
         return asdict(Measured(fidelity(pipe).sqnr, psnr(pipe), bits, report.bytes, seconds))
 
-    return Measured(**_once(["measured", recipe, settings], measure))
+    return Measured(**_once("measured", recipe, settings, measure))
 
 
 def judged(recipe: str | None, grid: Path, **settings: Any) -> float:
@@ -52,13 +53,13 @@ def judged(recipe: str | None, grid: Path, **settings: Any) -> float:
     def judge(file: Path) -> float:
         pipe = pipeline()
         if recipe is not None:
-            pipe, _ = _quantized(recipe, _place(["measured", recipe, settings]), settings)
+            pipe, _ = _quantized(recipe, _place("measured", recipe, settings), settings)
         label = shapes.labels(range(JUDGED))
         images = sample(pipe, label.tolist(), range(JUDGED))
         save_grid(images[: SHOWN * len(shapes.NAMES)], shapes.NAMES, grid)
         return float(recognised(images, label).float().mean())
 
-    return _once(["judged", recipe, settings], judge)
+    return _once("judged", recipe, settings, judge)
 
 
 def _quantized(recipe: str, workdir: Path, settings: dict[str, Any]) -> Any:
@@ -67,15 +68,24 @@ def _quantized(recipe: str, workdir: Path, settings: dict[str, Any]) -> Any:
     return pipe, fewbit.quantize(pipe, recipe, progress=False, **given, **settings)
 
 
-def _once(case: list[Any], find: Callable[[Path], Any]) -> Any:
-    file = _place(case).with_suffix(".json")
+def _once(
+    what: str, recipe: str | None, settings: dict[str, Any], find: Callable[[Path], Any]
+) -> Any:
+    file = _place(what, recipe, settings).with_suffix(".json")
     if not file.exists():
         found = find(file)
         file.write_text(json.dumps(found))
-        print(*case, found, flush=True)
+        print(what, recipe, settings, found, flush=True)
     return json.loads(file.read_text())
 
 
-def _place(case: list[Any]) -> Path:
+def _place(what: str, recipe: str | None, settings: dict[str, Any]) -> Path:
+    """By all settings there are, so that other defaults are other cases."""
     CACHE.mkdir(exist_ok=True)
-    return CACHE / sha256(json.dumps(case, sort_keys=True).encode()).hexdigest()[:16]
+    whole = None if recipe is None else _recipe(recipe, **settings)
+    said = json.dumps([what, whole, SAMPLES], sort_keys=True)
+    return CACHE / sha256(said.encode()).hexdigest()[:16]
+
+
+def _recipe(recipe: str, bits: str | None = None, **settings: Any) -> dict[str, Any]:
+    return Recipe.make(recipe, bits, settings).to_dict()

@@ -121,7 +121,7 @@ def test_saved_and_loaded_gives_the_same(small, tmp_path):
 
 def test_the_report_compares_with_plain_k_means(small):
     report = quantize(small(), steps=0, weighted=False, row_scales=False)
-    assert all(layer.gain_db == 0 for layer in report.layers)
+    assert all(abs(layer.gain_db) < 1e-3 for layer in report.layers)  # of other matmuls
     assert all(layer.weight_db == layer.rounding_weight_db for layer in report.layers)
 
 

@@ -65,7 +65,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Settings:
-    samples: int = 256  # forward rows seen in calibration
+    samples: int = 512  # forward rows seen in calibration
     steps: int = 300  # of training, for each block (or once, for the model)
     batch: int = 16  # rows in each
     candidates: int = 3  # entries that a vector may become; 1 trains no assignments
@@ -73,8 +73,8 @@ class Settings:
     freeze_from: float = 0.1  # share of the training at which the first vectors are frozen
     freeze_to: float = 0.7  # and the last
     penalty: float = 0.0  # on ratios that have not decided
-    rate: float = 3e-3  # of codebooks, in units of their root mean square
-    ratio_rate: float = 5e-2  # of the logits of the ratios
+    rate: float = 1e-2  # of codebooks, in units of their root mean square
+    ratio_rate: float = 0.15  # of the logits of the ratios
     bias_rate: float = 1e-3
     gain_rate: float = 1e-3  # of the scales of output channels, relative
     weighted: bool = True  # k-means counts an error by the inputs it meets
@@ -139,12 +139,9 @@ def solve(job: BlockJob, settings: Settings) -> None:
         _calibrate(job, layers, settings)
     for number, (name, layer) in enumerate(layers.items()):
         weight, plain = job.weight(name), replace(job.rules[name].weight, span="tensor")
-        job.replace(
-            name,
-            _settled(layer, job.linear(name).bias, stages[name]),
-            target=weight,
-            plain=vector_quantize(weight, plain, job.seed_of(number)),
-        )
+        settled = _settled(layer, job.linear(name).bias, stages[name])
+        by_k_means = vector_quantize(weight, plain, job.seed_of(number))
+        job.replace(name, settled, target=weight, plain=by_k_means)
 
 
 def finish(job: ModelJob, settings: Settings) -> bool:

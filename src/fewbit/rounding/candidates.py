@@ -60,11 +60,7 @@ class VectorLinear(nn.Module):
 
     def weight(self) -> Tensor:
         """float32 [out, in]"""
-        ratios = self.ratios()
-        if getattr(self, "hard", False) and ratios.shape[1] > 1:
-            one = torch.zeros_like(ratios).scatter_(1, ratios.argmax(1, True), 1.0)
-            ratios = ratios + (one - ratios).detach()
-        units: Tensor = Mean.apply(self.codebook, self.candidates, ratios)
+        units: Tensor = Mean.apply(self.codebook, self.candidates, self.ratios())
         scale = (self.scale * self.gain)[..., None]
         rows, columns = self.start.shape
         return (units.view(rows, scale.shape[1], -1) * scale).view(rows, columns)
