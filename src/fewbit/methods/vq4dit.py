@@ -72,6 +72,7 @@ class Settings:
     ratios: str = "distance"  # at first: by inverse "distance", or "uniform"
     freeze_from: float = 0.1  # share of the training at which the first vectors are frozen
     freeze_to: float = 0.7  # and the last
+    precision: str = "bf16"  # of the products in training: much faster where it is native; "fp32"
     penalty: float = 0.0  # on ratios that have not decided
     rate: float = 1e-2  # of codebooks, in units of their root mean square
     ratio_rate: float = 0.15  # of the logits of the ratios
@@ -93,6 +94,7 @@ class Settings:
             one_of(name, getattr(self, name), (True, False))
         one_of("ratios", self.ratios, ("distance", "uniform"))
         one_of("scope", self.scope, ("block", "model"))
+        one_of("precision", self.precision, ("bf16", "fp32"))
         one_of("adaln", self.adaln, ("same", "int8", "keep"))
         one_of("candidates", self.candidates, tuple(range(1, MOST_CANDIDATES + 1)))
         for name in ("samples", "batch", "rate", "ratio_rate", "bias_rate", "gain_rate"):
@@ -258,6 +260,8 @@ def _learn(
             for layer in undecided:
                 layer.freeze(due)
 
+    for layer in layers:
+        layer.products = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     groups = [
         Group([layer.codebook for layer in layers], settings.rate),
         Group([layer.logits for layer in undecided], settings.ratio_rate),

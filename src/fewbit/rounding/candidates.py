@@ -7,14 +7,13 @@ are frozen to one candidate; what is left at the end is a code for each vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, softmax
+from torch.nn.functional import embedding, linear, pad, softmax
 
 from fewbit.formats import Codebook, QTensor
 from fewbit.formats.codebook import nearest
@@ -25,7 +24,7 @@ DECIDED = 1e4  # a logit from which nothing comes back
 
 
 class VectorLinear(nn.Module):
-    """Stands where the linear stood while its codebook is trained; computes in float32."""
+    """Stands where the linear stood while its codebook is trained."""
 
     def __init__(self, start: QTensor, bias: Tensor | None, stage: nn.Module | None = None) -> None:
         super().__init__()
@@ -37,12 +36,13 @@ class VectorLinear(nn.Module):
         self.register_buffer("scale", scale)
         self.gain = nn.Parameter(torch.ones_like(scale), requires_grad=start.spec.span != "tensor")
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
-        codes = start.codes().flatten()[:, None].int()
+        codes = start.codes().flatten()[None].int()
         self.register_buffer("candidates", codes)
-        self.logits = nn.Parameter(codes.new_empty(len(codes), 0, dtype=torch.float32))
+        self.logits = nn.Parameter(codes.new_empty(0, codes.shape[1], dtype=torch.float32))
 
+    products = torch.float32  # the dtype that is multiplied; all else is float32
     scale: Tensor
-    candidates: Tensor  # int32 [vectors, n], the nearest first
+    candidates: Tensor  # int32 [n, vectors], the nearest first
 
     def consider(self, weight: Tensor, moments: Tensor | None, count: int, uniform: bool) -> None:
         """`count` candidates for each vector, at ratios by inverse distance or all the same."""
@@ -51,12 +51,12 @@ class VectorLinear(nn.Module):
         found = nearest(units.vectors, entries, units.importance, min(count, len(entries)))
         distances = [units.distance(entries[one]) for one in found]
         logits = [(distances[0] / (one + 1e-12)).clamp(min=1e-4).log() for one in distances[1:]]
-        self.candidates = torch.stack(found, 1).int()
-        self.logits = nn.Parameter(torch.stack(logits, 1) * (0.0 if uniform else 1.0))
+        self.candidates = torch.stack(found).int()
+        self.logits = nn.Parameter(torch.stack(logits) * (0.0 if uniform else 1.0))
 
     def ratios(self) -> Tensor:
-        """[vectors, n], of which the first has the logit 0."""
-        return softmax(pad(self.logits, (1, 0)), 1)
+        """[n, vectors], of which the first has the logit 0."""
+        return softmax(pad(self.logits, (0, 0, 1, 0)), 0)
 
     def weight(self) -> Tensor:
         """float32 [out, in]"""
@@ -68,30 +68,31 @@ class VectorLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Gradients pass a rounded input as if it were not rounded."""
         staged = x if self.stage is None else x + (self.stage(x) - x).detach()
-        return linear(staged.float(), self.weight(), self.bias)
+        y = linear(staged.to(self.products), self.weight().to(self.products)).float()
+        return y if self.bias is None else y + self.bias
 
     @property
     def undecided(self) -> bool:
         """Whether there are candidates left to choose from."""
-        return self.candidates.shape[1] > 1
+        return len(self.candidates) > 1
 
     def indecision(self) -> Tensor:
         """0 where every vector has one candidate, 1 where all ratios are the same."""
-        count = self.candidates.shape[1]
-        return (1 - self.ratios().square().sum(1)).mean() * (count / max(count - 1, 1))
+        count = len(self.candidates)
+        return (1 - self.ratios().square().sum(0)).mean() * (count / max(count - 1, 1))
 
     @torch.no_grad()
     def freeze(self, share: float) -> None:
         """Decide at least for this share of the vectors, the surest first."""
         ratios = self.ratios()
-        surest, choice = ratios.max(1)
+        surest, choice = ratios.max(0)
         rank = min(max(round((1 - share) * len(surest)), 1), len(surest))
         frozen = surest >= surest.kthvalue(rank).values
-        one_hot = torch.where(torch.arange(ratios.shape[1]) == choice[:, None], DECIDED, -DECIDED)
-        self.logits[frozen] = (one_hot[:, 1:] - one_hot[:, :1])[frozen]
+        one_hot = torch.full_like(ratios, -DECIDED).scatter_(0, choice[None], DECIDED)
+        self.logits.copy_(torch.where(frozen, one_hot[1:] - one_hot[0], self.logits))
         if share >= 1:
-            self.candidates = self.candidates.gather(1, choice[:, None])
-            self.logits = nn.Parameter(self.logits.new_empty(len(self.logits), 0))
+            self.candidates = self.candidates.gather(0, choice[None])
+            self.logits = nn.Parameter(self.logits.new_empty(0, len(choice)))
 
     def packed(self) -> QTensor:
         """What the weight is once every vector is frozen."""
@@ -104,32 +105,26 @@ class VectorLinear(nn.Module):
 
 
 class Mean(torch.autograd.Function):
-    """units[v] = sum over i of ratios[v, i] * codebook[candidates[v, i]]."""
+    """units[v] = sum over i of ratios[i, v] * codebook[candidates[i, v]]."""
 
     @staticmethod
     def forward(ctx: Any, codebook: Tensor, candidates: Tensor, ratios: Tensor) -> Tensor:
         ctx.save_for_backward(codebook, candidates, ratios)
-        if candidates.shape[1] == 1:
-            return codebook[candidates[:, 0]]
-        parts = (codebook[c] * r[:, None] for c, r in _pairs(candidates, ratios))
-        return sum_of(parts)
+        if len(candidates) == 1:
+            return embedding(candidates[0], codebook)
+        parts = (
+            embedding(c, codebook).mul_(r[:, None]) for c, r in zip(candidates, ratios, strict=True)
+        )
+        return reduce(Tensor.add_, parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor | None]:
         codebook, candidates, ratios = ctx.saved_tensors
         (grad,) = grads
-        count = len(codebook)
-        if candidates.shape[1] == 1:
-            return sums_of(candidates[:, 0], grad, count), None, None
-        pairs = list(_pairs(candidates, ratios))
-        entries = sum_of(sums_of(c, grad * r[:, None], count) for c, r in pairs)
-        towards = [(grad * codebook[c]).sum(1) for c, _ in pairs]
-        return entries, None, torch.stack(towards, 1)
-
-
-def _pairs(candidates: Tensor, ratios: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(candidates.unbind(1), ratios.unbind(1), strict=True)
-
-
-def sum_of(parts: Iterable[Tensor]) -> Tensor:
-    return reduce(Tensor.add_, parts)
+        count, ones = len(codebook), grad.new_ones(grad.shape[1])
+        if len(candidates) == 1:
+            return sums_of(candidates[0], grad, count), None, None
+        pairs = zip(candidates, ratios, strict=True)
+        entries = reduce(Tensor.add_, (sums_of(c, grad * r[:, None], count) for c, r in pairs))
+        towards = torch.stack([embedding(c, codebook).mul_(grad) @ ones for c in candidates])
+        return entries, None, towards
