@@ -140,10 +140,13 @@ def solve(job: BlockJob, settings: Settings) -> None:
     if settings.scope == "block" and settings.steps:
         _calibrate(job, layers, settings)
     for number, (name, layer) in enumerate(layers.items()):
-        weight, plain = job.weight(name), replace(job.rules[name].weight, span="tensor")
+        weight = job.weight(name)
         settled = _settled(layer, job.linear(name).bias, stages[name])
-        by_k_means = vector_quantize(weight, plain, job.seed_of(number))
-        job.replace(name, settled, target=weight, plain=by_k_means)
+        plain = layer.start
+        if settings.weighted or settings.row_scales:
+            spec = replace(job.rules[name].weight, span="tensor")
+            plain = vector_quantize(weight, spec, job.seed_of(number))
+        job.replace(name, settled, target=weight, plain=plain)
 
 
 def finish(job: ModelJob, settings: Settings) -> bool:

@@ -16,7 +16,8 @@ from fewbit.formats import Codebook, QTensor, Scales, Spec
 from fewbit.formats.codebook import nearest
 from fewbit.formats.pack import pack
 
-SAMPLE, SEEDING = 1 << 16, 1 << 13  # vectors that Lloyd's rounds and the seeding look at
+SAMPLE, SEEDING = 64, 8  # vectors for each entry that Lloyd's rounds and the seeding look at
+WHOLE_ROUNDS = 2  # on all vectors in the end
 TINY = torch.finfo(torch.float32).tiny
 ROUNDS, CONVERGED = 30, 1e-3  # at most; a round that gains a smaller share is the last
 
@@ -67,11 +68,11 @@ def k_means(
     vectors: Tensor, count: int, generator: Generator, importance: Tensor | None = None
 ) -> Tensor:
     """`count` centres of vectors [n, d]."""
-    order = torch.randperm(len(vectors), generator=generator)[:SAMPLE].to(vectors.device)
-    some = vectors[order]
+    order = torch.randperm(len(vectors), generator=generator)[: SAMPLE * count].to(vectors.device)
+    some, few = vectors[order], order[: SEEDING * count]
     weigh = None if importance is None else importance[order]
-    first = None if weigh is None else weigh[:SEEDING]
-    centres = _seeding(some[:SEEDING], first, count, generator)
+    first = None if importance is None else importance[few]
+    centres = _seeding(vectors[few], first, count, generator)
     before = torch.inf
     for _ in range(ROUNDS):
         centres, error = _lloyd(some, centres, weigh)
@@ -80,7 +81,9 @@ def k_means(
         before = error
     if len(some) == len(vectors):
         return centres
-    return _lloyd(vectors, centres, importance)[0]
+    for _ in range(WHOLE_ROUNDS):
+        centres, _ = _lloyd(vectors, centres, importance)
+    return centres
 
 
 def _seeding(
