@@ -14,7 +14,7 @@ from fewbit.blueprint import quantized_layers
 from fewbit.calibration import CalibrationSet
 from fewbit.decibel import sqnr
 from fewbit.engine import _Run
-from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Codebook, Spec
 
 pytest.importorskip("diffusers")
@@ -275,3 +275,11 @@ def test_dit_xl_2_at_2_bits_has_the_published_size():
     assert weights / 4 / 2**20 == pytest.approx(159.47, abs=0.01)
     assert packed / 2**20 == pytest.approx(159.74, abs=0.01)
     assert 4 * weights / packed == pytest.approx(15.97, abs=0.01)
+
+
+def test_an_entry_that_is_no_number_is_never_written(small, tmp_path):
+    model = small()
+    quantize(model, steps=0)
+    model.transformer_blocks[0].attn1.to_q.codebook[3, 1] = torch.inf
+    with pytest.raises(BrokenFile, match=r"to_q\.codebook holds an entry that is not finite"):
+        fewbit.save(model, tmp_path / "x")

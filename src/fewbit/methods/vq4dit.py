@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activations.dynamic import Dynamic
-from fewbit.blueprint import quantized_layers
 from fewbit.calibration.reconstruction import Minibatch, Reconstruction
 from fewbit.calibration.training import Group, Schedule, train, trainable_copy
 from fewbit.calibration.tree import tensors
@@ -285,8 +284,8 @@ def _settled(layer: VectorLinear, bias: Tensor | None, stage: InputStage | None)
 def _trainable(model: nn.Module) -> dict[str, VectorLinear]:
     """All layers of a copy that have codebooks, by name, each made trainable in its place."""
     layers = {}
-    for name, layer in quantized_layers(model).items():
-        if isinstance(layer.spec.format, Codebook):
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, QLinear) and isinstance(layer.spec.format, Codebook):
             layers[name] = VectorLinear(layer.packed_weight, layer.bias, layer.stage)
             model.set_submodule(name, layers[name])
     return layers
