@@ -137,15 +137,17 @@ class _Run:
         method, settings = self.plan.recipe.implementation, self.plan.recipe.settings
         if method.finish is None or self.data is None:
             return
-        if self.work is not None and self.work.tuned:
-            self.work.restore_tuned(self.transformer)
-            return
         exact = self.exact or self.stream
         assert exact is not None
         blocks = self.plan.structure.blocks
         job = ModelJob(self.transformer, blocks, self.data, exact.results, self.original, self.seed)
-        if method.finish(job, settings) and self.work is not None:
+        if self.work is not None and self.work.tuned:
+            self.work.restore_tuned(self.transformer)
+        elif not method.finish(job, settings):
+            return
+        elif self.work is not None:
             self.work.save_tuned(self.transformer)
+        self.warnings.append("the layers' errors are those before the whole model was trained")
 
     def _solve(self, block: int, step: Step | None, exact: Step | None) -> None:
         job = self.plan.job(self.transformer, block, self.seed)

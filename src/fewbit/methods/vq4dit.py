@@ -98,16 +98,20 @@ class Settings:
         one_of("candidates", self.candidates, tuple(range(1, MOST_CANDIDATES + 1)))
         for name in ("samples", "batch", "rate", "ratio_rate", "bias_rate", "gain_rate"):
             within(name, getattr(self, name), 0, None)
-        for name in ("steps", "tuning", "penalty"):
-            within(name, getattr(self, name), -1e-9, None)
         for name in ("samples", "steps", "batch", "tuning"):
-            if type(getattr(self, name)) is not int:
-                raise BadArgument(f"setting {name} must be whole, got {getattr(self, name)!r}")
+            _refuse_unless_count(name, getattr(self, name))
+        if self.penalty != 0:
+            within("penalty", self.penalty, 0, None)
         if not 0 <= self.freeze_from < self.freeze_to <= 1:
             raise BadArgument(
                 f"freezing cannot go from {self.freeze_from} to {self.freeze_to} of the training; "
                 "allowed: 0 <= freeze_from < freeze_to <= 1"
             )
+
+
+def _refuse_unless_count(name: str, value: object) -> None:
+    if type(value) is not int or value < 0:
+        raise BadArgument(f"setting {name} must be a whole number, 0 or more, got {value!r}")
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
