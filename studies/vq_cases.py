@@ -21,7 +21,7 @@ from fewbit.demo.sampling import sample
 from fewbit.recipe import Recipe
 
 CACHE = Path(__file__).parent / "cache"
-SAMPLES, JUDGED, SHOWN = 512, 240, 5
+SAMPLES, JUDGED, SHOWN = 512, 240, 2
 PLAIN = {"steps": 0, "weighted": False, "row_scales": False}
 
 
@@ -46,17 +46,15 @@ def measured(recipe: str, **settings: Any) -> Measured:
     return Measured(**_once("measured", recipe, settings, measure))
 
 
-def judged(recipe: str | None, grid: Path, **settings: Any) -> float:
-    """The share of guided pictures that the classifier recognises; some are shown in `grid`.
-    Without a recipe the demo itself."""
+def judged(recipe: str, grid: Path | None = None, **settings: Any) -> float:
+    """The share of guided pictures that the classifier recognises; `grid` shows some of them."""
 
     def judge(file: Path) -> float:
-        pipe = pipeline()
-        if recipe is not None:
-            pipe, _ = _quantized(recipe, _place("measured", recipe, settings), settings)
+        pipe, _ = _quantized(recipe, _place("measured", recipe, settings), settings)
         label = shapes.labels(range(JUDGED))
         images = sample(pipe, label.tolist(), range(JUDGED))
-        save_grid(images[: SHOWN * len(shapes.NAMES)], shapes.NAMES, grid)
+        if grid is not None:
+            save_grid(images[: SHOWN * len(shapes.NAMES)], shapes.NAMES, grid)
         return float(recognised(images, label).float().mean())
 
     return _once("judged", recipe, settings, judge)
@@ -68,9 +66,7 @@ def _quantized(recipe: str, workdir: Path, settings: dict[str, Any]) -> Any:
     return pipe, fewbit.quantize(pipe, recipe, progress=False, **given, **settings)
 
 
-def _once(
-    what: str, recipe: str | None, settings: dict[str, Any], find: Callable[[Path], Any]
-) -> Any:
+def _once(what: str, recipe: str, settings: dict[str, Any], find: Callable[[Path], Any]) -> Any:
     file = _place(what, recipe, settings).with_suffix(".json")
     if not file.exists():
         found = find(file)
@@ -79,11 +75,10 @@ def _once(
     return json.loads(file.read_text())
 
 
-def _place(what: str, recipe: str | None, settings: dict[str, Any]) -> Path:
+def _place(what: str, recipe: str, settings: dict[str, Any]) -> Path:
     """By all settings there are, so that other defaults are other cases."""
     CACHE.mkdir(exist_ok=True)
-    whole = None if recipe is None else _recipe(recipe, **settings)
-    said = json.dumps([what, whole, SAMPLES], sort_keys=True)
+    said = json.dumps([what, _recipe(recipe, **settings), SAMPLES], sort_keys=True)
     return CACHE / sha256(said.encode()).hexdigest()[:16]
 
 
