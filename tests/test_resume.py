@@ -87,7 +87,9 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, moment
     solved = []
     solve = _Run._solve
     monkeypatch.setattr(
-        _Run, "_solve", lambda run, block, step: (solved.append(block), solve(run, block, step))[1]
+        _Run,
+        "_solve",
+        lambda run, block, *steps: (solved.append(block), solve(run, block, *steps))[1],
     )
     resumed, whole = Tower(), Tower()
     report = quantize(resumed, tmp_path)

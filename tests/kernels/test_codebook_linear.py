@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewbit.formats import QTensor, Scales, Spec
 from fewbit.kernels import reference
-from fewbit.kernels.reference import packed_linear
+from fewbit.kernels.coded import Weight
+from fewbit.kernels.reference import Reference
 from fewbit.linear import QLinear
 
 
@@ -38,10 +39,11 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("spec", ["vq16x4/row/fp16", "vq16x4/tensor/fp32", "vq2x3/g12/fp16"])
 def test_whatever_the_tile_the_product_is_that_of_the_definition(monkeypatch, tile, spec):
     monkeypatch.setattr(reference, "TILE", tile)
-    weight, x, bias = packed(spec), normal(2, 5, 48, seed=2), normal(70, seed=3)
+    weight, x, bias = packed(spec), normal(10, 48, seed=2), normal(70, seed=3)
     expected = x.double() @ weight.dequantize().double().T + bias
-    assert torch.allclose(packed_linear(x, weight, bias).double(), expected, atol=1e-4)  # of 50
-    assert torch.equal(packed_linear(x, weight, bias), packed_linear(x, weight, None) + bias)
+    product = Reference().linear(x, Weight(weight), bias, torch.float32)
+    assert torch.allclose(product.double(), expected, atol=1e-4)  # of 50
+    assert torch.equal(product, Reference().linear(x, Weight(weight), None, torch.float32) + bias)
 
 
 def test_only_a_tile_of_the_weight_ever_exists(monkeypatch):

@@ -67,7 +67,7 @@ class VectorLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gradients pass a rounded input as if it were not rounded."""
-        staged = x if self.stage is None else x + (self.stage(x) - x).detach()
+        staged = x if self.stage is None else x + (self.stage.values(x) - x).detach()
         y = linear(staged.to(self.products), self.weight().to(self.products)).float()
         return y if self.bias is None else y + self.bias
 
