@@ -24,12 +24,12 @@ from models import dit_xl_2
 from torch import Tensor, nn
 
 from fewbit.activations.dynamic import Dynamic
-from fewbit.attention import QuickAttention
 from fewbit.decibel import sqnr
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.kernels.choose import BACKENDS, VARIABLE
 from fewbit.linear import QLinear
+from fewbit.quick_attention import QuickAttention
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform
 
 GROUPS = (

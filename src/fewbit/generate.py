@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fewbit.attention import QuickAttention
 from fewbit.errors import BadArgument, BadModel
 from fewbit.models import own_manner, own_prompts, transformer_of
 from fewbit.modulation import remembered
 from fewbit.progress import Meter
+from fewbit.quick_attention import QuickAttention
 from fewbit.version import __version__
 
 if TYPE_CHECKING:

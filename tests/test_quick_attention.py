@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from fewbit.attention import QuickAttention
 from fewbit.kernels.choose import BACKENDS, VARIABLE
+from fewbit.quick_attention import QuickAttention
 
 HERE = [b.name for b in BACKENDS if b.why_not(torch.device("cpu")) is None]
 
