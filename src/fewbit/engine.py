@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit import memory
+from fewbit.activations.time_groups import share_clock
 from fewbit.blueprint import quantized_layers
 from fewbit.calibration import BlockStream, CalibrationSet, Step, sample
 from fewbit.decibel import sqnr
@@ -64,6 +65,7 @@ def quantize(
     calibrated = time.perf_counter()
 
     run = _Run(transformer, plan, data, seed, device, None if workdir is None else Path(workdir))
+    run.survey(progress)
     for _ in track(run.blocks(), f"{chosen}, blocks", len(plan.structure.blocks), progress):
         pass
     run.finish()
@@ -117,6 +119,20 @@ class _Run:
         self.original = copy.deepcopy(transformer) if keeps else None
         self.layers: list[LayerReport] = []
         self.warnings: list[str] = []
+        self.surveyed: Mapping[str, Tensor] = {}
+
+    def survey(self, progress: bool) -> None:
+        """What the method learns of the model before any block is solved."""
+        method = self.plan.recipe.implementation
+        if self.data is None or method.survey is None:
+            return
+        if self.work is not None and self.work.surveyed:
+            self.surveyed = self.work.restore_survey()
+            return
+        job = self.plan.survey_job(self.transformer, self.data, self.seed, progress)
+        self.surveyed = method.survey(job, self.plan.recipe.settings)
+        if self.work is not None:
+            self.work.save_survey(self.surveyed)
 
     def blocks(self) -> Iterator[int]:
         """Each block when it is done, those first that an earlier run has finished."""
@@ -151,13 +167,14 @@ class _Run:
 
     def _solve(self, block: int, step: Step | None, exact: Step | None) -> None:
         job = self.plan.job(self.transformer, block, self.seed)
-        job.step, job.exact = step, exact
+        job.step, job.exact, job.survey = step, exact, self.surveyed
         if step is not None and not self.plan.recipe.settings.propagate:
             step.advance()
             job.exact = step
         originals = {name: job.linear(name) for name in job.rules}
         with _visiting(self.device, job.module):
             self.plan.recipe.implementation.solve(job, self.plan.recipe.settings)
+        share_clock(self.transformer)
         outputs = {} if step is None else output_errors(step, job, originals)
         reports = [
             _layer_report(

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import chain
 
 import torch
 from torch import nn
 
+from fewbit.calibration import CalibrationSet
 from fewbit.errors import BadArgument, BadModel
 from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule
+from fewbit.methods.contract import BlockJob, Rule, SurveyJob
 from fewbit.models import Attention, Layer, ModelSpec, Structure, describe
 from fewbit.recipe import Recipe
 from fewbit.report.summary import megabytes
@@ -53,8 +55,16 @@ class Plan:
         name = self.structure.blocks[block]
         rules = {layer.name: self.rules[layer.name] for layer in layers}
         attentions = self._attentions(block, rules)
+        attending = self.structure.attending(block)
         module = model.get_submodule(name)
-        return BlockJob(block, module, name, layers, rules, groups, attentions, seed)
+        return BlockJob(block, module, name, layers, rules, groups, attentions, attending, seed)
+
+    def survey_job(
+        self, model: nn.Module, data: CalibrationSet, seed: int, progress: bool
+    ) -> SurveyJob:
+        blocks = range(len(self.structure.blocks))
+        attending = tuple(chain.from_iterable(map(self.structure.attending, blocks)))
+        return SurveyJob(model, tuple(self.rules), attending, data, seed, progress)
 
     def _attentions(self, block: int, rules: Mapping[str, Rule]) -> tuple[Attention, ...]:
         """Those all of whose value and output projections are to be quantized."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from fewbit.blueprint import apply_blueprint, blueprint_of, quantized_layers
 from fewbit.errors import BadOutput
@@ -18,7 +19,7 @@ from fewbit.header import read_header
 from fewbit.report import LayerReport
 from fewbit.tensors import stored_once
 
-KEY = "run.json"
+KEY, SURVEY = "run.json", "survey.safetensors"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,18 @@ class Workdir:
     @property
     def _tuned(self) -> Path:
         return self.path / "tuned.safetensors"
+
+    @property
+    def surveyed(self) -> bool:
+        return (self.path / SURVEY).exists()
+
+    def save_survey(self, survey: Mapping[str, Tensor]) -> None:
+        """What the method learnt of the whole model before it began."""
+        with replacing(self.path / SURVEY) as aside:
+            save_file(dict(survey), aside)
+
+    def restore_survey(self) -> dict[str, Tensor]:
+        return load_file(self.path / SURVEY)
 
     def _file(self, block: int) -> Path:
         return self.path / f"block-{block:04}.safetensors"

@@ -17,9 +17,9 @@ from torch import Tensor
 from fewbit.calibration.tree import rebuild, tensors
 from fewbit.errors import BadArgument, BadCalibration, BrokenFile
 from fewbit.files import replacing
+from fewbit.models.timestep import TIMES
 
 _SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # positions: no batch dimension to split
-_TIMES = ("timestep", "timesteps", "t")
 _PLAIN = (type(None), bool, int, float, str)
 
 
@@ -91,7 +91,7 @@ class CalibrationSet:
 
     def timesteps(self) -> Tensor | None:
         """float32 [rows], where the forward takes a timestep."""
-        return next((self.columns[key].float() for key in _TIMES if key in self.columns), None)
+        return next((self.columns[key].float() for key in TIMES if key in self.columns), None)
 
     def fingerprint(self) -> str:
         """SHA-256 of all there is."""
@@ -205,7 +205,7 @@ def in_rows(path: str, tensor: Tensor, rows: int) -> bool:
 def time_per_row(item: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """One timestep for the whole batch becomes one for each row."""
     arguments = dict(item)
-    for key in _TIMES:
+    for key in TIMES:
         time = arguments.get(key)
         if isinstance(time, int | float) or (isinstance(time, Tensor) and time.numel() == 1):
             arguments[key] = torch.as_tensor(time).reshape(1).expand(rows)

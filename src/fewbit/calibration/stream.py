@@ -204,6 +204,15 @@ class Step:
     def minibatches(self) -> int:
         return len(self.stream.parts)
 
+    @property
+    def rows(self) -> int:
+        return len(self.stream.data)
+
+    @property
+    def timesteps(self) -> Tensor | None:
+        """Of all rows."""
+        return self.stream.times
+
     def inputs(self) -> Iterator[BlockInput]:
         """Minibatch by minibatch, replayed each time."""
         for number in range(self.minibatches):

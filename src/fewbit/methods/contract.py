@@ -11,9 +11,11 @@ A method is a module with
     PRESETS         name -> settings that belong together
     Settings        a frozen dataclass of its settings with their defaults, checked on construction
     rule(layer, variant, settings) -> Rule | None      what a layer becomes; None keeps it
+    survey(job, settings) -> tensors by name           or None: what it learns of the whole model
+                    in full precision, before any block is solved
     solve(job, settings) -> None                       replaces the layers of one block
-    finish(job, settings) -> bool     or None: changes the whole model in the end, layers of the
-                                      same kinds in their places; whether there was anything to do
+    finish(job, settings) -> bool                      or None: changes the whole model in the end,
+                    layers of the same kinds in their places; whether there was anything to do
 """
 
 from __future__ import annotations
@@ -51,9 +53,11 @@ class BlockJob:
     rules: Mapping[str, Rule]
     groups: tuple[tuple[str, ...], ...]  # layers with a rule, those that read one tensor together
     attentions: tuple[Attention, ...]
+    attending: tuple[str, ...]  # modules of the block that call the fused attention
     seed: int
     step: Step | None = None  # the block's place in the calibration stream, if there is data
     exact: Step | None = None  # its place, already advanced, in the one before quantization
+    survey: Mapping[str, Tensor] = field(default_factory=dict)  # what the method's survey gave
     solved: dict[str, Solved] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -108,6 +112,18 @@ class ModelJob:
 
 
 @dataclass(frozen=True)
+class SurveyJob:
+    """The whole model in full precision, and what it is to be quantized for."""
+
+    model: nn.Module
+    layers: tuple[str, ...]  # those that have a rule
+    attending: tuple[str, ...]  # modules that call the fused attention, of all blocks
+    data: CalibrationSet
+    seed: int
+    progress: bool
+
+
+@dataclass(frozen=True)
 class Solved:
     layer: QLinear
     target: Tensor
@@ -130,6 +146,9 @@ class Method(Protocol):
     def rule(self, layer: Layer, variant: Rule, settings: Any) -> Rule | None: ...
 
     def solve(self, job: BlockJob, settings: Any) -> None: ...
+
+    @property
+    def survey(self) -> Callable[[SurveyJob, Any], Mapping[str, Tensor]] | None: ...
 
     @property
     def finish(self) -> Callable[[ModelJob, Any], bool] | None: ...

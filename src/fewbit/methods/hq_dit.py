@@ -39,7 +39,7 @@ NAME = "hq-dit"
 SUMMARY = "FP4 weights and activations: Hadamard rotation, format selection, GPTQ on floats"
 CALIBRATED = True
 TARGETS = False
-finish = None
+survey = finish = None
 PRESETS = {"fast": {"samples": 64}}
 
 

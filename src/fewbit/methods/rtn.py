@@ -21,7 +21,7 @@ NAME = "rtn"
 SUMMARY = "plain rounding to nearest: no data, no search, the floor for all others"
 CALIBRATED = False
 TARGETS = False
-finish = None
+survey = finish = None
 PRESETS: dict[str, dict[str, object]] = {}
 
 

@@ -41,6 +41,7 @@ NAME = "vq4dit"
 SUMMARY = "2 and 3 bit weights: codebooks and assignments, calibrated together without data"
 CALIBRATED = True
 TARGETS = True
+survey = None
 PRESETS: dict[str, dict[str, object]] = {
     "fast": {"samples": 64, "steps": 100},
     "published": {"scope": "model", "candidates": 2, "weighted": False, "row_scales": False},

@@ -106,6 +106,15 @@ class Structure:
                 found.append(Attention(tuple(names), tuple(out.name for out in outs), width))
         return tuple(found)
 
+    def attending(self, block: int) -> tuple[str, ...]:
+        """The modules that multiply queries with keys: those that hold a query projection."""
+        holders = (
+            layer.name.rpartition(".")[0]
+            for layer in self._inside(block)
+            if layer.role in (Role.Q, Role.QKV, Role.CROSS_Q)
+        )
+        return tuple(dict.fromkeys(holders))
+
     def _inside(self, block: int) -> tuple[Layer, ...]:
         return tuple(layer for layer in self.layers if layer.block == block)
 

@@ -1,0 +1,73 @@
+"""Two regions of one tensor, each with a step of its own; a bit of the code says which region.
+
+`signed`, for what comes out of a GELU: below zero a small step, above zero a large one.
+`unit`, for what comes out of a softmax: a fine grid from zero on, a coarse one beyond its end, and
+every value becomes the nearest level of both. The regions never overlap.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fewbit.activations.activation import Activation
+from fewbit.activations.kept import Kept
+from fewbit.activations.static import by_part, check_steps
+from fewbit.activations.time_groups import TimeBins
+from fewbit.errors import BadArgument
+from fewbit.formats import Spec
+
+KIND = "multi_region"
+Regions = Literal["signed", "unit"]
+
+
+class MultiRegion(Activation, Kept):
+    """steps[0] is of the lower region, steps[1] of the upper."""
+
+    steps: Tensor  # float32 [2, groups, parts]
+
+    def __init__(self, spec: Spec, regions: Regions, steps: Tensor, bins: TimeBins) -> None:
+        super().__init__()
+        if regions not in ("signed", "unit"):
+            raise BadArgument(f"regions cannot be {regions!r}; allowed: signed, unit")
+        self.spec, self.regions, self.bins = spec, regions, bins
+        self.register_buffer("steps", steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = (self.bins.pick(steps)[..., None] for steps in self.steps)
+        return two_regions(by_part(x, low), low, high, self.spec, self.regions).view(x.shape)
+
+    def check(self, name: str) -> None:
+        check_steps(f"{name}.steps", self.steps)
+        self.bins.check(f"{name}.bins")
+
+    def config(self) -> dict[str, Any]:
+        _, groups, parts = self.steps.shape
+        shape = {"regions": self.regions, "groups": groups, "parts": parts}
+        return {"kind": KIND, "spec": str(self.spec), **shape}
+
+    def extra_repr(self) -> str:
+        times = f" x{self.steps.shape[1]} times" if self.steps.shape[1] > 1 else ""
+        return f"{self.spec} two regions{times}"
+
+
+def from_config(config: dict[str, Any]) -> MultiRegion:
+    groups, parts = config["groups"], config["parts"]
+    bins, steps = TimeBins(torch.empty(groups)), torch.empty(2, groups, parts)
+    return MultiRegion(Spec.parse(config["spec"]), config["regions"], steps, bins)
+
+
+def two_regions(x: Tensor, low: Tensor, high: Tensor, spec: Spec, regions: Regions) -> Tensor:
+    """Half of the codes for each region; x rounded to the levels of the region it lies in."""
+    half = 1 << (spec.format.bits - 1)
+    if regions == "signed":
+        below = x < 0
+        units = x * torch.where(below, low.reciprocal(), high.reciprocal())
+        return units.round_().clamp_(-half, half - 1).mul_(torch.where(below, low, high))
+    end = (half - 1) * low  # of the fine region
+    first = ((end / high).floor() + 1).clamp(max=half)  # of the coarse levels beyond it
+    fine = (x * low.reciprocal()).round().clamp(0, half - 1) * low
+    coarse = torch.maximum((x * high.reciprocal()).round().clamp(max=half), first) * high
+    return torch.where(x < (end + first * high) / 2, fine, coarse)

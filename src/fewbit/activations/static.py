@@ -1,0 +1,68 @@
+"""Inputs quantized by steps that are known beforehand: nothing is measured at run time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewbit.activations.activation import Activation
+from fewbit.activations.kept import Kept
+from fewbit.activations.time_groups import TimeBins
+from fewbit.errors import BrokenFile
+from fewbit.formats import Spec
+
+KIND = "static"
+
+
+class Static(Activation, Kept):
+    """One step for each time group and part; the parts are the second axis of x, as heads are."""
+
+    steps: Tensor  # float32 [groups, parts]
+
+    def __init__(self, spec: Spec, steps: Tensor, bins: TimeBins) -> None:
+        super().__init__()
+        self.spec, self.bins = spec, bins
+        self.register_buffer("steps", steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = self.bins.pick(self.steps)[..., None]
+        return one_region(by_part(x, step), step, self.spec).view(x.shape)
+
+    def check(self, name: str) -> None:
+        check_steps(f"{name}.steps", self.steps)
+        self.bins.check(f"{name}.bins")
+
+    def config(self) -> dict[str, Any]:
+        groups, parts = self.steps.shape
+        return {"kind": KIND, "spec": str(self.spec), "groups": groups, "parts": parts}
+
+    def extra_repr(self) -> str:
+        return f"{self.spec} static{_times(self.steps.shape[-2])}"
+
+
+def from_config(config: dict[str, Any]) -> Static:
+    groups, parts = config["groups"], config["parts"]
+    bins = TimeBins(torch.empty(groups))
+    return Static(Spec.parse(config["spec"]), torch.empty(groups, parts), bins)
+
+
+def one_region(x: Tensor, step: Tensor, spec: Spec) -> Tensor:
+    return spec.format.round(x * step.reciprocal()) * step
+
+
+def by_part(x: Tensor, step: Tensor) -> Tensor:
+    """x as float32 [rows, parts, rest], so that step [rows or 1, parts, 1] fits."""
+    if step.shape[-2] == 1:
+        return x.float().reshape(len(step), 1, -1)
+    return x.float().flatten(2)
+
+
+def check_steps(name: str, steps: Tensor) -> None:
+    if not bool((torch.isfinite(steps) & (steps > 0)).all()):
+        raise BrokenFile(f"{name} holds a step that is not positive and finite")
+
+
+def _times(groups: int) -> str:
+    return f" x{groups} times" if groups > 1 else ""

@@ -1,0 +1,141 @@
+"""Parameters that depend on the time: bins over the continuous timestep, and who knows what it is.
+
+The bins know nothing of schedulers or step counts: any timestep has a nearest bin. A clock, which
+all bins of a model share, is set by a hook before each forward of the whole network. From there on
+all is tensor arithmetic, each row by its own timestep.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.activations.kept import Kept
+from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
+from fewbit.models.timestep import TIMES, time_argument
+
+EARLIEST, LATEST = 0.0, 1000.0  # what the transformers of diffusion schedules are told
+
+
+class Clock:
+    """The time of the forward that is running: float32 [rows], or [1] for all rows."""
+
+    def __init__(self, name: str, position: int) -> None:
+        self.name, self.position = name, position
+        self.time: Tensor | None = None
+
+    def read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        time = kwargs[self.name] if self.name in kwargs else args[self.position]
+        self.time = torch.as_tensor(time).detach().float().reshape(-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "time": None}
+
+
+class TimeBins(Kept):
+    """Each bin is what lies nearer to its centre than to the others; on the middle between two
+    it is the earlier."""
+
+    centres: Tensor  # float32 [groups], ascending
+
+    def __init__(self, centres: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("centres", centres.float())
+        self.clock: Clock | None = None
+
+    @classmethod
+    def spread(cls, times: Tensor | None, groups: int) -> TimeBins:
+        """Bins of equal length over the times of calibration, each of which must see some."""
+        if groups == 1:
+            return cls(torch.zeros(1))
+        if times is None:
+            raise BadCalibration(
+                f"groups={groups} need timesteps, and the calibration data has no argument "
+                f"{' or '.join(TIMES)}; allowed: tgq=False"
+            )
+        _refuse_out_of_range(times)
+        bins = cls(_centres(times, groups))
+        empty = groups - len(bins.of(times).unique())
+        if empty:
+            most = _most_groups(times, groups)
+            raise BadCalibration(
+                f"groups={groups} leave {empty} time groups without data; the {len(times)} rows "
+                f"at {len(times.unique())} timesteps allow groups={most}"
+            )
+        return bins
+
+    def of(self, times: Tensor) -> Tensor:
+        """The bin of each time: int64, as `times`."""
+        middles = (self.centres[1:] + self.centres[:-1]) / 2
+        return (times[..., None] > middles).sum(-1)
+
+    def pick(self, table: Tensor) -> Tensor:
+        """table [groups, ...] to the entries of the rows that are running [rows or 1, ...]."""
+        if len(self.centres) == 1:
+            return table
+        if self.clock is None or self.clock.time is None:
+            raise BadArgument(
+                "time-grouped layers do not know the timestep: run them through the whole model"
+            )
+        return table[self.of(self.clock.time.to(self.centres.device))]
+
+    def check(self, name: str) -> None:
+        centres = self.centres
+        if not bool(centres.isfinite().all()) or not bool((centres.diff() > 0).all()):
+            raise BrokenFile(f"{name}.centres holds time bins that are not finite and ascending")
+
+    def extra_repr(self) -> str:
+        return f"{len(self.centres)} groups"
+
+
+def share_clock(model: nn.Module) -> None:
+    """All bins of the model read one clock, set before each forward; without bins there is none."""
+    bins = [module for module in model.modules() if isinstance(module, TimeBins)]
+    timed = [one for one in bins if len(one.centres) > 1]
+    known = next((one.clock for one in timed if one.clock is not None), None)
+    if timed and known is None:
+        known = _install(model)
+    for one in timed:
+        one.clock = known
+
+
+def remove_clock(model: nn.Module) -> None:
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(getattr(hook, "__self__", None), Clock):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _install(model: nn.Module) -> Clock:
+    argument = time_argument(model)
+    if argument is None:
+        raise BadModel(
+            f"the forward of {type(model).__name__} takes no {' or '.join(TIMES)}, so nothing "
+            "can depend on time; allowed: tgq=False"
+        )
+    clock = Clock(*argument)
+    model.register_forward_pre_hook(clock.read, with_kwargs=True)
+    return clock
+
+
+def _centres(times: Tensor, groups: int) -> Tensor:
+    first, last = float(times.min()), float(times.max())
+    return first + (torch.arange(groups) + 0.5) * ((last - first) / groups)
+
+
+def _most_groups(times: Tensor, groups: int) -> int:
+    counts = range(groups, 1, -1) if len(times.unique()) > 1 else ()
+    full = (n for n in counts if len(TimeBins(_centres(times, n)).of(times).unique()) == n)
+    return next(full, 1)
+
+
+def _refuse_out_of_range(times: Tensor) -> None:
+    wrong = (times < EARLIEST) | (times > LATEST)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise BadCalibration(
+            f"calibration row {row} has the timestep {float(times[row]):g}; allowed: "
+            f"{EARLIEST:g} to {LATEST:g}"
+        )

@@ -1,0 +1,100 @@
+"""QAttention, what stands where the fused attention stood: both matmuls with quantized operands."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit import registry
+from fewbit.activations.activation import Activation
+from fewbit.errors import BadModel
+from fewbit.models.fused_attention import run_with
+
+CHILD = "matmuls"  # the name under which an attention module holds its QAttention
+OPERANDS = ("query", "key", "shares", "value")
+
+
+class QAttention(nn.Module):
+    """softmax(q·kᵀ)·v, each of the four operands rounded; products and sums in float32."""
+
+    def __init__(
+        self, query: Activation, key: Activation, shares: Activation, value: Activation
+    ) -> None:
+        super().__init__()
+        self.query, self.key, self.shares, self.value = query, key, shares, value
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """What scaled_dot_product_attention gives in evaluation."""
+        if is_causal or enable_gqa:
+            raise BadModel(
+                "attention that is causal or shares heads cannot be quantized; "
+                'allowed: attention="skip"'
+            )
+        with torch.autocast(query.device.type, enabled=False):
+            scores = scores_of(self.query(query), self.key(key), attn_mask, scale)
+            result = self.shares(scores.softmax(-1)) @ self.value(value)
+        return result.to(query.dtype)
+
+    def config(self) -> dict[str, Any]:
+        return {name: getattr(self, name).config() for name in OPERANDS}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> QAttention:
+        return cls(*(registry.build("activations", config[name]) for name in OPERANDS))
+
+
+def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """What the softmax reads: [rows, heads, queries, keys]."""
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query @ key.transpose(-1, -2) * factor
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, -torch.inf)
+    return scores + mask
+
+
+def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:
+    """From now on the module's own forward uses these."""
+    module.add_module(CHILD, matmuls)
+    module.__class__ = _quantized(type(module))
+
+
+def restore_attention(module: nn.Module) -> None:
+    delattr(module, CHILD)
+    module.__class__ = type(module).__bases__[0]
+
+
+def quantized_attentions(model: nn.Module, inside: str = "") -> dict[str, QAttention]:
+    """By the names of the modules that hold them, of the model or of the block called `inside`."""
+    prefix = f"{inside}." if inside else ""
+    return {
+        name.removesuffix(f".{CHILD}"): module
+        for name, module in model.named_modules()
+        if isinstance(module, QAttention) and name.startswith(prefix)
+    }
+
+
+@cache
+def _quantized(cls: Any) -> Any:
+    """The same class, but for who answers its call of the fused attention."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        own = super(derived, self).forward
+        return run_with(getattr(self, CHILD), cls.__name__, own, *args, **kwargs)
+
+    derived = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+    return derived

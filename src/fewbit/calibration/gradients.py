@@ -1,0 +1,189 @@
+"""How much the final output feels an error in what a layer gives: squared gradients, streamed.
+
+The full-precision network is a Gaussian around its own prediction y, so the loss of a target t
+drawn from it is |y - t|²/2, and its gradient at y is the noise that was drawn: one backward pass
+from standard normal noise. The mean square of what arrives at a layer is the diagonal of JᵀJ, the
+Fisher information. (The divergence of the network from itself, as in the published code, has no
+gradient.)
+
+One forward and backward pass over the data serves all layers of all blocks, a few rows at a time.
+Kept of each layer is what its loudest factors say: the mean square for each channel in each time
+group, and for each token over all channels. A squared gradient is the product of the two over
+their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.calibration.modes import evaluating
+from fewbit.calibration.set import CalibrationSet
+from fewbit.calibration.tree import map_tensors, tensors
+from fewbit.errors import BadCalibration
+from fewbit.models.fused_attention import standing_in
+from fewbit.progress import track
+
+ROWS = 4  # in one backward pass: enough to keep the processor busy, few enough for memory
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Mean squared gradients of one layer's output."""
+
+    channels: Tensor  # float32 [groups, channels], over the tokens of each time group
+    tokens: Tensor  # float32 [rows, tokens], over the channels
+
+
+class _Sums:
+    def __init__(self, groups: Tensor) -> None:
+        self.groups = groups  # of each row
+        self.channels: Tensor | None = None
+        self.tokens: list[Tensor] = []
+
+    def add(self, rows: range, squares: Tensor) -> None:
+        """squares [rows, tokens, channels]."""
+        mine = squares.float().cpu()
+        if self.channels is None:
+            self.channels = torch.zeros(int(self.groups.max()) + 1, mine.shape[-1])
+        self.channels.index_add_(0, self.groups[rows.start : rows.stop], mine.mean(1))
+        self.tokens.append(mine.mean(-1))
+
+    def fisher(self, name: str) -> Fisher:
+        if self.channels is None:
+            raise _useless(name, "no gradient reached it")
+        rows = self.groups.bincount(minlength=len(self.channels)).clamp(min=1)
+        found = Fisher(self.channels / rows[:, None], torch.cat(self.tokens))
+        if not bool(found.channels.isfinite().all()):
+            raise _useless(name, "its gradient is NaN or infinite")
+        if not bool(found.channels.any()):
+            raise _useless(name, "its gradient is zero for all data")
+        return found
+
+
+def squared_gradients(
+    model: nn.Module,
+    linears: Mapping[str, nn.Module],
+    attentions: Mapping[str, nn.Module],
+    data: CalibrationSet,
+    groups: Tensor,
+    seed: int,
+    progress: bool = False,
+) -> dict[str, Fisher]:
+    """By the names of linears, and for attentions by NAME.scores and NAME.products.
+
+    groups: int64 [rows], the time group of each row.
+    """
+    parts = data.parts(ROWS)
+    device = next(p.device for p in model.parameters())
+    random = torch.Generator("cpu").manual_seed(seed)
+    names = [*linears, *(f"{one}.{what}" for one in attentions for what in ("scores", "products"))]
+    sums = {name: _Sums(groups) for name in names}
+    with evaluating(model), _frozen(model), torch.enable_grad():
+        for part in track(parts, "gradients, minibatches", len(parts), progress):
+            inputs = map_tensors(data.take(part), lambda tensor: tensor.to(device))
+            with _listening(
+                linears, attentions, {n: partial(s.add, part) for n, s in sums.items()}
+            ):
+                prediction = _prediction(model, inputs)
+            noise = torch.randn(prediction.shape, generator=random)
+            prediction.backward(noise.to(prediction))
+    return {name: one.fisher(name) for name, one in sums.items()}
+
+
+def _prediction(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """What the scheduler reads, without a learned variance behind it."""
+    prediction = next(iter(tensors(model(**inputs)).values()))
+    latent = inputs.get("hidden_states", inputs.get("x"))
+    if isinstance(latent, Tensor) and latent.ndim == prediction.ndim == 4:
+        prediction = prediction[:, : latent.shape[1]]
+    return prediction
+
+
+@contextmanager
+def _listening(
+    linears: Mapping[str, nn.Module], attentions: Mapping[str, nn.Module], hear: dict[str, Any]
+) -> Iterator[None]:
+    """Gradients of the outputs, squared, reach those that hear; attention shows its scores."""
+
+    def watch(name: str, _: nn.Module, __: Any, output: Tensor) -> Tensor:
+        rows, channels = len(output), output.shape[-1]
+        if not output.requires_grad:
+            output = output.requires_grad_().clone()  # the model may write into it
+        output.register_hook(lambda g: hear[name](g.square().reshape(rows, -1, channels)))
+        return output
+
+    def explicit(
+        name: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        scores = query @ key.transpose(-1, -2)
+        if not scores.requires_grad:
+            scores.requires_grad_()
+        masked = scores * factor
+        if attn_mask is not None:
+            blind = attn_mask.dtype == torch.bool
+            masked = masked.masked_fill(~attn_mask, -torch.inf) if blind else masked + attn_mask
+        products = masked.softmax(-1) @ value
+        scores.register_hook(lambda g: hear[f"{name}.scores"](_per_head(g)))
+        products.register_hook(lambda g: hear[f"{name}.products"](_beside(g)))
+        return products
+
+    with ExitStack() as stack:
+        for name, linear in linears.items():
+            stack.enter_context(_hooked(linear, partial(watch, name)))
+        answers = {name: partial(explicit, name) for name in attentions}
+        stack.enter_context(standing_in(answers, attentions))
+        yield
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Any) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No gradient of a parameter is asked for, whatever its owner wants."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_()
+
+
+def _per_head(gradient: Tensor) -> Tensor:
+    """[rows, heads, queries, keys] to squares [rows, queries, heads], over the keys."""
+    return gradient.square().mean(-1).transpose(1, 2)
+
+
+def _beside(gradient: Tensor) -> Tensor:
+    """[rows, heads, queries, width] to squares [rows, queries, heads·width]."""
+    return gradient.square().transpose(1, 2).flatten(2)
+
+
+def _useless(name: str, what: str) -> BadCalibration:
+    return BadCalibration(
+        f"squared gradients of {name}: {what}, so they say nothing of its errors; allowed: ho=False"
+    )

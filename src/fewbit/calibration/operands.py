@@ -1,0 +1,129 @@
+"""A sample of what the layers and attentions of a block receive, from one pass over all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fewbit.calibration.stream import LayerInput, Step
+from fewbit.models.fused_attention import standing_in
+
+TOKENS = 4096  # of each layer input, over all rows
+QUERIES = 64  # of each row that shows its attention
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The same number of tokens of every row."""
+
+    x: Tensor  # float32 [rows, tokens, channels]
+    places: Tensor  # int64 [rows, tokens], which tokens of the row
+    real: Tensor  # float32 [rows, tokens], 0 where a token is padding
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Of one attention, for some of the rows: all keys and values, some queries."""
+
+    query: Tensor  # float32 [some, heads, queries, width]
+    key: Tensor  # float32 [some, heads, keys, width]
+    value: Tensor
+    mask: Tensor | None  # as the attention is given it, broadcast to [some, heads, queries, keys]
+    scale: float | None
+    places: Tensor  # int64 [queries], which queries
+
+
+class _TokenSampler:
+    def __init__(self, rows: int, seed: int) -> None:
+        self.share = -(-TOKENS // rows)
+        self.generator = Generator("cpu").manual_seed(seed)
+        self.parts: list[Tokens] = []
+
+    def update(self, given: LayerInput) -> None:
+        rows = len(given.rows.indices)
+        x = given.x.detach().reshape(rows, -1, given.x.shape[-1])
+        count = x.shape[1]
+        order = torch.rand(rows, count, generator=self.generator).argsort(1)
+        places = order[:, : self.share].sort(1).values
+        picked = x.gather(1, places.to(x.device)[..., None].expand(-1, -1, x.shape[-1])).float()
+        real = torch.ones(places.shape)
+        if given.mask is not None:
+            mask = given.mask.reshape(rows, -1).cpu()
+            real = mask.gather(1, places).float()
+            picked = picked.masked_fill(real.to(x.device)[..., None] == 0, 0)
+        self.parts.append(Tokens(picked.cpu(), places, real))
+
+    def tokens(self) -> Tokens:
+        names = ("x", "places", "real")
+        return Tokens(*(torch.cat([getattr(part, name) for part in self.parts]) for name in names))
+
+
+class _OperandSampler:
+    """Stands in for the fused attention, notes what it is given, and lets it work."""
+
+    def __init__(self, rows: Sequence[int], seed: int) -> None:
+        self.rows, self.passed = set(rows), 0
+        self.generator = Generator("cpu").manual_seed(seed)
+        self.places: Tensor | None = None
+        self.parts: list[tuple[Tensor, ...]] = []
+        self.masks: list[Tensor] = []
+        self.scale: float | None = None
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if self.places is None:
+            order = torch.randperm(query.shape[-2], generator=self.generator)
+            self.places, self.scale = order[:QUERIES].sort().values, scale
+        here = [i for i in range(len(query)) if self.passed + i in self.rows]
+        self.passed += len(query)
+        if here:
+            parts = (query[here][..., self.places, :], key[here], value[here])
+            self.parts.append(tuple(part.detach().float().cpu() for part in parts))
+            if attn_mask is not None:
+                whole = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+                self.masks.append(whole[here][..., self.places, :].cpu())
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    def operands(self) -> Operands:
+        assert self.places is not None
+        query, key, value = (torch.cat(parts) for parts in zip(*self.parts, strict=True))
+        mask = torch.cat(self.masks) if self.masks else None
+        return Operands(query, key, value, mask, self.scale, self.places)
+
+
+def sample_operands(
+    step: Step,
+    layers: Sequence[str],
+    attentions: Mapping[str, nn.Module],
+    rows: Sequence[int],
+    seed: int,
+) -> tuple[dict[str, Tokens], dict[str, Operands]]:
+    """What `layers` (paths in the block) receive, and of `rows` what `attentions` multiply."""
+    total = step.rows
+    tokens = {name: _TokenSampler(total, seed + number) for number, name in enumerate(layers)}
+    operands = {name: _OperandSampler(rows, seed) for name in attentions}
+
+    def receive(given: LayerInput) -> None:
+        tokens[given.name].update(given)
+
+    with standing_in(operands, attentions):
+        step.layer_inputs(layers, receive)
+    return (
+        {name: one.tokens() for name, one in tokens.items()},
+        {name: one.operands() for name, one in operands.items()},
+    )

@@ -1,0 +1,482 @@
+"""TQ-DiT (2025): time-grouped, multi-region, Fisher-weighted static quantization.
+
+MRQ  what comes out of a softmax or a GELU has two regions, each with a step of its own
+TGQ  steps are grouped over the timestep, here all static ones and not only those of the softmax
+HO   candidate steps are judged by the squared error of what a layer gives, weighted by the squared
+     gradients of the final loss: 100 candidates, in 3 rounds of weight and input, or of the two
+     operands of an attention's matmul
+
+Nothing is measured at run time. The published code calibrates its first layer only, has gradients
+from a mismatch of batches, and lets the two regions of the softmax overlap; this is the idea
+without these. Where it says nothing: embedders and the last layer stay as they are, errors are
+estimated on a sample of tokens, through random projections of tokens (for weights) or of outputs
+(for inputs), which keep sums of squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fewbit.activations.activation import Activation
+from fewbit.activations.multi_region import MultiRegion, Regions, two_regions
+from fewbit.activations.static import Static, one_region
+from fewbit.activations.time_groups import TimeBins
+from fewbit.attention import QAttention, quantize_attention, scores_of
+from fewbit.calibration.gradients import squared_gradients
+from fewbit.calibration.operands import Operands, Tokens, sample_operands
+from fewbit.errors import BadArgument, BadModel
+from fewbit.formats import FORMATS, QTensor, Spec
+from fewbit.input_stage import InputStage
+from fewbit.linear import QLinear
+from fewbit.methods.contract import BlockJob, Rule, SurveyJob, one_of
+from fewbit.models import Layer, Role
+from fewbit.transforms.smooth import Smooth, smoothing_scales
+from fewbit.rounding.steps import Search, factors, powers
+
+NAME = "tq-dit"
+SUMMARY = "static int8 and int6, attention included: time groups, two regions, Fisher weights"
+CALIBRATED = True
+TARGETS = False
+finish = None
+PRESETS = {"fast": {"samples_per_group": 8, "candidates": 40, "rounds": 1}}
+
+
+def _static(weight: str, activation: str) -> Rule:
+    return Rule(Spec(FORMATS[weight]), Spec(FORMATS[activation], "tensor"))
+
+
+VARIANTS = {
+    "w8a8": _static("int8", "int8"),
+    "w6a6": _static("int6", "int6"),
+    "w4a8": _static("int4", "int8"),
+}
+
+PROJECTIONS = 64  # of the outputs of layers that share an input
+TOKEN_PROJECTIONS = 512  # of all tokens, at least
+ATTENDING_ROWS = 4  # of each time group
+
+
+@dataclass(frozen=True)
+class Settings:
+    groups: int = 10  # of the timestep
+    samples_per_group: int = 32
+    rounds: int = 3
+    candidates: int = 100
+    granularity: str = "channel"  # of weight steps; or "tensor", as published
+    ho: bool = True
+    mrq: bool = True
+    tgq: bool = True
+    time_group_all: bool = True  # or only the shares that come out of the softmax, as published
+    attention: str = "quantize"  # or "skip": its two matmuls stay as they are
+    smooth: float | None = 0.5
+    smooth_by: str = "rms"
+    adaln: str = "int8"  # the modulation linear, weight-only; or "keep", as published
+    propagate: bool = True  # later blocks see what the quantized earlier ones give
+
+    def __post_init__(self) -> None:
+        for name in ("ho", "mrq", "tgq", "time_group_all", "propagate"):
+            one_of(name, getattr(self, name), (True, False))
+        one_of("granularity", self.granularity, ("channel", "tensor"))
+        one_of("attention", self.attention, ("quantize", "skip"))
+        one_of("adaln", self.adaln, ("int8", "keep"))
+        for name in ("groups", "samples_per_group", "rounds", "candidates"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise BadArgument(f"setting {name} must be a positive integer, got {value!r}")
+
+    @property
+    def samples(self) -> int:
+        return self.groups * self.samples_per_group
+
+    @property
+    def time_groups(self) -> int:
+        return self.groups if self.tgq else 1
+
+
+def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
+    if layer.role is Role.ADALN:
+        return None if settings.adaln == "keep" else Rule(Spec(FORMATS["int8"]))
+    one_step = settings.granularity == "tensor" and layer.role is not Role.QKV
+    return replace(variant, weight=replace(variant.weight, span="tensor" if one_step else "row"))
+
+
+def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
+    """HO: squared gradients of the final loss, of all that will be quantized."""
+    times = job.data.timesteps()
+    groups = _of(TimeBins.spread(times, settings.time_groups), times, len(job.data))
+    attending = job.attending if settings.attention == "quantize" else ()
+    _refuse_bare_blocks(attending)
+    if not settings.ho:
+        return {}
+    modules = {name: job.model.get_submodule(name) for name in (*job.layers, *attending)}
+    found = squared_gradients(
+        job.model,
+        {name: modules[name] for name in job.layers},
+        {name: modules[name] for name in attending},
+        job.data,
+        groups,
+        job.seed,
+        job.progress,
+    )
+    named = {f"{name} channels": fisher.channels for name, fisher in found.items()}
+    return named | {f"{name} tokens": fisher.tokens for name, fisher in found.items()}
+
+
+def solve(job: BlockJob, settings: Settings) -> None:
+    assert job.step is not None
+    timing = _Timing.of(job, settings)
+    attending = job.attending if settings.attention == "quantize" else ()
+    layers, attentions = sample_operands(
+        job.step,
+        [job.path(group[0]) for group in job.groups],
+        {name: job.module.get_submodule(job.path(name)) for name in attending},
+        timing.some_rows(),
+        job.seed_of(0),
+    )
+    for number, readers in enumerate(job.groups):
+        tokens = layers[job.path(readers[0])]
+        _solve_group(job, readers, tokens, timing, job.seed_of(100 + number), settings)
+    for name in attending:
+        matmuls = _solve_attention(job, name, attentions[name], timing, settings)
+        quantize_attention(job.module.get_submodule(job.path(name)), matmuls)
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """The time groups: bins for the model, and the bin of each row of calibration."""
+
+    bins: TimeBins
+    all_bins: TimeBins  # of what published code does not group
+    group: Tensor  # int64 [rows]
+
+    @classmethod
+    def of(cls, job: BlockJob, settings: Settings) -> _Timing:
+        assert job.step is not None
+        times = job.step.timesteps
+        bins = TimeBins.spread(times, settings.time_groups)
+        grouped = settings.time_group_all and settings.tgq
+        all_bins = bins if grouped else TimeBins(torch.zeros(1))
+        return cls(bins, all_bins, _of(bins, times, job.step.rows))
+
+    @property
+    def all_group(self) -> Tensor:
+        return self.group if self.all_bins is self.bins else torch.zeros_like(self.group)
+
+    def some_rows(self) -> list[int]:
+        """A few of each group, evenly, in order."""
+        rows: list[int] = []
+        for number in range(len(self.bins.centres)):
+            mine = (self.group == number).nonzero()[:, 0]
+            rows += mine[:: -(-len(mine) // ATTENDING_ROWS)].tolist()
+        return sorted(rows)
+
+
+class _Weighing:
+    """HO: how much an error of each output of a layer counts, at the tokens of a sample."""
+
+    def __init__(self, tokens: Tensor, channels: Tensor) -> None:
+        self.tokens = tokens / tokens.mean()  # [rows, tokens]
+        self.channels = channels / channels.mean(1, keepdim=True)  # [groups, channels]
+
+    @classmethod
+    def of(
+        cls, job: BlockJob, name: str, rows: Sequence[int] | slice, places: Tensor, real: Tensor
+    ) -> _Weighing:
+        if f"{name} tokens" not in job.survey:
+            return cls(real, torch.ones(1, 1))
+        tokens = job.survey[f"{name} tokens"][rows]
+        return cls(tokens.gather(1, places) * real, job.survey[f"{name} channels"])
+
+    def of_group(self, group: Tensor) -> Tensor:
+        """Channel weights of rows in these groups."""
+        return self.channels[group.clamp(max=len(self.channels) - 1)]
+
+
+class _Steps:
+    """The static quantizer of one tensor while its steps are searched."""
+
+    def __init__(
+        self, spec: Spec, regions: Regions | None, group: Tensor, searches: list[Search]
+    ) -> None:
+        self.spec, self.regions, self.group = spec, regions, group
+        self.searches = searches  # one for each region: tables [groups, parts]
+
+    @property
+    def steps(self) -> Tensor:
+        """[regions, groups, parts]"""
+        return torch.stack([search.steps for search in self.searches])
+
+    def round(self, x: Tensor) -> Tensor:
+        return self._round(x, self.steps)
+
+    def _round(self, x: Tensor, steps: Tensor) -> Tensor:
+        mine = steps[:, self.group][..., None]  # [regions, rows, parts, 1]
+        rows = x.reshape(len(x), steps.shape[-1], -1)
+        if self.regions is None:
+            return one_region(rows, mine[0], self.spec).view(x.shape)
+        return two_regions(rows, mine[0], mine[1], self.spec, self.regions).view(x.shape)
+
+    def search(self, x: Tensor, row_error: Callable[[Tensor], Tensor]) -> None:
+        """row_error: of x as rounded, [rows, parts]."""
+        for region, search in enumerate(self.searches):
+            search.run(partial(self._error, x, row_error, region))
+
+    def _error(
+        self, x: Tensor, row_error: Callable[[Tensor], Tensor], region: int, step: Tensor
+    ) -> Tensor:
+        steps = self.steps
+        steps[region] = step
+        found = row_error(self._round(x, steps))
+        return torch.zeros_like(step).index_add_(0, self.group, found)
+
+    def activation(self, bins: TimeBins) -> Activation:
+        own = TimeBins(bins.centres)
+        if self.regions is None:
+            return Static(self.spec, self.steps[0].contiguous(), own)
+        return MultiRegion(self.spec, self.regions, self.steps.contiguous(), own)
+
+
+@dataclass
+class _Reader:
+    """A layer that reads the input of its group."""
+
+    weight: Tensor  # float32 [out, in]
+    spec: Spec
+    parts: int  # neighbouring output channels in so many parts share a step; 0: each has its own
+    weighing: _Weighing
+    search: Search  # of a table [out or 1, 1]
+
+    @property
+    def packed(self) -> QTensor:
+        return QTensor.quantize(self.weight, self.spec, self.spec.store(self.search.steps))
+
+    def rounded(self, step: Tensor) -> Tensor:
+        return self.spec.round(self.weight, self.spec.store(step))
+
+    def pooled(self, errors: Tensor) -> Tensor:
+        """errors [out] summed over what shares a step, in the shape of `step`."""
+        if not self.parts:
+            return errors[:, None]
+        sums = errors.view(self.parts, -1).sum(1)
+        return sums.repeat_interleave(len(self.search.start) // self.parts)[:, None]
+
+
+def _solve_group(
+    job: BlockJob,
+    names: tuple[str, ...],
+    tokens: Tokens,
+    timing: _Timing,
+    seed: int,
+    settings: Settings,
+) -> None:
+    """All layers that read one tensor: a step for each weight, then those of the input, in turn."""
+    random = torch.Generator("cpu").manual_seed(seed)
+    transform = None
+    if settings.smooth is not None and job.rules[names[0]].activation is not None:
+        flat = tokens.x.flatten(0, 1)
+        loud = flat.square().mean(0).sqrt() if settings.smooth_by == "rms" else flat.abs().amax(0)
+        weight = torch.cat([job.weight(name).float() for name in names])
+        heavy = weight.square().mean(0).sqrt() if settings.smooth_by == "rms" else weight.abs().amax(0)
+        transform = Smooth(smoothing_scales(loud, heavy, settings.smooth))
+        tokens = replace(tokens, x=transform(tokens.x))
+    readers = {name: _reader(job, name, tokens, settings, transform) for name in names}
+    spec = job.rules[names[0]].activation
+    regions: Regions | None = None
+    if settings.mrq and job.role(names[0]) is Role.FC2:
+        regions = "signed"
+    steps = None if spec is None else _input_steps(spec, regions, tokens, timing, settings)
+    for _ in range(settings.rounds):
+        rounded = tokens.x if steps is None else steps.round(tokens.x)
+        for reader in readers.values():
+            _search_weight(reader, tokens.x, rounded, timing.group, random)
+        if steps is None:
+            break  # nothing to take turns with
+        error = _output_error(list(readers.values()), tokens.x, timing.group, random)
+        steps.search(tokens.x, error)
+    stage = None if steps is None else InputStage(transform, steps.activation(timing.all_bins))
+    for name, reader in readers.items():
+        job.replace(name, QLinear(reader.packed, job.linear(name).bias, stage), reader.weight)
+
+
+def _reader(job: BlockJob, name: str, tokens: Tokens, settings: Settings, transform) -> _Reader:
+    weight, spec = job.weight(name).float(), job.rules[name].weight
+    if transform is not None:
+        weight = transform.weight(weight)
+    parts = 0
+    if settings.granularity == "tensor" and job.role(name) is not Role.ADALN:
+        parts = 3 if job.role(name) is Role.QKV else 1  # q, k and v of a joint one
+    absmax = weight.abs().amax(1, keepdim=True)
+    if parts:
+        shared = absmax.view(parts, -1).amax(1, keepdim=True)
+        absmax = (
+            shared if spec.span == "tensor" else shared.repeat_interleave(len(weight) // parts, 0)
+        )
+    weighing = _Weighing.of(job, name, slice(None), tokens.places, tokens.real)
+    search = Search(_start(absmax, spec), factors(settings.candidates))
+    return _Reader(weight, spec, parts, weighing, search)
+
+
+def _input_steps(
+    spec: Spec, regions: Regions | None, tokens: Tokens, timing: _Timing, settings: Settings
+) -> _Steps:
+    groups = len(timing.all_bins.centres)
+    low, high = tokens.x.flatten(1).aminmax(dim=1)
+    ends = [_most(end, timing.all_group, groups) for end in (-low, high)]
+    starts = [torch.maximum(*ends)] if regions is None else ends
+    candidates = factors(settings.candidates)
+    searches = [Search(_start(start, spec), candidates) for start in starts]
+    return _Steps(spec, regions, timing.all_group, searches)
+
+
+def _search_weight(
+    reader: _Reader,
+    x: Tensor,
+    rounded: Tensor,
+    group: Tensor,
+    random: torch.Generator,
+) -> None:
+    """On random mixtures of each row's tokens, which keep the sums of squared errors."""
+    rows, count = x.shape[:2]
+    each = min(-(-TOKEN_PROJECTIONS // rows), count)
+    mix = _signs((rows, each, count), random) * reader.weighing.tokens.sqrt()[:, None]
+    mixed, exact = (mix @ rounded).flatten(0, 1), (mix @ x).flatten(0, 1) @ reader.weight.T
+    channels, where = reader.weighing.channels, group.repeat_interleave(each)
+    if len(channels) == 1:
+        where = torch.zeros_like(where)
+
+    def error(step: Tensor) -> Tensor:
+        squares = (mixed @ reader.rounded(step).T - exact).square()
+        sums = squares.new_zeros(len(channels), squares.shape[1]).index_add_(0, where, squares)
+        return reader.pooled((sums * channels).sum(0))
+
+    reader.search.run(error)
+
+
+def _output_error(
+    readers: list[_Reader], x: Tensor, group: Tensor, random: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    """Of the input as rounded, the error in the outputs of all readers, through a few random
+    mixtures of the outputs, which keep the sums of squared errors."""
+    each = max(PROJECTIONS // len(readers), 1)
+    exact, actual = [], []
+    for reader in readers:
+        channels = reader.weighing.channels.expand(-1, len(reader.weight))
+        mix = _signs((each, len(reader.weight)), random) * channels.sqrt()[:, None]
+        exact.append(mix @ reader.weight)  # [groups, each, in]
+        actual.append(mix @ reader.rounded(reader.search.steps))
+    tokens = torch.stack([reader.weighing.tokens for reader in readers], -1)  # [rows, tokens, n]
+    true, near = (torch.cat(parts, 1).transpose(1, 2) for parts in (exact, actual))
+    where = group.clamp(max=len(true) - 1)
+    target, near = torch.bmm(x, true[where]), near[where]
+
+    def error(rounded: Tensor) -> Tensor:
+        squares = (torch.bmm(rounded, near) - target).square()
+        return (squares.unflatten(-1, (len(readers), each)).sum(-1) * tokens).sum((1, 2))[:, None]
+
+    return error
+
+
+def _solve_attention(
+    job: BlockJob, name: str, seen: Operands, timing: _Timing, settings: Settings
+) -> QAttention:
+    """Steps of q and k in turn for the scores, of the shares and v in turn for the products."""
+    rows, candidates = timing.some_rows(), factors(settings.candidates)
+    group, all_group = timing.group[rows], timing.all_group[rows]
+    spec = _operand_spec(job)
+    places = seen.places.expand(len(rows), -1)
+    real = torch.ones(places.shape)
+    of_scores = _Weighing.of(job, f"{name}.scores", rows, places, real)
+    of_products = _Weighing.of(job, f"{name}.products", rows, places, real)
+    shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)
+
+    def steps_of(x: Tensor) -> _Steps:
+        most = _most(x.abs().amax((2, 3)), all_group, len(timing.all_bins.centres))
+        return _Steps(spec, None, all_group, [Search(_start(most, spec), candidates)])
+
+    query, key, value = steps_of(seen.query), steps_of(seen.key), steps_of(seen.value)
+    share = _share_steps(spec, shares, group, len(timing.bins.centres), settings)
+    scores, products = seen.query @ seen.key.transpose(-1, -2), shares @ seen.value
+    heads = seen.query.shape[1]
+    head_weights = of_scores.of_group(group).expand(-1, heads)
+    product_weights = of_products.of_group(group)
+    if product_weights.shape[1] > 1:
+        product_weights = product_weights.unflatten(1, (heads, -1))[:, :, None]
+    else:
+        product_weights = product_weights[..., None, None]
+
+    def scores_error(q: Tensor, k: Tensor) -> Tensor:
+        squares = (q @ k.transpose(-1, -2) - scores).square() * (shares > 0)
+        return (squares.sum(-1) * of_scores.tokens[:, None]).sum(-1) * head_weights
+
+    def products_error(p: Tensor, v: Tensor, by_head: bool) -> Tensor:
+        squares = (p @ v - products).square() * product_weights
+        errors = (squares.sum(-1) * of_products.tokens[:, None]).sum(-1)
+        return errors if by_head else errors.sum(1, keepdim=True)
+
+    for _ in range(settings.rounds):
+        query.search(seen.query, partial(scores_error, k=key.round(seen.key)))
+        key.search(seen.key, partial(scores_error, query.round(seen.query)))
+        v = value.round(seen.value)
+        share.search(shares, partial(products_error, v=v, by_head=False))
+        p = share.round(shares)
+        value.search(seen.value, partial(products_error, p, by_head=True))
+    return QAttention(
+        query.activation(timing.all_bins),
+        key.activation(timing.all_bins),
+        share.activation(timing.bins),
+        value.activation(timing.all_bins),
+    )
+
+
+def _share_steps(
+    spec: Spec, shares: Tensor, group: Tensor, groups: int, settings: Settings
+) -> _Steps:
+    """Of what the softmax gives: without MRQ one step up to the largest share."""
+    unsigned = replace(spec, format=FORMATS[f"u{spec.format}"])
+    if not settings.mrq:
+        start = _start(_most(shares.amax((1, 2, 3)), group, groups), unsigned)
+        return _Steps(unsigned, None, group, [Search(start, factors(settings.candidates))])
+    start = torch.full((groups, 1), 2.0 ** (1 - spec.format.bits))
+    fine, coarse = powers(settings.candidates), factors(settings.candidates)
+    return _Steps(unsigned, "unit", group, [Search(start, fine), Search(start, coarse)])
+
+
+def _operand_spec(job: BlockJob) -> Spec:
+    """Attention is quantized like the inputs of linears."""
+    return next(rule.activation for rule in job.rules.values() if rule.activation is not None)
+
+
+def _of(bins: TimeBins, times: Tensor | None, rows: int) -> Tensor:
+    return torch.zeros(rows, dtype=torch.int64) if times is None else bins.of(times)
+
+
+def _most(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """values [rows] or [rows, parts] to the largest of each group [groups, parts]."""
+    values = values.reshape(len(values), -1)
+    where = group[:, None].expand_as(values)
+    return values.new_zeros(groups, values.shape[1]).scatter_reduce(0, where, values, "amax")
+
+
+def _start(absmax: Tensor, spec: Spec) -> Tensor:
+    """The published first step: the largest value lies half a step beyond the largest code."""
+    return torch.where(absmax > 0, absmax / (spec.format.max + 0.5), 1.0)
+
+
+def _signs(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    """Random ±1, of unit norm along the mixtures."""
+    coins = torch.randint(2, shape, generator=random, dtype=torch.int8)
+    return (2 * coins - 1).float() / shape[-2] ** 0.5
+
+
+def _refuse_bare_blocks(attending: Sequence[str]) -> None:
+    for name in attending:
+        if name.rpartition(".")[2].isdecimal():
+            raise BadModel(
+                f"{name} multiplies queries with keys in the block itself, not in a module inside "
+                'it, so its matmuls cannot be quantized; allowed: attention="skip"'
+            )
