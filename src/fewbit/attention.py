@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -70,7 +70,8 @@ def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | No
 def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:
     """From now on the module's own forward uses these."""
     module.add_module(CHILD, matmuls)
-    module.__class__ = _quantized(type(module))
+    own: Any = type(module)
+    module.__class__ = _quantized(own)
 
 
 def restore_attention(module: nn.Module) -> None:
@@ -92,9 +93,8 @@ def quantized_attentions(model: nn.Module, inside: str = "") -> dict[str, QAtten
 def _quantized(cls: Any) -> Any:
     """The same class, but for who answers its call of the fused attention."""
 
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        own = super(derived, self).forward
-        return run_with(getattr(self, CHILD), cls.__name__, own, *args, **kwargs)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = partial(cls.forward, self)
+        return run_with(self.matmuls, cls.__name__, own, *args, **kwargs)
 
-    derived = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
-    return derived
+    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})

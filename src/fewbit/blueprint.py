@@ -2,23 +2,28 @@
 
 An entry says `{"blocks": "transformer_blocks.0-27", "layers": ["attn1.to_q"], ...}` followed by
 the layer's own config. Layers that share one input stage name the first of them: `"input":
-{"same_as": "attn1.to_q"}`, a path inside the same block.
+{"same_as": "attn1.to_q"}`, a path inside the same block. An entry with `attentions` in the place
+of `layers` says how modules that hold an attention round the operands of its matmuls.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from fewbit.activations.time_groups import share_clock
+from fewbit.attention import CHILD, QAttention, quantize_attention, quantized_attentions
 from fewbit.errors import BrokenFile, FewbitError
 from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
 
 Entry = dict[str, Any]
 MOST_LAYERS = 100_000
+LAYERS, ATTENTIONS = "layers", "attentions"  # what an entry may name
 
 
 def blueprint_of(model: nn.Module, inside: str = "") -> list[Entry]:
@@ -33,12 +38,16 @@ def blueprint_of(model: nn.Module, inside: str = "") -> list[Entry]:
             if first != name:
                 config["input"] = {"same_as": _split(first)[2]}
         rows.setdefault(json.dumps(config), {}).setdefault((stem, path), []).append(index)
-    return [entry for config, places in rows.items() for entry in _entries(config, places)]
+    entries = [
+        entry for config, places in rows.items() for entry in _entries(LAYERS, config, places)
+    ]
+    return entries + _attention_entries(model, inside)
 
 
 def apply_blueprint(model: nn.Module, entries: list[Entry]) -> None:
     """Put empty quantized layers where the blueprint says, on the device the linears are on."""
     stages: dict[str, InputStage] = {}
+    attentions = expand(entries, ATTENTIONS)
     sharers_last = sorted(expand(entries).items(), key=lambda item: _shared(item[1]) is not None)
     for name, config in sharers_last:
         linear = _linear_at(model, name, config)
@@ -47,16 +56,19 @@ def apply_blueprint(model: nn.Module, entries: list[Entry]) -> None:
         if layer.bias is not None:
             layer.bias.data = layer.bias.data.to(linear.weight.dtype)
         model.set_submodule(name, layer)
+    for name, config in attentions.items():
+        _put_attention(model, name, config)
+    share_clock(model)
 
 
-def expand(entries: list[Entry]) -> dict[str, dict[str, Any]]:
-    """Layer name -> its config, every name once."""
+def expand(entries: list[Entry], kind: str = LAYERS) -> dict[str, dict[str, Any]]:
+    """Name of a layer (or of an attention) -> its config, every name once."""
     configs: dict[str, dict[str, Any]] = {}
     for entry in entries:
         blocks = _blocks(entry)
-        config = {key: value for key, value in entry.items() if key not in ("blocks", "layers")}
+        config = {key: value for key, value in entry.items() if key not in ("blocks", kind)}
         for block in blocks:
-            for path in entry["layers"]:
+            for path in entry.get(kind, ()):
                 name = f"{block}.{path}"
                 if name in configs:
                     raise BrokenFile(f"the blueprint describes {name[:200]!r} twice")
@@ -76,25 +88,43 @@ def quantized_layers(model: nn.Module, inside: str = "") -> dict[str, QLinear]:
     }
 
 
-def stored_as_is(model: nn.Module) -> set[str]:
-    """The tensors whose dtype is part of the format: all of a quantized layer but its bias."""
+def quantized_tensors(model: nn.Module, inside: str = "") -> dict[str, Tensor]:
+    """All that quantized layers and attentions store, by the names in the whole model."""
+    parts: dict[str, nn.Module] = {**quantized_layers(model, inside)}
+    for name, matmuls in quantized_attentions(model, inside).items():
+        parts[f"{name}.{CHILD}"] = matmuls
     return {
-        f"{name}.{part}"
-        for name, layer in quantized_layers(model).items()
-        for part in layer.state_dict()
-        if part != "bias"
+        f"{name}.{key}": tensor
+        for name, part in parts.items()
+        for key, tensor in part.state_dict().items()
     }
 
 
-def _entries(config: str, places: dict[tuple[str, str], list[int]]) -> list[Entry]:
-    """One entry for all layers that have this config in the same range of blocks."""
+def stored_as_is(model: nn.Module) -> set[str]:
+    """The tensors whose dtype is part of the format: all of a quantized layer but its bias."""
+    biases = {f"{name}.bias" for name in quantized_layers(model)}
+    return quantized_tensors(model).keys() - biases
+
+
+def _attention_entries(model: nn.Module, inside: str) -> list[Entry]:
+    rows: dict[str, dict[tuple[str, str], list[int]]] = {}
+    for name, matmuls in quantized_attentions(model, inside).items():
+        stem, index, path = _split(name)
+        rows.setdefault(json.dumps(matmuls.config()), {}).setdefault((stem, path), []).append(index)
+    return [
+        entry for config, places in rows.items() for entry in _entries(ATTENTIONS, config, places)
+    ]
+
+
+def _entries(kind: str, config: str, places: dict[tuple[str, str], list[int]]) -> list[Entry]:
+    """One entry for all layers or attentions of this config in the same range of blocks."""
     paths: dict[str, list[str]] = {}
     for (stem, path), indices in places.items():
         for low, high in _ranges(indices):
             blocks = f"{stem}.{low}" if low == high else f"{stem}.{low}-{high}"
             paths.setdefault(blocks, []).append(path)
     return [
-        {"blocks": blocks, "layers": names, **json.loads(config)} for blocks, names in paths.items()
+        {"blocks": blocks, kind: names, **json.loads(config)} for blocks, names in paths.items()
     ]
 
 
@@ -119,8 +149,9 @@ def _ranges(indices: list[int]) -> list[tuple[int, int]]:
 def _blocks(entry: Entry) -> list[str]:
     fields = entry if isinstance(entry, dict) else {}
     match = re.fullmatch(r"([\w.]+)\.(\d{1,4})(?:-(\d{1,4}))?", str(fields.get("blocks")))
-    layers = fields.get("layers")
-    if not match or not isinstance(layers, list) or not all(isinstance(x, str) for x in layers):
+    lists = [fields[kind] for kind in (LAYERS, ATTENTIONS) if kind in fields]
+    names = lists[0] if len(lists) == 1 else None
+    if not match or not isinstance(names, list) or not all(isinstance(x, str) for x in names):
         raise BrokenFile(f"a blueprint entry names no blocks and layers: {str(entry)[:120]}")
     low, high = int(match[2]), int(match[3] or match[2])
     if low > high:
@@ -161,6 +192,21 @@ def _build(name: str, config: dict[str, Any], stages: dict[str, InputStage]) -> 
         return QLinear.from_config(config, stages.get(name))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BrokenFile(f"the blueprint of {name} cannot be read: {error!r}") from None
+
+
+def _put_attention(model: nn.Module, name: str, config: dict[str, Any]) -> None:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise BrokenFile(f"the blueprint describes {name}, which the model has not") from None
+    if hasattr(module, CHILD):
+        raise BrokenFile(f"the blueprint quantizes the attention of {name} twice")
+    try:
+        with next(chain(module.parameters(), module.buffers())).device:
+            matmuls = QAttention.from_config(config)
+    except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
+        raise BrokenFile(f"the blueprint of {name} cannot be read: {error!r}") from None
+    quantize_attention(module, matmuls)
 
 
 def _stage(name: str, config: dict[str, Any], stages: dict[str, InputStage]) -> InputStage:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewbit.activations.activation import Activation
 from fewbit.blueprint import Entry, blueprint_of, quantized_layers, stored_as_is
 from fewbit.errors import BadArgument, BadModel, BrokenFile
 from fewbit.formats import QTensor
@@ -171,6 +172,9 @@ def check_values(model: nn.Module) -> None:
     """Numbers no writer would write would spread through every image."""
     for name, layer in quantized_layers(model).items():
         _check_numbers(name, layer.packed_weight)
+    for name, module in model.named_modules():
+        if isinstance(module, Activation):
+            module.check(name)
 
 
 def as_json(architecture: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fewbit.activations.time_groups import remove_clock
+from fewbit.attention import quantized_attentions, restore_attention
 from fewbit.blueprint import quantized_layers
 from fewbit.linear import QLinear
 
 
 def dequantize_layers(model: nn.Module) -> None:
-    """Every quantized layer becomes a linear again; its input is no longer rounded.
+    """Every quantized layer becomes a linear again; nothing is rounded at run time any more.
 
     Tensors that were stored once become separate again: whoever trains the model moves one of them
     and not the others.
     """
     for name, layer in quantized_layers(model).items():
         model.set_submodule(name, to_linear(layer))
+    for name in quantized_attentions(model):
+        restore_attention(model.get_submodule(name))
+    remove_clock(model)
     met: set[int] = set()
     for parameter in model.parameters():
         if parameter.data_ptr() in met:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from fewbit.artefact import CONFIG, PIPELINE_INDEX, Artefact
+from fewbit.attention import OPERANDS, quantized_attentions
 from fewbit.folder import skeleton
 from fewbit.linear import QLinear
 from fewbit.models import Layer, ModelSpec, describe, transformer_of
@@ -29,10 +31,29 @@ class InspectedLayer:
 
 
 @dataclass(frozen=True)
+class InspectedAttention:
+    """How the operands of its two matmuls are rounded."""
+
+    name: str
+    query: str
+    key: str
+    shares: str
+    value: str
+
+    def __str__(self) -> str:
+        operands = {"q": self.query, "k": self.key, "shares": self.shares, "v": self.value}
+        ways: dict[str, list[str]] = {}
+        for operand, way in operands.items():
+            ways.setdefault(brief(way), []).append(operand)
+        return "; ".join(f"{', '.join(alike)} {way}" for way, alike in ways.items())
+
+
+@dataclass(frozen=True)
 class Inspection:
     family: str
     recipe: dict[str, Any] | None
     layers: tuple[InspectedLayer, ...]
+    attentions: tuple[InspectedAttention, ...]  # those with quantized matmuls
     other_bytes: int
 
     @property
@@ -58,9 +79,14 @@ class Inspection:
                 f"{self.family}{made}, {megabytes(self.bytes)}",
                 _row("role", "n", "status", "shape", "weight", "input", "MB"),
                 *rows,
+                *self._matmuls(),
                 f"  {'no linear layer':<70} {self.other_bytes / 1e6:>7.2f}",
             ]
         )
+
+    def _matmuls(self) -> list[str]:
+        counts = Counter(map(str, self.attentions))
+        return [f"  {'matmuls':<9} {count:>3} {how}" for how, count in counts.items()]
 
     def table(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
@@ -98,7 +124,11 @@ def _inspect_module(
 ) -> Inspection:
     structure = describe(module, spec)
     layers = tuple(_layer(one, module.get_submodule(one.name)) for one in structure.layers)
-    return Inspection(structure.family, recipe, layers, structure.other_bytes)
+    attentions = tuple(
+        InspectedAttention(name, *(getattr(matmuls, part).extra_repr() for part in OPERANDS))
+        for name, matmuls in quantized_attentions(module).items()
+    )
+    return Inspection(structure.family, recipe, layers, attentions, structure.other_bytes)
 
 
 def _layer(layer: Layer, module: nn.Module) -> InspectedLayer:

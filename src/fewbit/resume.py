@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewbit.blueprint import apply_blueprint, blueprint_of, quantized_layers
+from fewbit.blueprint import apply_blueprint, blueprint_of, quantized_tensors
 from fewbit.errors import BadOutput
 from fewbit.files import replacing, write_text
 from fewbit.folder import put
@@ -50,11 +50,7 @@ class Workdir:
 
     def save(self, model: nn.Module, name: str, block: int, done: BlockDone) -> None:
         """The quantized layers of the block called `name`, and what is said of them."""
-        state = {
-            f"{layer_name}.{key}": tensor
-            for layer_name, layer in quantized_layers(model, inside=name).items()
-            for key, tensor in layer.state_dict().items()
-        }
+        state = quantized_tensors(model, inside=name)
         kept, aliases = stored_once(state)
         said = {
             "entries": blueprint_of(model, inside=name),

@@ -31,4 +31,7 @@ class Activation(nn.Module):
     def config(self) -> dict[str, Any]:
         """What, beside the stored tensors, builds it again; `kind` names its file's KIND."""
 
+    def check(self, name: str) -> None:
+        """Refuse stored numbers that no writer would write; `name` is where this stands."""
+
     __call__: Any = nn.Module.__call__

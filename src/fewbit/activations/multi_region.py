@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewbit.activations.activation import Activation
 from fewbit.activations.kept import Kept
-from fewbit.activations.static import by_part, check_steps
+from fewbit.activations.static import by_part, check_steps, checked_parts, times
 from fewbit.activations.time_groups import TimeBins
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
@@ -49,13 +49,12 @@ class MultiRegion(Activation, Kept):
         return {"kind": KIND, "spec": str(self.spec), **shape}
 
     def extra_repr(self) -> str:
-        times = f" x{self.steps.shape[1]} times" if self.steps.shape[1] > 1 else ""
-        return f"{self.spec} two regions{times}"
+        return f"{self.spec.format}x2{times(self.bins)}"
 
 
 def from_config(config: dict[str, Any]) -> MultiRegion:
-    groups, parts = config["groups"], config["parts"]
-    bins, steps = TimeBins(torch.empty(groups)), torch.empty(2, groups, parts)
+    bins = TimeBins.empty(config["groups"])
+    steps = torch.empty(2, len(bins.centres), checked_parts(config["parts"]))
     return MultiRegion(Spec.parse(config["spec"]), config["regions"], steps, bins)
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from fewbit.activations.activation import Activation
 from fewbit.activations.kept import Kept
 from fewbit.activations.time_groups import TimeBins
-from fewbit.errors import BrokenFile
+from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import Spec
 
 KIND = "static"
+MOST_PARTS = 10_000
 
 
 class Static(Activation, Kept):
@@ -39,13 +40,13 @@ class Static(Activation, Kept):
         return {"kind": KIND, "spec": str(self.spec), "groups": groups, "parts": parts}
 
     def extra_repr(self) -> str:
-        return f"{self.spec} static{_times(self.steps.shape[-2])}"
+        return f"{self.spec.format}{times(self.bins)}"
 
 
 def from_config(config: dict[str, Any]) -> Static:
-    groups, parts = config["groups"], config["parts"]
-    bins = TimeBins(torch.empty(groups))
-    return Static(Spec.parse(config["spec"]), torch.empty(groups, parts), bins)
+    bins = TimeBins.empty(config["groups"])
+    steps = torch.empty(len(bins.centres), checked_parts(config["parts"]))
+    return Static(Spec.parse(config["spec"]), steps, bins)
 
 
 def one_region(x: Tensor, step: Tensor, spec: Spec) -> Tensor:
@@ -59,10 +60,18 @@ def by_part(x: Tensor, step: Tensor) -> Tensor:
     return x.float().flatten(2)
 
 
+def checked_parts(parts: object) -> int:
+    if type(parts) is not int or not 1 <= parts <= MOST_PARTS:
+        raise BadArgument(f"a tensor has 1 to {MOST_PARTS} parts with steps, got {parts!r}")
+    return parts
+
+
 def check_steps(name: str, steps: Tensor) -> None:
     if not bool((torch.isfinite(steps) & (steps > 0)).all()):
         raise BrokenFile(f"{name} holds a step that is not positive and finite")
 
 
-def _times(groups: int) -> str:
-    return f" x{groups} times" if groups > 1 else ""
+def times(bins: TimeBins) -> str:
+    """How `inspect` shows that steps depend on the time."""
+    groups = len(bins.centres)
+    return f" t{groups}" if groups > 1 else " static"

@@ -16,6 +16,7 @@ from fewbit.activations.kept import Kept
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.models.timestep import TIMES, time_argument
 
+MOST_GROUPS = 1000
 EARLIEST, LATEST = 0.0, 1000.0  # what the transformers of diffusion schedules are told
 
 
@@ -65,6 +66,13 @@ class TimeBins(Kept):
                 f"at {len(times.unique())} timesteps allow groups={most}"
             )
         return bins
+
+    @classmethod
+    def empty(cls, groups: object) -> TimeBins:
+        """Still to be loaded."""
+        if type(groups) is not int or not 1 <= groups <= MOST_GROUPS:
+            raise BadArgument(f"there are 1 to {MOST_GROUPS} time groups, got {groups!r}")
+        return cls(torch.empty(groups))
 
     def of(self, times: Tensor) -> Tensor:
         """The bin of each time: int64, as `times`."""

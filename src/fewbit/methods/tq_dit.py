@@ -35,8 +35,8 @@ from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
 from fewbit.methods.contract import BlockJob, Rule, SurveyJob, one_of
 from fewbit.models import Layer, Role
-from fewbit.transforms.smooth import Smooth, smoothing_scales
 from fewbit.rounding.steps import Search, factors, powers
+from fewbit.transforms.smooth import Smooth, smoothing_scales
 
 NAME = "tq-dit"
 SUMMARY = "static int8 and int6, attention included: time groups, two regions, Fisher weights"
@@ -281,7 +281,9 @@ def _solve_group(
         flat = tokens.x.flatten(0, 1)
         loud = flat.square().mean(0).sqrt() if settings.smooth_by == "rms" else flat.abs().amax(0)
         weight = torch.cat([job.weight(name).float() for name in names])
-        heavy = weight.square().mean(0).sqrt() if settings.smooth_by == "rms" else weight.abs().amax(0)
+        heavy = (
+            weight.square().mean(0).sqrt() if settings.smooth_by == "rms" else weight.abs().amax(0)
+        )
         transform = Smooth(smoothing_scales(loud, heavy, settings.smooth))
         tokens = replace(tokens, x=transform(tokens.x))
     readers = {name: _reader(job, name, tokens, settings, transform) for name in names}
