@@ -62,8 +62,6 @@ class _Sums:
         found = Fisher(self.channels / rows[:, None], torch.cat(self.tokens))
         if not bool(found.channels.isfinite().all()):
             raise _useless(name, "its gradient is NaN or infinite")
-        if not bool(found.channels.any()):
-            raise _useless(name, "its gradient is zero for all data")
         return found
 
 
@@ -78,7 +76,8 @@ def squared_gradients(
 ) -> dict[str, Fisher]:
     """By the names of linears, and for attentions by NAME.scores and NAME.products.
 
-    groups: int64 [rows], the time group of each row.
+    groups: int64 [rows], the time group of each row. Zeros are of layers whose output has no
+    effect, as some of the last block have where two streams meet.
     """
     parts = data.parts(ROWS)
     device = next(p.device for p in model.parameters())
@@ -93,8 +92,12 @@ def squared_gradients(
             ):
                 prediction = _prediction(model, inputs)
             noise = torch.randn(prediction.shape, generator=random)
-            prediction.backward(noise.to(prediction))
-    return {name: one.fisher(name) for name, one in sums.items()}
+            if prediction.requires_grad:  # else none of the layers was run
+                prediction.backward(noise.to(prediction))
+    found = {name: one.fisher(name) for name, one in sums.items()}
+    if not any(bool(fisher.channels.any()) for fisher in found.values()):
+        raise _useless(names[0], "its gradient is zero for all data, as of every other layer")
+    return found
 
 
 def _prediction(model: nn.Module, inputs: dict[str, Any]) -> Tensor:

@@ -1,0 +1,103 @@
+"""Static steps: every code, every part by its own step, every row for itself."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewbit.activations.static import Static, from_config
+from fewbit.activations.time_groups import Clock, TimeBins
+from fewbit.errors import BadArgument, BrokenFile
+from fewbit.formats import Spec
+
+INT8 = Spec.parse("int8/tensor/fp32")
+
+
+def static(steps: list[list[float]], spec: Spec = INT8, time: object = None) -> Static:
+    bins = TimeBins(torch.arange(len(steps)) * 100.0)
+    bins.clock = Clock("t", 0)
+    if time is not None:
+        bins.clock.read(bins, (time,), {})
+    return Static(spec, torch.tensor(steps), bins)
+
+
+@pytest.mark.parametrize("name", ["int8", "int6", "uint8", "uint6"])
+def test_every_level_stays_and_ties_go_to_even(name):
+    quantizer = static([[0.25]], Spec.parse(f"{name}/tensor/fp32"))
+    levels = torch.tensor(quantizer.spec.format.levels)
+    assert torch.equal(quantizer(levels[None] * 0.25), levels[None] * 0.25)
+    between = (levels[1:] + levels[:-1]) / 2
+    even = torch.where(levels[1:] % 2 == 0, levels[1:], levels[:-1])
+    assert torch.equal(quantizer(between[None] * 0.25), even[None] * 0.25)
+    ends = torch.tensor([[-1e6, 1e6]])
+    assert quantizer(ends).tolist() == [[levels[0] * 0.25, levels[-1] * 0.25]]
+
+
+def test_each_part_of_the_second_axis_has_its_own_step():
+    x = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    whole = static([[0.1, 0.02, 0.3]])(x)
+    for part, step in enumerate((0.1, 0.02, 0.3)):
+        assert torch.equal(whole[:, part], static([[step]])(x[:, part]))
+
+
+def test_each_row_has_the_step_of_its_time():
+    x = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0))
+    mixed = static([[0.1], [0.02]], time=torch.tensor([120, 10, 49]))(x)
+    alone = [static([[step]])(row[None]) for step, row in zip((0.02, 0.1, 0.1), x, strict=True)]
+    assert torch.equal(mixed, torch.cat(alone))
+
+
+def test_a_row_does_not_depend_on_its_batch_mates():
+    x = torch.randn(8, 7, 4, generator=torch.Generator().manual_seed(0))
+    times = torch.linspace(0, 200, 8)
+    together = static([[0.1], [0.02]], time=times)(x)
+    for row in range(8):
+        assert torch.equal(
+            together[row : row + 1], static([[0.1], [0.02]], time=times[row])(x[[row]])
+        )
+
+
+def test_tokens_that_were_laid_side_by_side_keep_the_time_of_their_row():
+    x = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    quantizer = static([[0.1], [0.02]], time=torch.tensor([0, 100]))
+    assert torch.equal(quantizer(x.flatten(0, 1)), quantizer(x).flatten(0, 1))
+
+
+def test_nothing_is_measured_at_run_time(monkeypatch):
+    def refuse(*_, **__) -> Tensor:
+        raise AssertionError("a range was measured")
+
+    for name in ("amax", "max", "amin", "aminmax", "std"):
+        monkeypatch.setattr(Tensor, name, refuse)
+    x = torch.randn(2, 4)
+    assert torch.equal(static([[0.5]])(x * 1000).abs(), torch.where(x < 0, 64.0, 63.5))
+
+
+def test_nan_stays_nan():
+    assert static([[0.5]])(torch.tensor([[torch.nan, 1.0]])).isnan().tolist() == [[True, False]]
+
+
+def test_half_moves_nothing_but_the_device():
+    quantizer = static([[0.1], [0.2]]).half()
+    assert quantizer.steps.dtype == quantizer.bins.centres.dtype == torch.float32
+
+
+def test_what_config_says_builds_it_again():
+    quantizer = static([[0.1, 0.2], [0.3, 0.4]])
+    again = from_config(quantizer.config())
+    again.load_state_dict(quantizer.state_dict())
+    assert again.config() == quantizer.config()
+    assert torch.equal(again.steps, quantizer.steps)
+
+
+@pytest.mark.parametrize("field", ["groups", "parts"])
+@pytest.mark.parametrize("value", [0, -1, 10**9, 2.0, True, None, "3"])
+def test_a_config_that_is_none_is_refused(field, value):
+    config = {"kind": "static", "spec": str(INT8), "groups": 2, "parts": 1, field: value}
+    with pytest.raises(BadArgument, match="got"):
+        from_config(config)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, torch.nan, torch.inf])
+def test_a_step_that_is_none_is_refused(step):
+    with pytest.raises(BrokenFile, match=r"x\.steps"):
+        static([[0.1], [step]]).check("x")
