@@ -1,4 +1,4 @@
-"""QAttention: the fused attention's own result where nothing is rounded, in every module's place."""
+"""QAttention: the fused attention's own result where nothing is rounded, in every module."""
 
 import pytest
 import tiny_transformers as tiny

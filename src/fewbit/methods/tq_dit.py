@@ -8,9 +8,10 @@ HO   candidate steps are judged by the squared error of what a layer gives, weig
 
 Nothing is measured at run time. The published code calibrates its first layer only, has gradients
 from a mismatch of batches, and lets the two regions of the softmax overlap; this is the idea
-without these. Where it says nothing: embedders and the last layer stay as they are, errors are
-estimated on a sample of tokens, through random projections of tokens (for weights) or of outputs
-(for inputs), which keep sums of squares.
+without these. Where it says nothing: embedders and the last layer stay as they are; errors are
+estimated on a sample of tokens, through random mixtures of tokens (for weights) or of outputs (for
+inputs), which keep sums of squares. Beyond the paper channels are smoothed before their one step
+(`smooth`), about half of the way back to a step for every token measured at run time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from fewbit.errors import BadArgument, BadModel
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule, SurveyJob, one_of
+from fewbit.methods.contract import BlockJob, Rule, SurveyJob, one_of, within
 from fewbit.models import Layer, Role
 from fewbit.rounding.steps import Search, factors, powers
 from fewbit.transforms.smooth import Smooth, smoothing_scales
@@ -73,12 +74,13 @@ class Settings:
     tgq: bool = True
     time_group_all: bool = True  # or only the shares that come out of the softmax, as published
     attention: str = "quantize"  # or "skip": its two matmuls stay as they are
-    smooth: float | None = 0.5
-    smooth_by: str = "rms"
+    smooth: float | None = 0.5  # strength of per-channel smoothing; None as published
     adaln: str = "int8"  # the modulation linear, weight-only; or "keep", as published
     propagate: bool = True  # later blocks see what the quantized earlier ones give
 
     def __post_init__(self) -> None:
+        if self.smooth is not None:
+            within("smooth", self.smooth, 0, 1)
         for name in ("ho", "mrq", "tgq", "time_group_all", "propagate"):
             one_of(name, getattr(self, name), (True, False))
         one_of("granularity", self.granularity, ("channel", "tensor"))
@@ -181,7 +183,8 @@ class _Weighing:
 
     def __init__(self, tokens: Tensor, channels: Tensor) -> None:
         self.tokens = tokens / tokens.mean()  # [rows, tokens]
-        self.channels = channels / channels.mean(1, keepdim=True)  # [groups, channels]
+        mean = channels.mean(1, keepdim=True)
+        self.channels = torch.where(mean > 0, channels / mean, 1.0)  # [groups, channels]
 
     @classmethod
     def of(
@@ -189,8 +192,11 @@ class _Weighing:
     ) -> _Weighing:
         if f"{name} tokens" not in job.survey:
             return cls(real, torch.ones(1, 1))
-        tokens = job.survey[f"{name} tokens"][rows]
-        return cls(tokens.gather(1, places) * real, job.survey[f"{name} channels"])
+        tokens = job.survey[f"{name} tokens"][rows].gather(1, places) * real
+        if not bool(tokens.any()):
+            job.warn(f"{name}: its output has no effect on the result; its errors count alike")
+            return cls(real, torch.ones(1, 1))
+        return cls(tokens, job.survey[f"{name} channels"])
 
     def of_group(self, group: Tensor) -> Tensor:
         """Channel weights of rows in these groups."""
@@ -276,18 +282,11 @@ def _solve_group(
 ) -> None:
     """All layers that read one tensor: a step for each weight, then those of the input, in turn."""
     random = torch.Generator("cpu").manual_seed(seed)
-    transform = None
-    if settings.smooth is not None and job.rules[names[0]].activation is not None:
-        flat = tokens.x.flatten(0, 1)
-        loud = flat.square().mean(0).sqrt() if settings.smooth_by == "rms" else flat.abs().amax(0)
-        weight = torch.cat([job.weight(name).float() for name in names])
-        heavy = (
-            weight.square().mean(0).sqrt() if settings.smooth_by == "rms" else weight.abs().amax(0)
-        )
-        transform = Smooth(smoothing_scales(loud, heavy, settings.smooth))
+    spec = job.rules[names[0]].activation
+    transform = None if spec is None else _smoothing(job, names, tokens.x, settings)
+    if transform is not None:
         tokens = replace(tokens, x=transform(tokens.x))
     readers = {name: _reader(job, name, tokens, settings, transform) for name in names}
-    spec = job.rules[names[0]].activation
     regions: Regions | None = None
     if settings.mrq and job.role(names[0]) is Role.FC2:
         regions = "signed"
@@ -305,7 +304,19 @@ def _solve_group(
         job.replace(name, QLinear(reader.packed, job.linear(name).bias, stage), reader.weight)
 
 
-def _reader(job: BlockJob, name: str, tokens: Tokens, settings: Settings, transform) -> _Reader:
+def _smoothing(
+    job: BlockJob, names: tuple[str, ...], x: Tensor, settings: Settings
+) -> Smooth | None:
+    """Beyond the paper: one step for all channels is too coarse for those that stay small."""
+    if settings.smooth is None:
+        return None
+    heavy = torch.cat([job.weight(name).float() for name in names]).abs().amax(0)
+    return Smooth(smoothing_scales(x.abs().amax((0, 1)), heavy, settings.smooth))
+
+
+def _reader(
+    job: BlockJob, name: str, tokens: Tokens, settings: Settings, transform: Smooth | None
+) -> _Reader:
     weight, spec = job.weight(name).float(), job.rules[name].weight
     if transform is not None:
         weight = transform.weight(weight)

@@ -48,7 +48,7 @@ class Search:
     def _try(self, error: Callable[[Tensor], Tensor], around: Tensor, offsets: range) -> None:
         best, least = around, torch.full(self.start.shape, torch.inf)
         last = len(self.candidates) - 1
-        for offset in offsets:
+        for offset in sorted(offsets, key=abs):  # of equal errors the first counts
             index = around + offset
             if not bool(((index >= 0) & (index <= last)).any()):
                 continue

@@ -1,0 +1,379 @@
+"""TQ-DiT on tiny models: exact laws of its run time, its files, its refusals."""
+
+import copy
+
+import diffusers
+import pytest
+import tiny_transformers as tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import fewbit
+from fewbit.activations.multi_region import MultiRegion
+from fewbit.activations.static import Static
+from fewbit.attention import quantized_attentions
+from fewbit.blueprint import quantized_layers
+from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
+from fewbit.models.original_dit import DiTConfig, OriginalDiT
+
+FEW = {"groups": 3, "rounds": 1, "candidates": 20, "progress": False}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def rows(name=tiny.DIT, count=9):
+    random = torch.Generator().manual_seed(5)
+
+    def normal(*shape):
+        return torch.randn(1, *shape, generator=random)
+
+    def of(row):
+        inputs = {"hidden_states": normal(4, 8, 8), "timestep": torch.tensor([row * 100.0])}
+        if name == tiny.DIT:
+            return inputs | {"class_labels": torch.tensor([row % 10])}
+        if "PixArt" in name:
+            return inputs | {
+                "encoder_hidden_states": normal(5, 32),
+                "encoder_attention_mask": (torch.arange(5) < 1 + row % 5)[None].long(),
+                "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+            }
+        return inputs | {
+            "encoder_hidden_states": normal(4, 32),
+            "text_embedding_mask": torch.ones(1, 4),
+            "encoder_hidden_states_t5": normal(4, 32),
+            "text_embedding_mask_t5": torch.ones(1, 4),
+            "image_meta_size": torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
+            "style": torch.zeros(1, dtype=torch.long),
+            "image_rotary_emb": (torch.ones(16, 32), torch.zeros(16, 32)),
+        }
+
+    return [of(row) for row in range(count)]
+
+
+def quantized(name=tiny.DIT, **settings):
+    model = tiny.make(name)
+    report = fewbit.quantize(model, "tq-dit", calibration=rows(name), **{**FEW, **settings})
+    return model, report
+
+
+@pytest.fixture(scope="module")
+def dit():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield quantized()[0]
+    torch.set_num_threads(threads)
+
+
+def original(**settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = OriginalDiT(DiTConfig(8, 2, 4, 32, 64, 2, 2, 5, True)).eval()
+    random = torch.Generator().manual_seed(1)
+    data = [
+        {
+            "x": torch.randn(1, 4, 8, 8, generator=random),
+            "t": torch.tensor([row * 100]),
+            "y": torch.tensor([row % 5]),
+        }
+        for row in range(9)
+    ]
+    fewbit.quantize(model, "tq-dit", calibration=data, **{**FEW, **settings})
+    return model
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_a_saved_model_loads_bit_equal(name, tmp_path):
+    model, _ = quantized(name)
+    model.save_pretrained(tmp_path / "one")
+    loaded = getattr(diffusers, name).from_pretrained(tmp_path / "one")
+    assert torch.equal(tiny.run(loaded), tiny.run(model))
+    again = fewbit.load(tmp_path / "one")
+    assert torch.equal(tiny.run(again), tiny.run(model))
+    again.save_pretrained(tmp_path / "two")
+    assert (
+        tiny.weights(tmp_path / "two").read_bytes() == tiny.weights(tmp_path / "one").read_bytes()
+    )
+
+
+def test_the_original_dit_too(tmp_path):
+    model = original()
+    assert len(quantized_attentions(model)) == 2
+    fewbit.save(model, tmp_path / "x")
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([70, 701]), torch.tensor([1, 4])
+    with torch.no_grad():
+        assert torch.equal(fewbit.load(tmp_path / "x")(*inputs), model(*inputs))
+        guided = model.forward_with_cfg(*(torch.cat([one, one]) for one in inputs), 1.0)
+        assert torch.allclose(guided[:2], model(*inputs), atol=1e-5)
+
+
+def test_in_half_precision_the_steps_stay_float32(dit, tmp_path):
+    dit.save_pretrained(tmp_path)
+    loaded = getattr(diffusers, tiny.DIT).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    steps = [part for part in loaded.modules() if isinstance(part, Static | MultiRegion)]
+    assert {part.steps.dtype for part in steps} == {torch.float32}
+    assert {part.bins.centres.dtype for part in steps} == {torch.float32}
+    assert tiny.run(loaded, torch.bfloat16).isfinite().all()
+
+
+def test_whatever_stands_in_the_file_must_be_a_step(dit, tmp_path):
+    broken = copy.deepcopy(dit)
+    next(iter(quantized_attentions(broken).values())).query.steps[1] = 0
+    with pytest.raises(BrokenFile, match=r"attn1\.matmuls\.query\.steps holds a step that is not"):
+        broken.save_pretrained(tmp_path)
+
+
+class Measuring(TorchFunctionMode):
+    """Refuses to look for a largest or smallest value."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        assert name not in {"amax", "amin", "aminmax", "max", "min", "topk", "sort", "std"}, name
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_range_is_measured_at_run_time(dit):
+    with Measuring():
+        tiny.run(dit)
+    dynamic = tiny.quantized(bits="w8a8")
+    with Measuring(), pytest.raises(AssertionError, match="amax"):
+        tiny.run(dynamic)
+
+
+def test_every_input_and_operand_is_static(dit):
+    roles = [layer for layer in quantized_layers(dit).values() if layer.stage is not None]
+    kinds = [type(layer.stage.activation) for layer in roles]
+    assert set(kinds) == {Static, MultiRegion}
+    assert kinds.count(MultiRegion) == 2  # what comes out of the GELU of each block
+    for matmuls in quantized_attentions(dit).values():
+        assert [type(part) for part in matmuls.children()] == [Static, Static, MultiRegion, Static]
+        assert matmuls.query.steps.shape == (3, 2)  # times, heads
+
+
+def forward(model, times, rows=slice(None)):
+    random = torch.Generator().manual_seed(2)
+    x = torch.randn(4, 4, 8, 8, generator=random)[rows]
+    with torch.no_grad():
+        return model(x, torch.as_tensor(times)[rows], class_labels=torch.arange(4)[rows]).sample
+
+
+def test_quantizers_see_no_batch_mates(dit):
+    """Sums of another batch size differ in their last bits, so each quantizer is asked alone."""
+    times = [10, 300, 650, 900]
+    seen = {}
+
+    def note(name, module, args, output):
+        seen.setdefault(name, []).append((args[0], output))
+
+    hooks = [
+        part.register_forward_hook(lambda *a, name=name: note(name, *a))
+        for name, part in dit.named_modules()
+        if isinstance(part, Static | MultiRegion)
+    ]
+    forward(dit, times)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 2 * 4 + 2 * 4  # inputs, operands
+    clock = next(part.bins.clock for part in dit.modules() if isinstance(part, Static))
+    for row in range(4):
+        clock.read(dit, (), {"timestep": torch.tensor(times[row])})
+        for name, ((x, output),) in seen.items():
+            assert torch.equal(dit.get_submodule(name)(x[[row]]), output[[row]]), name
+
+
+def test_an_image_alone_is_the_same_image(dit):
+    """But for the order of float32 sums, which a rounding may make one step of."""
+    together = forward(dit, [10, 300, 650, 900])
+    for row in range(4):
+        alone = forward(dit, [10, 300, 650, 900], [row])
+        assert (alone - together[row]).abs().max() < 0.02 * together.abs().max()
+
+
+def test_the_time_decides_and_any_time_is_understood(dit):
+    whole = forward(dit, [10, 300, 650, 900])
+    assert torch.equal(forward(dit, torch.tensor([10.0, 300.0, 650.0, 900.0])), whole)
+    assert forward(dit, [-3, 5000, 0, 999]).isfinite().all()
+
+
+def test_compiled_it_is_the_same(dit):
+    compiled = torch.compile(dit, fullgraph=True, backend="aot_eager")
+    for times in ([10, 300, 650, 900], [900, 650, 20, 0]):
+        assert torch.equal(forward(compiled, times), forward(dit, times))
+
+
+def test_copies_and_dequantizing(dit):
+    twin = copy.deepcopy(dit)
+    assert torch.equal(tiny.run(twin), tiny.run(dit))
+    fewbit.dequantize(twin)
+    assert not quantized_attentions(twin)
+    assert not twin._forward_pre_hooks
+    assert type(twin.transformer_blocks[0].attn1).__mro__[1] is not type(
+        dit.transformer_blocks[0].attn1
+    )
+    exact = tiny.run(tiny.make())
+    assert (tiny.run(twin) - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_the_same_seed_gives_the_same_model(dit):
+    state = quantized()[0].state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in dit.state_dict().items())
+
+
+def test_skipped_attention_stays_fused():
+    model, _ = quantized(attention="skip")
+    assert not quantized_attentions(model)
+    calls = []
+
+    class Counting(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            calls.append(func is F.scaled_dot_product_attention)
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        tiny.run(model)
+    assert sum(calls) == 2
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w6a6", "w4a8"])
+def test_bits_are_what_they_say(bits):
+    model, report = quantized(bits=bits, samples_per_group=1)
+    weight, activation = bits[1], bits[3]
+    linear = [layer for layer in report.layers if layer.role != "adaln"]
+    assert {layer.weight for layer in linear} == {f"int{weight}/row/fp32"}
+    assert {layer.activation for layer in linear} == {f"int{activation}/tensor/fp32"}
+    shares = next(iter(quantized_attentions(model).values())).shares
+    assert str(shares.spec) == f"uint{activation}/tensor/fp32"
+
+
+def test_switched_off_it_is_one_static_step_for_everything():
+    model, report = quantized(
+        granularity="tensor", ho=False, mrq=False, tgq=False, smooth=None, adaln="keep"
+    )
+    assert {layer.weight for layer in report.layers} == {"int8/tensor/fp32"}
+    parts = [part for part in model.modules() if isinstance(part, Static | MultiRegion)]
+    assert all(isinstance(part, Static) and len(part.steps) == 1 for part in parts)
+    assert not model._forward_pre_hooks
+    assert all(layer.stage.transform is None for layer in quantized_layers(model).values())
+
+
+def test_published_time_groups_are_of_the_softmax_alone():
+    model, _ = quantized(time_group_all=False)
+    groups = {
+        name.rpartition(".")[2]: part.steps.shape[-2]
+        for name, part in model.named_modules()
+        if isinstance(part, Static | MultiRegion)
+    }
+    assert groups == {"activation": 1, "query": 1, "key": 1, "value": 1, "shares": 3}
+
+
+def test_q_k_and_v_of_a_joint_projection_have_a_step_each():
+    scales = original(granularity="tensor").blocks[0].attn.qkv.scales
+    assert [len(part.unique()) for part in scales.chunk(3)] == [1, 1, 1]
+
+
+def test_work_that_was_cut_off_goes_on_bit_equal(dit, tmp_path, monkeypatch):
+    from fewbit.methods import tq_dit
+
+    solve, solved = tq_dit.solve, []
+
+    def once(job, settings):
+        if solved:
+            raise KeyboardInterrupt
+        solved.append(job.name)
+        solve(job, settings)
+
+    monkeypatch.setattr(tq_dit, "solve", once)
+    with pytest.raises(KeyboardInterrupt):
+        quantized(workdir=tmp_path)
+    monkeypatch.setattr(tq_dit, "solve", solve)
+    monkeypatch.setattr(tq_dit, "survey", None)  # was kept
+    state = quantized(workdir=tmp_path)[0].state_dict()
+    assert state.keys() == dit.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in dit.state_dict().items())
+
+
+def test_inspect_shows_time_groups_and_regions_within_80_columns(dit):
+    shown = str(fewbit.inspect(dit))
+    assert "smooth > int8 t3" in shown
+    assert "int8x2 t3" in shown
+    assert (
+        "matmuls     2 q, k, v int8/tensor t3; shares uint8/tensor" in shown or "matmuls" in shown
+    )
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("groups", 0), ("rounds", 1.5), ("candidates", True), ("samples_per_group", -1)],
+)
+def test_numbers_that_are_none_are_refused(setting, value):
+    with pytest.raises(BadArgument, match=f"setting {setting} must be a positive integer"):
+        quantized(**{setting: value})
+
+
+@pytest.mark.parametrize("setting", ["granularity", "attention", "adaln", "ho", "tgq", "mrq"])
+def test_words_that_are_none_are_refused(setting):
+    with pytest.raises(BadArgument, match=f"setting {setting} cannot be 'maybe'"):
+        quantized(**{setting: "maybe"})
+
+
+def test_more_groups_than_rows_say_how_many_there_may_be():
+    with pytest.raises(BadCalibration, match=r"groups=50 leave .* allow groups=9"):
+        quantized(groups=50)
+
+
+def test_a_timestep_outside_of_the_schedule_is_refused():
+    data = rows()
+    data[4]["timestep"] = torch.tensor([-1.0])
+    with pytest.raises(BadCalibration, match="row 4 has the timestep -1; allowed: 0 to 1000"):
+        fewbit.quantize(tiny.make(), "tq-dit", calibration=data, **FEW)
+
+
+class Blocks(nn.Module):
+    """A model of somebody's own, whose attention multiplies by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ModuleDict({"attn": ByHand()})])
+        self.blocks[0].forward = lambda x: x + self.blocks[0]["attn"](x)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.blocks[0](hidden_states)
+
+
+class ByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj((q @ k.mT).softmax(-1) @ v)
+
+
+def by_hand(**settings):
+    spec = fewbit.ModelSpec("blocks", {"attn.qkv": "qkv", "attn.proj": "attn_out"}, heads=1)
+    data = [{"hidden_states": torch.randn(1, 4, 8)} for _ in range(8)]
+    model = Blocks()
+    fewbit.quantize(model, "tq-dit", calibration=data, spec=spec, **{**FEW, **settings})
+    return model
+
+
+@pytest.mark.parametrize("ho", [True, False])
+def test_an_attention_that_cannot_be_reached_is_named(ho):
+    with pytest.raises(BadModel, match=r'blocks\.0\.attn called .* 0 times .* attention="skip"'):
+        by_hand(tgq=False, ho=ho)
+
+
+def test_a_model_without_time_needs_no_clock():
+    model = by_hand(tgq=False, attention="skip")
+    assert model(torch.randn(2, 4, 8)).isfinite().all()
+    with pytest.raises(BadCalibration, match="need timesteps"):
+        by_hand(attention="skip")
+
+
+def test_gradients_that_are_no_numbers_name_the_layer():
+    model = tiny.make()
+    model.proj_out_2.weight.data[0, 0] = torch.nan
+    with pytest.raises(BadCalibration, match=r"of transformer_blocks\.0\.\S+: .* NaN"):
+        fewbit.quantize(model, "tq-dit", calibration=rows(), **FEW)
