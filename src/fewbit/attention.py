@@ -93,8 +93,9 @@ def quantized_attentions(model: nn.Module, inside: str = "") -> dict[str, QAtten
 def _quantized(cls: Any) -> Any:
     """The same class, but for who answers its call of the fused attention."""
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        own = partial(cls.forward, self)
-        return run_with(self.matmuls, cls.__name__, own, *args, **kwargs)
+    inherited, name = cls.forward, cls.__name__  # as values of their own, for the compiler
 
-    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run_with(self.matmuls, name, partial(inherited, self), *args, **kwargs)
+
+    return type(name, (cls,), {"forward": forward, "__module__": cls.__module__})

@@ -57,8 +57,8 @@ VARIANTS = {
     "w4a8": _static("int4", "int8"),
 }
 
-PROJECTIONS = 64  # of the outputs of layers that share an input
-TOKEN_PROJECTIONS = 512  # of all tokens, at least
+OUTPUT_MIXTURES = 64  # of layers that share an input
+TOKEN_MIXTURES = 512  # of all rows, at least
 ATTENDING_ROWS = 4  # of each time group
 
 
@@ -116,7 +116,7 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
     if not settings.ho:
         return {}
     modules = {name: job.model.get_submodule(name) for name in (*job.layers, *attending)}
-    found = squared_gradients(
+    return squared_gradients(
         job.model,
         {name: modules[name] for name in job.layers},
         {name: modules[name] for name in attending},
@@ -125,8 +125,6 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
         job.seed,
         job.progress,
     )
-    named = {f"{name} channels": fisher.channels for name, fisher in found.items()}
-    return named | {f"{name} tokens": fisher.tokens for name, fisher in found.items()}
 
 
 def solve(job: BlockJob, settings: Settings) -> None:
@@ -178,29 +176,21 @@ class _Timing:
         return sorted(rows)
 
 
-class _Weighing:
-    """HO: how much an error of each output of a layer counts, at the tokens of a sample."""
+def _weights(job: BlockJob, name: str) -> Tensor:
+    """HO: how much an error of each output of a layer counts at each time [groups, channels];
+    [1, 1] where all count alike."""
+    squares = job.survey.get(name)
+    if squares is None:
+        return torch.ones(1, 1)
+    if not bool(squares.any()):
+        job.warn(f"{name} has no effect on the result, so all of its errors count alike")
+        return torch.ones(1, 1)
+    return squares / squares.mean()
 
-    def __init__(self, tokens: Tensor, channels: Tensor) -> None:
-        self.tokens = tokens / tokens.mean()  # [rows, tokens]
-        mean = channels.mean(1, keepdim=True)
-        self.channels = torch.where(mean > 0, channels / mean, 1.0)  # [groups, channels]
 
-    @classmethod
-    def of(
-        cls, job: BlockJob, name: str, rows: Sequence[int] | slice, places: Tensor, real: Tensor
-    ) -> _Weighing:
-        if f"{name} tokens" not in job.survey:
-            return cls(real, torch.ones(1, 1))
-        tokens = job.survey[f"{name} tokens"][rows].gather(1, places) * real
-        if not bool(tokens.any()):
-            job.warn(f"{name}: its output has no effect on the result; its errors count alike")
-            return cls(real, torch.ones(1, 1))
-        return cls(tokens, job.survey[f"{name} channels"])
-
-    def of_group(self, group: Tensor) -> Tensor:
-        """Channel weights of rows in these groups."""
-        return self.channels[group.clamp(max=len(self.channels) - 1)]
+def _rows_of(table: Tensor, group: Tensor) -> Tensor:
+    """The entries of rows in these groups, of a table that may be the same for all."""
+    return table[group.clamp(max=len(table) - 1)]
 
 
 class _Steps:
@@ -254,7 +244,7 @@ class _Reader:
     weight: Tensor  # float32 [out, in]
     spec: Spec
     parts: int  # neighbouring output channels in so many parts share a step; 0: each has its own
-    weighing: _Weighing
+    weights: Tensor  # of errors [groups or 1, out or 1]
     search: Search  # of a table [out or 1, 1]
 
     @property
@@ -286,7 +276,7 @@ def _solve_group(
     transform = None if spec is None else _smoothing(job, names, tokens.x, settings)
     if transform is not None:
         tokens = replace(tokens, x=transform(tokens.x))
-    readers = {name: _reader(job, name, tokens, settings, transform) for name in names}
+    readers = {name: _reader(job, name, settings, transform) for name in names}
     regions: Regions | None = None
     if settings.mrq and job.role(names[0]) is Role.FC2:
         regions = "signed"
@@ -294,10 +284,10 @@ def _solve_group(
     for _ in range(settings.rounds):
         rounded = tokens.x if steps is None else steps.round(tokens.x)
         for reader in readers.values():
-            _search_weight(reader, tokens.x, rounded, timing.group, random)
+            _search_weight(reader, tokens, rounded, timing.group, random)
         if steps is None:
             break  # nothing to take turns with
-        error = _output_error(list(readers.values()), tokens.x, timing.group, random)
+        error = _output_error(list(readers.values()), tokens, timing.group, random)
         steps.search(tokens.x, error)
     stage = None if steps is None else InputStage(transform, steps.activation(timing.all_bins))
     for name, reader in readers.items():
@@ -314,9 +304,7 @@ def _smoothing(
     return Smooth(smoothing_scales(x.abs().amax((0, 1)), heavy, settings.smooth))
 
 
-def _reader(
-    job: BlockJob, name: str, tokens: Tokens, settings: Settings, transform: Smooth | None
-) -> _Reader:
+def _reader(job: BlockJob, name: str, settings: Settings, transform: Smooth | None) -> _Reader:
     weight, spec = job.weight(name).float(), job.rules[name].weight
     if transform is not None:
         weight = transform.weight(weight)
@@ -329,9 +317,8 @@ def _reader(
         absmax = (
             shared if spec.span == "tensor" else shared.repeat_interleave(len(weight) // parts, 0)
         )
-    weighing = _Weighing.of(job, name, slice(None), tokens.places, tokens.real)
     search = Search(_start(absmax, spec), factors(settings.candidates))
-    return _Reader(weight, spec, parts, weighing, search)
+    return _Reader(weight, spec, parts, _weights(job, name), search)
 
 
 def _input_steps(
@@ -347,49 +334,44 @@ def _input_steps(
 
 
 def _search_weight(
-    reader: _Reader,
-    x: Tensor,
-    rounded: Tensor,
-    group: Tensor,
-    random: torch.Generator,
+    reader: _Reader, tokens: Tokens, rounded: Tensor, group: Tensor, random: torch.Generator
 ) -> None:
     """On random mixtures of each row's tokens, which keep the sums of squared errors."""
-    rows, count = x.shape[:2]
-    each = min(-(-TOKEN_PROJECTIONS // rows), count)
-    mix = _signs((rows, each, count), random) * reader.weighing.tokens.sqrt()[:, None]
-    mixed, exact = (mix @ rounded).flatten(0, 1), (mix @ x).flatten(0, 1) @ reader.weight.T
-    channels, where = reader.weighing.channels, group.repeat_interleave(each)
-    if len(channels) == 1:
-        where = torch.zeros_like(where)
+    rows, count = tokens.places.shape
+    each = min(-(-TOKEN_MIXTURES // rows), count)
+    mix = _signs((rows, each, count), random) * tokens.real[:, None]
+    mixed, exact = (mix @ rounded).flatten(0, 1), (mix @ tokens.x).flatten(0, 1) @ reader.weight.T
+    weights = _rows_of(reader.weights, group.repeat_interleave(each))
 
     def error(step: Tensor) -> Tensor:
         squares = (mixed @ reader.rounded(step).T - exact).square()
-        sums = squares.new_zeros(len(channels), squares.shape[1]).index_add_(0, where, squares)
-        return reader.pooled((sums * channels).sum(0))
+        return reader.pooled((squares * weights).sum(0))
 
     reader.search.run(error)
 
 
 def _output_error(
-    readers: list[_Reader], x: Tensor, group: Tensor, random: torch.Generator
+    readers: list[_Reader], tokens: Tokens, group: Tensor, random: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
     """Of the input as rounded, the error in the outputs of all readers, through a few random
     mixtures of the outputs, which keep the sums of squared errors."""
-    each = max(PROJECTIONS // len(readers), 1)
+    each = max(OUTPUT_MIXTURES // len(readers), 1)
     exact, actual = [], []
     for reader in readers:
-        channels = reader.weighing.channels.expand(-1, len(reader.weight))
-        mix = _signs((each, len(reader.weight)), random) * channels.sqrt()[:, None]
-        exact.append(mix @ reader.weight)  # [groups, each, in]
+        weights = reader.weights.expand(-1, len(reader.weight))
+        mix = _signs((each, len(reader.weight)), random) * weights.sqrt()[:, None]
+        exact.append(mix @ reader.weight)  # [groups or 1, each, in]
         actual.append(mix @ reader.rounded(reader.search.steps))
-    tokens = torch.stack([reader.weighing.tokens for reader in readers], -1)  # [rows, tokens, n]
-    true, near = (torch.cat(parts, 1).transpose(1, 2) for parts in (exact, actual))
-    where = group.clamp(max=len(true) - 1)
-    target, near = torch.bmm(x, true[where]), near[where]
+    groups = max(map(len, exact))
+    true, near = (
+        torch.cat([part.expand(groups, -1, -1) for part in parts], 1).transpose(1, 2)
+        for parts in (exact, actual)
+    )
+    target, near = torch.bmm(tokens.x, _rows_of(true, group)), _rows_of(near, group)
 
     def error(rounded: Tensor) -> Tensor:
         squares = (torch.bmm(rounded, near) - target).square()
-        return (squares.unflatten(-1, (len(readers), each)).sum(-1) * tokens).sum((1, 2))[:, None]
+        return (squares.sum(-1) * tokens.real).sum(1, keepdim=True)
 
     return error
 
@@ -401,10 +383,6 @@ def _solve_attention(
     rows, candidates = timing.some_rows(), factors(settings.candidates)
     group, all_group = timing.group[rows], timing.all_group[rows]
     spec = _operand_spec(job)
-    places = seen.places.expand(len(rows), -1)
-    real = torch.ones(places.shape)
-    of_scores = _Weighing.of(job, f"{name}.scores", rows, places, real)
-    of_products = _Weighing.of(job, f"{name}.products", rows, places, real)
     shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)
 
     def steps_of(x: Tensor) -> _Steps:
@@ -414,21 +392,19 @@ def _solve_attention(
     query, key, value = steps_of(seen.query), steps_of(seen.key), steps_of(seen.value)
     share = _share_steps(spec, shares, group, len(timing.bins.centres), settings)
     scores, products = seen.query @ seen.key.transpose(-1, -2), shares @ seen.value
-    heads = seen.query.shape[1]
-    head_weights = of_scores.of_group(group).expand(-1, heads)
-    product_weights = of_products.of_group(group)
-    if product_weights.shape[1] > 1:
-        product_weights = product_weights.unflatten(1, (heads, -1))[:, :, None]
+    of_scores = _rows_of(_weights(job, f"{name}.scores"), group)  # [rows, heads or 1]
+    of_products = _rows_of(_weights(job, f"{name}.products"), group)
+    if of_products.shape[1] > 1:
+        of_products = of_products.unflatten(1, (seen.query.shape[1], -1))  # [rows, heads, width]
     else:
-        product_weights = product_weights[..., None, None]
+        of_products = of_products[..., None]
 
     def scores_error(q: Tensor, k: Tensor) -> Tensor:
         squares = (q @ k.transpose(-1, -2) - scores).square() * (shares > 0)
-        return (squares.sum(-1) * of_scores.tokens[:, None]).sum(-1) * head_weights
+        return squares.sum((2, 3)) * of_scores
 
     def products_error(p: Tensor, v: Tensor, by_head: bool) -> Tensor:
-        squares = (p @ v - products).square() * product_weights
-        errors = (squares.sum(-1) * of_products.tokens[:, None]).sum(-1)
+        errors = ((p @ v - products).square().sum(2) * of_products).sum(2)
         return errors if by_head else errors.sum(1, keepdim=True)
 
     for _ in range(settings.rounds):
