@@ -205,3 +205,27 @@ def test_what_is_no_linear_is_refused():
     model.put(0, "a", "int8/row/fp32", None)
     with pytest.raises(BrokenFile, match=r"blocks\.0\.a, which is no linear layer"):
         apply_blueprint(model, [GOOD])
+
+
+STEPS = {"kind": "static", "spec": "int8/tensor/fp32", "groups": 2, "parts": 1}
+MATMULS = {"query": STEPS, "key": STEPS, "shares": STEPS, "value": STEPS}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attentions": ["attn9"]}, "which the model has not"),
+        ({"attentions": ["attn1", "attn1"]}, "twice"),
+        ({"attentions": "attn1"}, "names no blocks and layers"),
+        ({"layers": ["attn1.to_q"]}, "names no blocks and layers"),
+        ({"query": None}, "cannot be read"),
+        ({"key": {"kind": "static"}}, "cannot be read"),
+        ({"shares": {**STEPS, "groups": 10**12}}, "1 to 1000 time groups"),
+        ({"shares": {**STEPS, "parts": 10**12}}, "parts with steps"),
+        ({"value": {**STEPS, "kind": "magic"}}, "unknown kind 'magic'"),
+    ],
+)
+def test_a_hostile_entry_of_attentions_is_refused(small, changes, message):
+    entry = {"blocks": "transformer_blocks.0-1", "attentions": ["attn1"], **MATMULS, **changes}
+    with pytest.raises(BrokenFile, match=message):
+        apply_blueprint(small(), [entry])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_transformers as tiny
+import torch
 
 import fewbit
 from fewbit.formats import FORMATS, SCALES
@@ -35,11 +36,13 @@ def read(path):
     return tensors, manifest
 
 
-def layers(manifest):
+def layers(manifest, kind="layers"):
     for entry in manifest["layers"]:
+        if kind not in entry:
+            continue
         stem, low, high = re.fullmatch(r"(.+)\.(\d+)(?:-(\d+))?", entry["blocks"]).groups()
         for block in range(int(low), int(high or low) + 1):
-            for path in entry["layers"]:
+            for path in entry[kind]:
                 yield f"{stem}.{block}.{path}", entry
 
 
@@ -160,6 +163,70 @@ def check_alone(model, linear, packed, tmp_path):
     name = "blocks.0.mlp.fc1"
     found = weight(name, dict(layers(manifest))[name], tensors)
     assert np.array_equal(found, packed.dequantize().numpy())
+
+
+def static(name, config, tensors, x, time):
+    """x [rows, second axis, ...] by the document's words, in float32."""
+    centres = tensors[f"{name}.bins.centres"][1]
+    middles = (centres[1:] + centres[:-1]) / np.float32(2)
+    group = (middles < np.float32(time)).sum()
+    steps = tensors[f"{name}.steps"][1][..., group, :]
+    shape = (1, -1) + (1,) * (x.ndim - 2) if config["parts"] > 1 else (1,) * x.ndim
+    bits = bits_of(config["spec"].split("/")[0])
+    half, one = 1 << (bits - 1), np.float32(1)
+    if config["kind"] == "static":
+        low, top = (0, 2 * half - 1) if config["spec"][0] == "u" else (-half, half - 1)
+        step = steps.reshape(shape)
+        return np.clip(np.rint(x * (one / step)), low, top) * step
+    low, high = (part.reshape(shape) for part in steps)
+    if config["regions"] == "signed":
+        step = np.where(x < 0, low, high)
+        return np.clip(np.rint(x * (one / step)), -half, half - 1) * step
+    end = np.float32(half - 1) * low
+    first = np.minimum(np.floor(end / high) + 1, half)
+    fine = np.clip(np.rint(x * (one / low)), 0, half - 1) * low
+    coarse = np.clip(np.rint(x * (one / high)), first, half) * high
+    return np.where(x < (end + first * high) / 2, fine, coarse)
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w6a6"])
+def test_a_strangers_reader_rounds_inputs_by_static_steps(bits, tmp_path):
+    model = tiny.make()
+    random = torch.Generator().manual_seed(0)
+    rows = [
+        {
+            "hidden_states": torch.randn(1, 4, 8, 8, generator=random),
+            "timestep": torch.tensor([100 * row]),
+            "class_labels": torch.tensor([row]),
+        }
+        for row in range(9)
+    ]
+    few = {"groups": 3, "rounds": 1, "candidates": 20}
+    fewbit.quantize(model, "tq-dit", bits=bits, calibration=rows, progress=False, **few)
+    model.save_pretrained(tmp_path)
+    tensors, manifest = read(tiny.weights(tmp_path))
+    inputs = {
+        f"{name}.stage.activation": entry["input"]["activation"]
+        for name, entry in layers(manifest)
+        if "activation" in entry.get("input", {})
+    }
+    operands = {
+        f"{name}.matmuls.{part}": entry[part]
+        for name, entry in layers(manifest, "attentions")
+        for part in ("query", "key", "shares", "value")
+    }
+    assert len(inputs) == 2 * 4
+    assert len(operands) == 2 * 4
+    clock = model.transformer_blocks[0].attn1.matmuls.query.bins.clock
+    for time in (0, 266.5, 400, 1234):
+        clock.read(model, (), {"timestep": time})
+        for name, config in {**inputs, **operands}.items():
+            x = torch.randn(2, max(config["parts"], 3), 50, generator=random)
+            x = x.softmax(-1) if config.get("regions") == "unit" else x
+            if config["parts"] > 1:
+                x = x[:, : config["parts"]]
+            expected = model.get_submodule(name)(x).numpy()
+            assert np.array_equal(static(name, config, tensors, x.numpy(), time), expected), name
 
 
 def test_the_document_names_every_format_and_scale():
