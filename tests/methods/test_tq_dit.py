@@ -205,9 +205,7 @@ def test_copies_and_dequantizing(dit):
     fewbit.dequantize(twin)
     assert not quantized_attentions(twin)
     assert not twin._forward_pre_hooks
-    assert type(twin.transformer_blocks[0].attn1).__mro__[1] is not type(
-        dit.transformer_blocks[0].attn1
-    )
+    assert type(twin.transformer_blocks[0].attn1) is type(tiny.make().transformer_blocks[0].attn1)
     exact = tiny.run(tiny.make())
     assert (tiny.run(twin) - exact).abs().max() < 0.1 * exact.abs().max()
 
@@ -288,6 +286,20 @@ def test_work_that_was_cut_off_goes_on_bit_equal(dit, tmp_path, monkeypatch):
     state = quantized(workdir=tmp_path)[0].state_dict()
     assert state.keys() == dit.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in dit.state_dict().items())
+
+
+def test_a_run_without_gradients_is_resumed_too(tmp_path):
+    one, two = (quantized(workdir=tmp_path, ho=False)[0] for _ in range(2))
+    state = two.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+
+
+def test_a_layer_without_effect_is_named_in_a_warning():
+    model = tiny.make()
+    model.transformer_blocks[1].ff.net[2].weight.data.zero_()
+    report = fewbit.quantize(model, "tq-dit", calibration=rows(), **FEW)
+    assert [w.split(" ")[0] for w in report.warnings] == ["transformer_blocks.1.ff.net.0.proj"]
+    assert "no effect" in report.warnings[0]
 
 
 def test_inspect_shows_time_groups_and_regions_within_80_columns(dit):

@@ -8,10 +8,10 @@ HO   candidate steps are judged by the squared error of what a layer gives, weig
 
 Nothing is measured at run time. The published code calibrates its first layer only, has gradients
 from a mismatch of batches, and lets the two regions of the softmax overlap; this is the idea
-without these. Where it says nothing: embedders and the last layer stay as they are; errors are
-estimated on a sample of tokens, through random mixtures of tokens (for weights) or of outputs (for
-inputs), which keep sums of squares. Beyond the paper channels are smoothed before their one step
-(`smooth`), about half of the way back to a step for every token measured at run time.
+without these. Where it says nothing: embedders and the last layer stay as they are; the search
+runs on the CPU; it estimates errors on a sample of tokens, through random mixtures of tokens (for
+weights) or of outputs (for inputs), which keep sums of squares. Beyond the paper channels are
+smoothed before their one step (`smooth`), most of the way back to steps measured at run time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -142,8 +143,11 @@ def solve(job: BlockJob, settings: Settings) -> None:
         tokens = layers[job.path(readers[0])]
         _solve_group(job, readers, tokens, timing, job.seed_of(100 + number), settings)
     for name in attending:
+        module = job.module.get_submodule(job.path(name))
         matmuls = _solve_attention(job, name, attentions[name], timing, settings)
-        quantize_attention(job.module.get_submodule(job.path(name)), matmuls)
+        quantize_attention(
+            module, matmuls.to(next(chain(module.buffers(), module.parameters())).device)
+        )
 
 
 @dataclass(frozen=True)
@@ -291,7 +295,9 @@ def _solve_group(
         steps.search(tokens.x, error)
     stage = None if steps is None else InputStage(transform, steps.activation(timing.all_bins))
     for name, reader in readers.items():
-        job.replace(name, QLinear(reader.packed, job.linear(name).bias, stage), reader.weight)
+        linear = job.linear(name)
+        layer = QLinear(reader.packed, linear.bias, stage).to(linear.weight.device)
+        job.replace(name, layer, reader.weight.to(linear.weight.device))
 
 
 def _smoothing(
@@ -300,12 +306,12 @@ def _smoothing(
     """Beyond the paper: one step for all channels is too coarse for those that stay small."""
     if settings.smooth is None:
         return None
-    heavy = torch.cat([job.weight(name).float() for name in names]).abs().amax(0)
+    heavy = torch.cat([job.weight(name).float() for name in names]).abs().amax(0).cpu()
     return Smooth(smoothing_scales(x.abs().amax((0, 1)), heavy, settings.smooth))
 
 
 def _reader(job: BlockJob, name: str, settings: Settings, transform: Smooth | None) -> _Reader:
-    weight, spec = job.weight(name).float(), job.rules[name].weight
+    weight, spec = job.weight(name).float().cpu(), job.rules[name].weight
     if transform is not None:
         weight = transform.weight(weight)
     parts = 0
