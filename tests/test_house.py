@@ -29,7 +29,7 @@ FLOORS = [
         "modulation",
     },
     {"input_stage", "generate"},
-    {"linear"},
+    {"linear", "attention"},
     {"methods", "blueprint"},
     {"recipe", "dequantization", "output_error"},
     {"plan", "checkpoint"},

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewbit.blueprint import apply_blueprint, blueprint_of, quantized_tensors
+from fewbit.blueprint import apply_blueprint, blueprint_of, quantized_layers, quantized_tensors
 from fewbit.errors import BadOutput
 from fewbit.files import replacing, write_text
 from fewbit.folder import put

@@ -22,10 +22,10 @@ class Activation(nn.Module):
     def code(self, x: Tensor, rotation: Rotation | None) -> Coded | Tensor:
         """x, rotated and rounded, as a product wants it: integers where the format has them, else
         float32 values; rows [tokens, in] either way."""
-        rows = x.reshape(-1, x.shape[-1])
+        width = x.shape[-1]
         if rotation is not None:
-            rows = backend_for(x).rotate(rows, rotation)
-        return self(rows)
+            x = backend_for(x).rotate(x.reshape(-1, width), rotation).view(x.shape)
+        return self(x).reshape(-1, width)
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

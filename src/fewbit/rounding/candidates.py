@@ -54,6 +54,8 @@ class VectorLinear(nn.Module):
         self.candidates = torch.stack(found).int()
         self.logits = nn.Parameter(torch.stack(logits) * (0.0 if uniform else 1.0))
 
+    stage: Any  # the input stage of a layer, which stands on a higher floor
+
     def ratios(self) -> Tensor:
         """[n, vectors], of which the first has the logit 0."""
         return softmax(pad(self.logits, (0, 0, 1, 0)), 0)
