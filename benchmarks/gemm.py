@@ -78,14 +78,14 @@ def _rows() -> Arms:
     arms: Arms = {}
     for k in (1152, 4608):
         x, hadamard = torch.randn(TOKENS, k), Hadamard(k, None, 0)
-        rotation = (hadamard.signs(), *hadamard.matrices())
+        rotation = hadamard.signs(), hadamard.matrices()
         arms[f"quantize {k}"] = lambda x=x: native.quantize_rows(x, FORMAT)
         arms[f"hadamard + quantize {k}"] = lambda x=x, r=rotation: native.hadamard_quantize_rows(
             x, *r, FORMAT
         )
         arms[f"torch hadamard alone {k}"] = lambda x=x, h=hadamard: h.input(x)
     x, (shift, scale) = torch.randn(2, TOKENS // 2, 1152), torch.randn(2, 2, 1152)
-    rotation = (Hadamard(1152, None, 0).signs(), *Hadamard(1152, None, 0).matrices())
+    rotation = Hadamard(1152, None, 0).signs(), Hadamard(1152, None, 0).matrices()
     arms["norm + modulate"] = lambda: native.layer_norm_modulate(x, shift, scale, 1e-6)
     arms["norm + modulate + hadamard + quantize"] = lambda: native.modulate_quantize_rows(
         x, shift, scale, 1e-6, FORMAT, rotation

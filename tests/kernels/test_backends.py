@@ -36,7 +36,7 @@ def weight_of(text: str, rows: int, columns: int) -> QTensor:
 
 def rotation_of(width: int, block: int | None = None) -> Rotation:
     hadamard = Hadamard(width, block, seed=3)
-    return Rotation(hadamard.signs(), *hadamard.matrices())
+    return Rotation(hadamard.signs(), tuple(hadamard.matrices()))
 
 
 def same_codes(ours: Coded, exact: Coded) -> None:

@@ -100,21 +100,21 @@ def test_a_row_that_is_not_finite_is_lost_and_says_so(isa, bad, at):
 
 
 @pytest.mark.parametrize(
-    ("width", "block"), [(72, None), (96, 24), (768, None), (1152, 128), (2304, None)]
+    ("width", "block"),
+    [(72, None), (96, 24), (768, None), (1152, 128), (1152, 2), (2304, None), (4608, None)],
 )
 def test_rotation_sums_in_ascending_order(isa, width, block):
     hadamard, fmt, x = Hadamard(width, block, 3), FORMATS["e2m1"], torch.randn(5, width)
-    left, right = hadamard.matrices()
-    signs = hadamard.signs()
-    tokens = (x * signs).view(-1, len(left), len(right))
-    mixed = torch.zeros_like(tokens)
-    for k in range(len(left)):
-        mixed += left[k].float()[:, None] * tokens[:, k, None]
-    out = torch.zeros_like(tokens)
-    for k in range(len(right)):
-        out += mixed[..., k, None] * right[k].float()
-    expected = (out * hadamard.order**-0.5).view(x.shape)
-    codes, scales = native.hadamard_quantize_rows(x, signs, left, right, fmt)
+    signs, matrices, inner = hadamard.signs(), hadamard.matrices(), hadamard.order
+    rotated = x * signs
+    for matrix in matrices:
+        inner //= len(matrix)
+        tokens = rotated.view(-1, len(matrix), inner)
+        rotated = torch.zeros_like(tokens)
+        for k in range(len(matrix)):
+            rotated += matrix[k].float()[:, None] * tokens[:, k, None]
+    expected = (rotated * hadamard.order**-0.5).view(x.shape)
+    codes, scales = native.hadamard_quantize_rows(x, signs, matrices, fmt)
     assert torch.equal(codes, quantized(expected, fmt)[0])
     assert torch.equal(scales, quantized(expected, fmt)[1])
 

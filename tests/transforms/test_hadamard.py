@@ -47,7 +47,7 @@ def test_block_rotations_obey_the_law_for_every_shape(block, blocks, lead, seed)
 
 @pytest.mark.parametrize(("width", "block"), [(1152, None), (48, 12), (144, None)])
 def test_it_is_the_matrix_it_says(width, block):
-    """x·diag(s)·(I ⊗ left ⊗ right)/√n, written out densely."""
+    """x·diag(s)·(I ⊗ H)/√n, written out densely."""
     rotation = Hadamard(width, block, seed=3)
     left, right = halves(rotation.order)
     h = kronecker(left + right).double() / rotation.order**0.5

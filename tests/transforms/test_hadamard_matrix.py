@@ -5,7 +5,7 @@ from math import prod
 import pytest
 import torch
 
-from fewbit.transforms.hadamard_matrix import adds, factors, halves, kronecker
+from fewbit.transforms.hadamard_matrix import adds, factors, halves, kronecker, steps
 
 BASES = (2, 12, 20, 28, 36, 44, 60, 76, 108, 140)
 WIDTHS = (4, 16, 48, 64, 72, 80, 88, 96, 112, 192, 384, 640, 768, 1024, 1152, 1280, 1408, 1536)
@@ -57,7 +57,17 @@ def test_a_width_without_a_matrix_has_no_factors(order):
     assert factors(order) is None
 
 
-def test_halves_are_balanced_and_small_orders_are_one_matmul():
+def test_halves_are_balanced_and_small_orders_are_undivided():
     assert halves(64) == ((), 6 * (2,))
     assert [prod(half) for half in halves(1152)] == [24, 48]
     assert [prod(half) for half in halves(4608)] == [48, 96]
+
+
+@pytest.mark.parametrize(
+    ("order", "applied"),
+    [(1152, [12, 2, 12, 4]), (4608, [12, 4, 12, 8]), (4096, 4 * [8]), (64, [8, 8]), (36, [36])],
+)
+def test_few_factors_are_applied_at_a_time_and_none_is_moved(order, applied):
+    assert [prod(bases) for bases in steps(order)] == applied
+    left, right = halves(order)
+    assert sum(steps(order), ()) == left + right

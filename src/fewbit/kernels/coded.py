@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -28,15 +29,19 @@ class Coded:
 
 @dataclass(frozen=True)
 class Rotation:
-    """x -> (x * signs) · (left ⊗ right) / √n for every n = len(left) * len(right) columns."""
+    """x -> (x * signs) · (the Kronecker product of `matrices`) / √n for every n columns."""
 
     signs: Tensor  # int8 ±1 [columns]
-    left: Tensor  # int8 ±1
-    right: Tensor  # int8 ±1
+    matrices: tuple[Tensor, ...]  # int8 ±1, square
+
+    @property
+    def order(self) -> int:
+        """n, which is the product of their orders."""
+        return prod([len(matrix) for matrix in self.matrices])
 
     @property
     def scale(self) -> float:
-        return float((len(self.left) * len(self.right)) ** -0.5)
+        return float(self.order**-0.5)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class Native(Portable):
         x = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
         if rotation is None:
             return Coded(*native.quantize_rows(x, fmt), fmt.integer_max)
-        factors = rotation.signs, rotation.left, rotation.right
-        return Coded(*native.hadamard_quantize_rows(x, *factors, fmt), fmt.integer_max)
+        coded = native.hadamard_quantize_rows(x, rotation.signs, rotation.matrices, fmt)
+        return Coded(*coded, fmt.integer_max)
 
     def integer_linear(
         self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype

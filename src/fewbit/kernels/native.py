@@ -13,7 +13,7 @@ A weight is packed once, into a tensor that only these functions read:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_int32, c_int64
 from functools import lru_cache
 from math import inf, prod
@@ -32,6 +32,7 @@ from fewbit.kernels.native_library import Loaded, functions, load
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 MOST_OPTIONS = 4
+MOST_MATRICES = 16
 MOST_ELEMENTS = 2**31 - 1
 _ERRORS = {
     1: "the native kernels found no memory for their scratch",
@@ -98,17 +99,16 @@ def quantize_rows(x: Tensor, fmt: Format, *, groups: int = 1) -> tuple[Tensor, T
     """x [..., K] to codes (int8 [M, K]) that count fmt.step, and scales (float32 [M, groups])."""
     if x.shape[-1] % groups:
         raise BadArgument(f"{groups} groups do not divide {x.shape[-1]} columns")
-    return _rows(x, None, None, None, None, None, groups, 0.0, _rounding(fmt))
+    return _rows(x, None, None, None, (), groups, 0.0, _rounding(fmt))
 
 
 def hadamard_quantize_rows(
-    x: Tensor, signs: Tensor, left: Tensor, right: Tensor, fmt: Format
+    x: Tensor, signs: Tensor, matrices: Sequence[Tensor], fmt: Format
 ) -> tuple[Tensor, Tensor]:
-    """As `quantize_rows`, after x * signs times left (x) right over the root of its order.
-
-    Both sums run in ascending order in float32, and every row of `left` before any of `right`.
+    """As `quantize_rows`, after x * signs times the Kronecker product of the matrices over the root
+    of its order: one matrix after another, each sum in ascending order in float32.
     """
-    return _rows(x, None, None, signs, left, right, 1, 0.0, _rounding(fmt))
+    return _rows(x, None, None, signs, matrices, 1, 0.0, _rounding(fmt))
 
 
 def modulate_quantize_rows(
@@ -117,11 +117,11 @@ def modulate_quantize_rows(
     scale: Tensor,
     eps: float,
     fmt: Format,
-    rotation: tuple[Tensor, Tensor, Tensor] | None = None,
+    rotation: tuple[Tensor, Sequence[Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`layer_norm_modulate` in float32 and what follows it; `rotation` is signs, left, right."""
-    signs, left, right = rotation or (None, None, None)
-    return _rows(x, shift, scale, signs, left, right, 1, eps, _rounding(fmt))
+    """`layer_norm_modulate` in float32 and what follows it; `rotation` is signs and matrices."""
+    signs, matrices = rotation or (None, ())
+    return _rows(x, shift, scale, signs, matrices, 1, eps, _rounding(fmt))
 
 
 def layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -226,13 +226,14 @@ def _rows(
     shift: Tensor | None,
     scale: Tensor | None,
     signs: Tensor | None,
-    left: Tensor | None,
-    right: Tensor | None,
+    matrices: Sequence[Tensor],
     groups: int,
     eps: float,
     rounding: list[float],
 ) -> tuple[Tensor, Tensor]:
-    return torch.ops.fewbit_native.rows(x, shift, scale, signs, left, right, groups, eps, rounding)
+    return torch.ops.fewbit_native.rows(
+        x, shift, scale, signs, list(matrices), groups, eps, rounding
+    )
 
 
 def _run_rows(
@@ -240,15 +241,14 @@ def _run_rows(
     shift: Tensor | None,
     scale: Tensor | None,
     signs: Tensor | None,
-    left: Tensor | None,
-    right: Tensor | None,
+    matrices: Sequence[Tensor],
     groups: int,
     eps: float,
     rounding: list[float],
 ) -> tuple[Tensor, Tensor]:
     _counted(x)
-    codes, scales = _rows_shapes(x, shift, scale, signs, left, right, groups, eps, rounding)
-    _call_rows(x, shift, scale, signs, left, right, codes, scales, None, eps, rounding)
+    codes, scales = _rows_shapes(x, shift, scale, signs, matrices, groups, eps, rounding)
+    _call_rows(x, shift, scale, signs, matrices, codes, scales, None, eps, rounding)
     return codes, scales
 
 
@@ -257,8 +257,7 @@ def _rows_shapes(
     shift: Tensor | None,
     scale: Tensor | None,
     signs: Tensor | None,
-    left: Tensor | None,
-    right: Tensor | None,
+    matrices: Sequence[Tensor],
     groups: int,
     eps: float,
     rounding: list[float],
@@ -273,7 +272,7 @@ def _rows_shapes(
 
 def _run_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
-    _call_rows(x, shift, scale, None, None, None, None, None, out, eps, [1.0, 1.0, 1.0, 1.0])
+    _call_rows(x, shift, scale, None, (), None, None, out, eps, [1.0, 1.0, 1.0, 1.0])
     return out
 
 
@@ -282,8 +281,7 @@ def _call_rows(
     shift: Tensor | None,
     scale: Tensor | None,
     signs: Tensor | None,
-    left: Tensor | None,
-    right: Tensor | None,
+    matrices: Sequence[Tensor],
     codes: Tensor | None,
     scales: Tensor | None,
     out: Tensor | None,
@@ -294,7 +292,7 @@ def _call_rows(
     rows = _counted(x) // columns if columns else 0
     x = x.contiguous()
     groups = 1 if scales is None else scales.shape[1]
-    tokens, order = 1, (0, 0)
+    tokens, order = 1, prod(map(len, matrices))
     if shift is not None and scale is not None:
         shift, scale = _floats(shift), _floats(scale)
         if x.dim() != 3 or shift.shape != (x.shape[0], columns) or scale.shape != shift.shape:
@@ -303,18 +301,18 @@ def _call_rows(
                 f"got {list(shift.shape)} and {list(scale.shape)}"
             )
         tokens = x.shape[1]
-    if signs is not None and left is not None and right is not None:
-        order = len(left), len(right)
-        if signs.numel() != columns or columns % (order[0] * order[1]):
-            raise BadArgument(f"{columns} columns are not rotated by blocks of {prod(order)}")
-        signs, left, right = _bytes(signs), _bytes(left), _bytes(right)
+    entries: Tensor | None = None
+    if signs is not None:
+        if signs.numel() != columns or columns % order or len(matrices) > MOST_MATRICES:
+            raise BadArgument(f"{columns} columns are not rotated by blocks of {order}")
+        signs, entries = _bytes(signs), torch.cat([_bytes(matrix).flatten() for matrix in matrices])
     mantissa, top, step, smallest_normal = rounding
     _check(
         functions().fewbit_rows(
-            x.data_ptr(), _pointer(shift), _pointer(scale), _pointer(signs), _pointer(left),
-            _pointer(right), _pointer(codes), _pointer(scales), _pointer(out), rows, columns,
-            tokens, *order, groups, dtype, int(mantissa),
-            (prod(order) or 1) ** -0.5, eps, top, step, smallest_normal,
+            x.data_ptr(), _pointer(shift), _pointer(scale), _pointer(signs),
+            _pointer(entries), (c_int32 * len(matrices))(*map(len, matrices)), _pointer(codes),
+            _pointer(scales), _pointer(out), rows, columns, tokens, len(matrices), groups, dtype,
+            int(mantissa), order**-0.5, eps, top, step, smallest_normal,
         )
     )  # fmt: skip
 
@@ -484,7 +482,7 @@ def _check(status: int) -> None:
 
 _OPERATORS = Library("fewbit_native", "DEF")
 _IMPLEMENTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "rows(Tensor x, Tensor? shift, Tensor? scale, Tensor? signs, Tensor? left, Tensor? right, "
+    "rows(Tensor x, Tensor? shift, Tensor? scale, Tensor? signs, Tensor[] matrices, "
     "int groups, float eps, float[] rounding) -> (Tensor, Tensor)": (_run_rows, _rows_shapes),
     "modulate(Tensor x, Tensor shift, Tensor scale, float eps) -> Tensor": (
         _run_modulate,

@@ -15,7 +15,7 @@ from typing import Any
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 1
+ABI = 2
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
 _P, _L, _I, _F = c_void_p, c_int64, c_int32, c_float
@@ -31,7 +31,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "unpack": (_I, [_P, _L, _P]),
     "linear": (_I, [_P, _P, _P, _L, _P, _P, _P, _L, _L, _L, _I, _I, _I, _I]),
     "float_linear": (_I, [_P, _P, _L, _P, _P, _P, _P, _P, _L, _L, _L, _L, _I, _I]),
-    "rows": (_I, [*[_P] * 9, *[_L] * 5, *[_I] * 3, *[_F] * 5]),
+    "rows": (_I, [*[_P] * 9, *[_L] * 3, *[_I] * 4, *[_F] * 5]),
     "attention": (_I, [*[_P] * 5, *[_L] * 5, _P, _I, _F]),
 }
 

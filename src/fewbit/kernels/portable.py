@@ -15,7 +15,8 @@ from fewbit.kernels.reference import Reference
 
 CACHED = 1 << 18  # float32 that stay in a core's cache from one pass to the next
 SMALLEST_GROUP = 64  # columns: below, a product for each group costs more than it saves
-ONEDNN_ROWS = 512  # from here on oneDNN's call costs less than its speed gains
+FEW_ROWS = 4
+SHORTEST_ROW = 24  # columns that a small matmul still takes at a good speed
 SHORT = 512  # tokens; beyond, the table of attention weights leaves the cache
 DIGITS = 3  # of 8 bits, that together hold a float32 row to 2^-22 of its largest
 
@@ -39,11 +40,12 @@ class Portable(Reference):
         return "torch._int_mm"
 
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
-        if x.dtype == torch.float64:
+        if x.dtype == torch.float64 or torch.compiler.is_compiling() or x.device.type != "cpu":
             return _rotate(x, rotation)
-        out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        out = torch.empty(x.shape)
+        scratch = torch.empty(2, min(len(x), _rows_cached(x)), x.shape[1])
         for part in _cached(x):
-            out[part] = _rotate(x[part], rotation)
+            out[part] = _rotate(x[part], rotation, *scratch[:, : len(x[part])])
         return out
 
     def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
@@ -141,29 +143,45 @@ def _rows_cached(x: Tensor) -> int:
 def _rotate(
     x: Tensor, rotation: Rotation, one: Tensor | None = None, two: Tensor | None = None
 ) -> Tensor:
-    """By two matmuls: libraries sum so few terms one after another, as the definition does."""
+    """By matmuls: libraries sum so few terms one after another, as the definition does. They want
+    long rows behind the axis that is mixed, so the last columns are turned to the front meanwhile.
+    """
     signs = rotation.signs.to(x.dtype if x.dtype == torch.float64 else torch.float32)
-    left, right = rotation.left.to(signs), rotation.right.to(signs)
-    tokens = torch.mul(x, signs, out=one).reshape(-1, len(left), len(right))
-    if len(left) > 1:
-        factor = left.t().expand(len(tokens), -1, -1)
-        tokens = torch.bmm(factor, tokens, out=None if two is None else two.view(tokens.shape))
-    rotated = _times(tokens.reshape(-1, len(right)), right)
-    return rotated.mul_(rotation.scale).view(x.shape)
+    matrices = [matrix.to(signs) for matrix in rotation.matrices]
+    inner, turned = rotation.order, 1
+    x, spare = torch.mul(x, signs, out=one), two
+    for matrix in matrices:
+        if turned == 1 and inner // len(matrix) < SHORTEST_ROW:
+            turned = inner
+            x, spare = _turned(x, x.shape[1] // turned, spare), None if two is None else x
+        inner //= len(matrix)
+        behind = inner if turned == 1 else inner * (x.shape[1] // turned)
+        rows = x.view(-1, len(matrix), behind)
+        mixed = _mixed(rows, matrix, spare).view(x.shape)
+        x, spare = mixed, None if two is None else x
+    if turned > 1:
+        x = _turned(x, turned, spare)
+    return x.mul_(rotation.scale)
 
 
-def _times(x: Tensor, matrix: Tensor) -> Tensor:
-    """x @ matrix by oneDNN, which unlike MKL uses all of AMD's vector width; a call costs more."""
-    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not eager or x.dtype != torch.float32 or len(x) < ONEDNN_ROWS or not _onednn_linear():
-        return x @ matrix
-    linear = torch.ops.mkldnn._linear_pointwise
-    product: Tensor = linear(x, matrix.t().contiguous(), None, "none", [], "")
-    return product
+def _mixed(x: Tensor, matrix: Tensor, out: Tensor | None) -> Tensor:
+    """matrixᵀ · each of x; of few rows a matmul does less than its calls cost."""
+    out = None if out is None else out.view(x.shape)
+    if len(matrix) > FEW_ROWS:
+        return torch.bmm(matrix.t().expand(len(x), -1, -1), x, out=out)
+    mixed = torch.mul(x[:, :1], matrix[0, :, None], out=out)
+    for k in range(1, len(matrix)):
+        mixed = mixed.addcmul_(x[:, k : k + 1], matrix[k, :, None])
+    return mixed
 
 
-def _onednn_linear() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def _turned(x: Tensor, rows: int, out: Tensor | None) -> Tensor:
+    """Each row of x, seen as a matrix of so many rows, transposed."""
+    turned = x.view(len(x), rows, x.shape[1] // rows).transpose(1, 2)
+    if out is None:
+        return turned.reshape(x.shape)
+    out.view(turned.shape).copy_(turned)
+    return out
 
 
 def _quantize(x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None) -> Coded:

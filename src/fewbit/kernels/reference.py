@@ -40,16 +40,15 @@ class Reference:
 
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
         """x [rows, columns] rotated. The order of the sums is part of the definition, float32 of
-        the input: over the rows of `left` upwards, then over the rows of `right` upwards."""
-        left, right = rotation.left.to(_wide(x)), rotation.right.to(_wide(x))
-        x = x.to(_wide(x)) * rotation.signs
-        tokens = x.reshape(-1, len(left), len(right))
-        mixed = tokens[:, 0, None, :] * left[0, :, None]
-        for k in range(1, len(left)):
-            mixed = mixed + tokens[:, k, None, :] * left[k, :, None]
-        rotated = mixed[:, :, 0, None] * right[0]
-        for k in range(1, len(right)):
-            rotated = rotated + mixed[:, :, k, None] * right[k]
+        the input: one matrix after another, each summed over its rows upwards."""
+        rotated, inner = x.to(_wide(x)) * rotation.signs, rotation.order
+        for matrix in rotation.matrices:
+            inner //= len(matrix)
+            tokens = rotated.reshape(-1, len(matrix), 1, inner)
+            terms = tokens * matrix.to(rotated)[..., None]  # [..., rows, columns, inner]
+            rotated = terms[:, 0]
+            for k in range(1, len(matrix)):
+                rotated = rotated + terms[:, k]
         return (rotated * rotation.scale).reshape(x.shape)
 
     def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:

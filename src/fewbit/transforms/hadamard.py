@@ -1,6 +1,6 @@
 """The randomized Hadamard rotation R = diag(s)·H/√n: x·R on the input, W·R in the weight.
 
-H is a Kronecker product, so a token seen as a matrix X becomes leftᵀ·X·right: two small matmuls.
+H is a Kronecker product of small matrices, each of which mixes a token along an axis of its own.
 The signs s are not optional: without them one constant row of H collects the mean of the channels.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import backend_for
 from fewbit.kernels.coded import Rotation
-from fewbit.transforms.hadamard_matrix import factors, halves, kronecker
+from fewbit.transforms.hadamard_matrix import factors, kronecker, steps
 from fewbit.transforms.transform import Transform
 
 Block = int | Literal["auto"] | None
@@ -54,15 +54,14 @@ class Hadamard:
         coins = torch.randint(2, (self.width,), generator=generator, device="cpu")
         return (1 - 2 * coins).to(torch.int8)
 
-    def matrices(self) -> tuple[Tensor, Tensor]:
-        """The ±1 matrices whose Kronecker product is H, as int8."""
-        left, right = halves(self.order)
-        return kronecker(left), kronecker(right)
+    def matrices(self) -> list[Tensor]:
+        """The ±1 matrices whose Kronecker product, in this order, is H, as int8."""
+        return [kronecker(bases) for bases in steps(self.order)]
 
     def input(self, x: Tensor) -> Tensor:
         """x·R along the last axis."""
-        left, right = (matrix.to(x.device) for matrix in self.matrices())
-        return _rotated(x, Rotation(self.signs().to(x.device), left, right))
+        matrices = tuple(matrix.to(x.device) for matrix in self.matrices())
+        return _rotated(x, Rotation(self.signs().to(x.device), matrices))
 
     def weight(self, weight: Tensor) -> Tensor:
         """W·R for W [out, width]: R is orthogonal, so (x·R)·(W·R)ᵀ = x·Wᵀ."""
@@ -70,25 +69,24 @@ class Hadamard:
 
     def inverse(self, x: Tensor) -> Tensor:
         """x·Rᵀ along the last axis."""
-        left, right = (matrix.T.to(x.device) for matrix in self.matrices())
+        matrices = tuple(matrix.T.to(x.device) for matrix in self.matrices())
         signs = self.signs().to(x.device)
-        return _rotated(x, Rotation(torch.ones_like(signs), left, right)) * signs
+        return _rotated(x, Rotation(torch.ones_like(signs), matrices)) * signs
 
 
 class HadamardTransform(Transform):
     """`Hadamard.input` as a module; the signs travel with the checkpoint."""
 
     signs: Tensor
-    left: Tensor
-    right: Tensor
 
     def __init__(self, hadamard: Hadamard) -> None:
         super().__init__()
         self.hadamard = hadamard
-        left, right = hadamard.matrices()
         self.register_buffer("signs", hadamard.signs())
-        self.register_buffer("left", left, persistent=False)
-        self.register_buffer("right", right, persistent=False)
+        matrices = hadamard.matrices()
+        self._names = [f"matrix_{number}" for number in range(len(matrices))]
+        for name, matrix in zip(self._names, matrices, strict=True):
+            self.register_buffer(name, matrix, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return _rotated(x, self.rotation)
@@ -101,7 +99,7 @@ class HadamardTransform(Transform):
 
     @property
     def rotation(self) -> Rotation:
-        return Rotation(self.signs, self.left, self.right)
+        return Rotation(self.signs, tuple(self.get_buffer(name) for name in self._names))
 
     def config(self) -> dict[str, Any]:
         return {"kind": KIND, **asdict(self.hadamard)}

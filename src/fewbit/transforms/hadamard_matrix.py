@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache, reduce
-from itertools import combinations
+from itertools import combinations, groupby
 from math import isqrt, prod
 
 import torch
 from torch import Tensor
 
 DENSE_ORDERS = range(12, 257, 4)  # a larger one adds more per element than any width here needs
-ONE_MATMUL = 64  # up to here one dense product is measured faster than two of its halves
+UNDIVIDED = 64  # up to here the bases stand in descending order
+TOGETHER = 3  # bases of 2 that are applied as one matrix: it costs no more than its passes
 
 
 @cache
@@ -41,15 +42,26 @@ def adds(bases: tuple[int, ...]) -> int:
 
 @cache
 def halves(order: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The factors in two groups: two matmuls, the sum of whose orders is as small as can be."""
+    """The factors in two groups, one after another in H, their products as near as can be."""
     bases = factors(order)
     assert bases is not None
-    if order <= ONE_MATMUL:
+    if order <= UNDIVIDED:
         return (), bases
     groups = (g for count in range(len(bases)) for g in combinations(bases, count))
     left = max((g for g in groups if prod(g) <= isqrt(order)), key=prod)
     right = Counter(bases) - Counter(left)
     return left, tuple(right.elements())
+
+
+def steps(order: int) -> list[tuple[int, ...]]:
+    """The factors of H from left to right, grouped as they are applied: few by few."""
+    found: list[tuple[int, ...]] = []
+    for half in halves(order):
+        for base, run in groupby(half):
+            count = len(list(run))
+            most = TOGETHER if base == 2 else 1
+            found += [(base,) * min(most, count - at) for at in range(0, count, most)]
+    return found
 
 
 def kronecker(bases: tuple[int, ...]) -> Tensor:

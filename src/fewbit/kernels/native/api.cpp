@@ -137,7 +137,7 @@ int64_t panels(int64_t n) { return up(n, kPanel) / kPanel; }
 
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 1; }
+EXPORT int32_t fewbit_abi() { return 2; }
 
 EXPORT int32_t fewbit_supports(const char* name) { return supported(name) != nullptr; }
 
@@ -276,24 +276,48 @@ EXPORT int32_t fewbit_float_linear(const float* x, const uint8_t* bytes, int64_t
     });
 }
 
+// Where padding to vectors costs least: how many matrices, and what the others have of columns.
+static void divide(Rows& t) {
+    int64_t least = INT64_MAX, columns = t.order;
+    for (int n = 0; n < t.count; ++n) {
+        int64_t padded = up(columns, 16) * up(t.k / columns, 16);
+        if (padded < least) {
+            least = t.space = padded;
+            t.lead = n;
+            t.last = columns;
+        }
+        columns /= t.orders[n];
+    }
+}
+
 EXPORT int32_t fewbit_rows(const void* x, const float* shift, const float* scale, const int8_t* signs,
-                           const int8_t* left, const int8_t* right, int8_t* codes, float* scales,
-                           void* out, int64_t m, int64_t k, int64_t tokens, int64_t r, int64_t c,
+                           const int8_t* entries, const int32_t* orders, int8_t* codes, float* scales,
+                           void* out, int64_t m, int64_t k, int64_t tokens, int32_t count,
                            int32_t groups, int32_t dtype, int32_t mantissa, float norm, float eps,
                            float top, float step, float smallest_normal) {
-    int64_t wide = up(c, 16);
-    float* factors = reinterpret_cast<float*>(inputs.at_least((r * r + c * wide + k + 16) * 4));
-    if (!factors) return kNoMemory;
-    for (int64_t i = 0; i < r * r; ++i) factors[i] = left[i % r * r + i / r];
-    float* padded = factors + r * r;
-    for (int64_t i = 0; i < c; ++i)
-        for (int64_t j = 0; j < wide; ++j) padded[i * wide + j] = j < c ? right[i * c + j] : 0;
-    float* flips = signs ? padded + c * wide : nullptr;
-    for (int64_t i = 0; signs && i < k; ++i) flips[i] = signs[i];
-    Rows task = {x, shift, scale, flips, factors, padded, codes, scales, out, m, k, tokens, r, c,
-                 groups, dtype, mantissa, norm, eps, top, step, smallest_normal};
+    Rows task = {x, shift, scale, nullptr, nullptr, {}, count, 0, 1, 1, up(k, 16), codes, scales, out,
+                 m, k, tokens, groups, dtype, mantissa, norm, eps, top, step, smallest_normal};
+    int64_t size = 0;
+    for (int n = 0; n < count; ++n) {
+        task.orders[n] = orders[n];
+        task.order *= orders[n];
+        size += int64_t(orders[n]) * orders[n];
+    }
+    float* matrices = reinterpret_cast<float*>(inputs.at_least((size + up(k, 16)) * 4 + 64));
+    if (!matrices) return kNoMemory;
+    float* flips = matrices + size;
+    if (signs) {
+        for (int64_t i = 0; i < k; ++i) flips[i] = signs[i];
+        float* to = matrices;
+        for (int n = 0; n < count; entries += orders[n] * orders[n], ++n)
+            for (int i = 0; i < orders[n]; ++i)
+                for (int j = 0; j < orders[n]; ++j) *to++ = entries[j * orders[n] + i];
+        task.matrices = matrices;
+        task.signs = flips;
+        divide(task);
+    }
     constexpr int64_t kAtOnce = 16;
-    int64_t wanted = int64_t(sizeof(float)) * (up(k, 16) + 2 * r * wide + 16);
+    int64_t wanted = int64_t(sizeof(float)) * 2 * task.space;
     const Kernels* kernels = chosen;
     return for_each(up(m, kAtOnce) / kAtOnce, wanted, [&](int64_t i, uint8_t* own) {
         for (int64_t row = i * kAtOnce; row < m && row < (i + 1) * kAtOnce; ++row)

@@ -3,10 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "panels.h"
 
 namespace fewbit {
+
+constexpr int kMatrices = 16;  // the most factors of a rotation
 
 enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
 
@@ -38,12 +41,14 @@ struct Rows {  // what is done to every row before a product
     const float* shift;         // [m / tokens, k] or null: no layer norm
     const float* scale;         // [m / tokens, k]
     const float* signs;         // [k] or null: no rotation
-    const float* left;          // [r, r] transposed
-    const float* right;         // [c, padded c]
+    const float* matrices;      // each transposed, from left to right in the Kronecker product
+    int32_t orders[kMatrices];
+    int32_t count, lead;        // so many mix axes of rows of `last` columns, the others of columns
+    int64_t order, last, space; // space: floats for a row, padded and turned
     int8_t* codes;              // [m, k] or null: no quantizer
     float* scales;              // [m, groups]
     void* out;                  // [m, k], the floats, where there are no codes
-    int64_t m, k, tokens, r, c;
+    int64_t m, k, tokens;
     int32_t groups, dtype, mantissa;
     float norm, eps, top, step, smallest_normal;
 };

@@ -53,6 +53,7 @@ static void columns(int64_t m, const uint32_t* a, int64_t lda, const float* b, i
     constexpr int MR = NV * 8 * LANES <= TILE_FLOATS ? 8 : NV * 6 * LANES <= TILE_FLOATS ? 6 : 4;
     int64_t i = 0;
     for (; i + MR <= m; i += MR) tile<P, MR, NV>(a + i * lda, lda, b, ldb, steps, c + i * ldc, ldc, add);
+    for (; i + 4 <= m; i += 4) tile<P, 4, NV>(a + i * lda, lda, b, ldb, steps, c + i * ldc, ldc, add);
     for (; i + 2 <= m; i += 2) tile<P, 2, NV>(a + i * lda, lda, b, ldb, steps, c + i * ldc, ldc, add);
     if (i < m) tile<P, 1, NV>(a + i * lda, lda, b, ldb, steps, c + i * ldc, ldc, add);
 }

@@ -9,6 +9,47 @@ static inline i32 isplat(int32_t x) { return x - i32{}; }
 static inline f32 load(const float* p) { return *reinterpret_cast<const f32*>(p); }
 static inline void store(float* p, f32 x) { *reinterpret_cast<f32*>(p) = x; }
 
+#ifdef __clang__
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, i32{__VA_ARGS__})
+#endif
+
+// The lanes of two vectors by turns: of their lower and of their upper halves.
+static inline f32 zip_low(f32 a, f32 b) {
+#if LANES == 16
+    return PICK(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif LANES == 8
+    return PICK(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+    return PICK(a, b, 0, 4, 1, 5);
+#endif
+}
+
+static inline f32 zip_high(f32 a, f32 b) {
+#if LANES == 16
+    return PICK(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif LANES == 8
+    return PICK(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    return PICK(a, b, 2, 6, 3, 7);
+#endif
+}
+
+static inline void transpose(f32 (&x)[LANES]) {
+#pragma GCC unroll 4
+    for (int stage = 1; stage < LANES; stage *= 2) {
+        f32 y[LANES];
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; ++i) {
+            y[2 * i] = zip_low(x[i], x[i + LANES / 2]);
+            y[2 * i + 1] = zip_high(x[i], x[i + LANES / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) x[i] = y[i];
+    }
+}
+
 static inline f32 fma(f32 a, f32 b, f32 c) {
 #if LANES == 16
     return (f32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
