@@ -4,7 +4,8 @@ python benchmarks/backends.py [--threads 1] [--rounds 7]    writes benchmarks/re
 Arms take turns in one process, each on two blocks of its own so that weights come from memory as in
 a model; a figure is the median of the rounds, in milliseconds of thread time and of wall time.
 Weights and inputs are random; the method is plain rounding after a Hadamard rotation, w4a4, adaLN
-int8. Ours run with `QuickAttention`, as `generate` does; modulations are computed anew each time.
+int8. Ours run with `QuickAttention` and `QuickGelu`, as `generate` does; modulations are computed
+anew each time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 from environment import write_result
@@ -24,12 +25,13 @@ from models import dit_xl_2
 from torch import Tensor, nn
 
 from fewbit.activations.dynamic import Dynamic
+from fewbit.activation_function import QuickGelu
+from fewbit.quick_attention import QuickAttention
 from fewbit.decibel import sqnr
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.kernels.choose import BACKENDS, VARIABLE
 from fewbit.linear import QLinear
-from fewbit.quick_attention import QuickAttention
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform
 
 GROUPS = (
@@ -111,7 +113,8 @@ def _measure(
             if backend == "reference" and turn > 1:
                 continue
             block = blocks[turn % len(blocks)]
-            thread, wall = _clocked(lambda block=block, dtype=dtype: _run(block, dtype), backend)
+            x = _tokens(dtype)
+            thread, wall = _clocked(lambda block=block, x=x: _run(block, x), backend)
             if turn:
                 taken[name].append((thread, wall))
     return {
@@ -135,24 +138,30 @@ def _forced(backend: str | None) -> AbstractContextManager[object]:
     if backend is None:
         return nullcontext()
     os.environ[VARIABLE] = backend
-    return QuickAttention()
+    quick = ExitStack()
+    quick.enter_context(QuickAttention())
+    quick.enter_context(QuickGelu())
+    return quick
 
 
-def _run(block: nn.Module, dtype: torch.dtype) -> Tensor:
+def _tokens(dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 256, 1152, generator=generator).to(dtype)
+    return torch.randn(2, 256, 1152, generator=generator).to(dtype)
+
+
+def _run(block: nn.Module, x: Tensor) -> Tensor:
     labels, steps = torch.tensor([3, 1000]), torch.tensor([500, 500])
     out: Tensor = block(x, timestep=steps, class_labels=labels)
     return out
 
 
 def _errors(arms: dict[str, tuple[Blocks, torch.dtype, str | None]]) -> dict[str, float]:
-    exact = _run(arms["eager fp32"][0][0], torch.float32)
+    exact = _run(arms["eager fp32"][0][0], _tokens(torch.float32))
     errors = {}
     for name, (blocks, dtype, backend) in arms.items():
         if backend is not None:
             with _forced(backend):
-                errors[name] = round(sqnr(exact, _run(blocks[0], dtype)), 3)
+                errors[name] = round(sqnr(exact, _run(blocks[0], _tokens(dtype))), 3)
     return errors
 
 

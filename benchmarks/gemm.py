@@ -93,6 +93,9 @@ def _rows() -> Arms:
     arms["torch norm + modulate"] = lambda: (
         F.layer_norm(x, (1152,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
     )
+    wide = torch.randn(TOKENS, 4608).bfloat16()
+    arms["gelu bf16 4608"] = lambda: native.gelu(wide)
+    arms["torch gelu bf16 4608"] = lambda: F.gelu(wide, approximate="tanh")
     return {**arms, **_modulations()}
 
 

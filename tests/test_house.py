@@ -27,6 +27,7 @@ FLOORS = [
         "tensors",
         "quick_attention",
         "modulation",
+        "activation_function",
     },
     {"input_stage", "generate"},
     {"linear", "attention"},

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fewbit.activation_function import QuickGelu
 from fewbit.errors import BadArgument, BadModel
 from fewbit.models import own_manner, own_prompts, transformer_of
 from fewbit.modulation import remembered
@@ -58,6 +59,7 @@ def generate(
         _meter(pipe, len(starts) * settings[STEPS], progress),
         remembered(transformer),
         QuickAttention(),
+        QuickGelu(),
     ):
         for start in starts:
             part = slice(start, start + together)

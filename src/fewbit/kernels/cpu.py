@@ -65,6 +65,9 @@ class Native(Portable):
             return super().attention(q, k, v, mask, scale)
         return native.attention(q, k, v, mask, scale)
 
+    def gelu(self, x: Tensor) -> Tensor:
+        return native.gelu(x) if x.dtype in native.DTYPES else super().gelu(x)
+
     def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
         if not _takes(packed.spec, packed.columns) or not (fast or _rests(packed.spec)):
             return None

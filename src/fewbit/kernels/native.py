@@ -170,6 +170,11 @@ def vector_linear(
     return torch.ops.fewbit_native.vector_linear(x, assignments, codebook, weight_scales, bias)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """x times the normal distribution up to x, by its approximation with a tanh."""
+    return torch.ops.fewbit_native.gelu(x)
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
@@ -402,6 +407,13 @@ def _run_vector_linear(
     return out
 
 
+def _run_gelu(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _check(functions().fewbit_gelu(x.data_ptr(), out.data_ptr(), x.numel(), _dtype(x.dtype)))
+    return out
+
+
 def _run_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     out = _attention_shape(q, k, v, mask, scale)
     batch, heads, queries, width = q.shape
@@ -507,6 +519,7 @@ _IMPLEMENTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         _run_vector_linear,
         lambda x, assignments, *_: x.new_empty(x.shape[0], assignments.shape[0]),
     ),
+    "gelu(Tensor x) -> Tensor": (_run_gelu, lambda x: x.new_empty(x.shape)),
     "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> Tensor": (
         _run_attention,
         _attention_shape,

@@ -15,7 +15,7 @@ from typing import Any
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 2
+ABI = 3
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
 _P, _L, _I, _F = c_void_p, c_int64, c_int32, c_float
@@ -32,6 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "linear": (_I, [_P, _P, _P, _L, _P, _P, _P, _L, _L, _L, _I, _I, _I, _I]),
     "float_linear": (_I, [_P, _P, _L, _P, _P, _P, _P, _P, _L, _L, _L, _L, _I, _I]),
     "rows": (_I, [*[_P] * 9, *[_L] * 3, *[_I] * 4, *[_F] * 5]),
+    "gelu": (_I, [_P, _P, _L, _I]),
     "attention": (_I, [*[_P] * 5, *[_L] * 5, _P, _I, _F]),
 }
 

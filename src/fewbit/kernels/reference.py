@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
 from fewbit.formats import Codebook, Format, QTensor, Spec
 from fewbit.formats.scale import FP32
@@ -117,6 +117,9 @@ class Reference:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return gelu(x, approximate="tanh")
 
     def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
         """The backend's own layout of the codes for inputs rounded so, None where it works on the

@@ -137,7 +137,7 @@ int64_t panels(int64_t n) { return up(n, kPanel) / kPanel; }
 
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 2; }
+EXPORT int32_t fewbit_abi() { return 3; }
 
 EXPORT int32_t fewbit_supports(const char* name) { return supported(name) != nullptr; }
 
@@ -322,6 +322,15 @@ EXPORT int32_t fewbit_rows(const void* x, const float* shift, const float* scale
     return for_each(up(m, kAtOnce) / kAtOnce, wanted, [&](int64_t i, uint8_t* own) {
         for (int64_t row = i * kAtOnce; row < m && row < (i + 1) * kAtOnce; ++row)
             kernels->row(task, row, reinterpret_cast<float*>(own));
+    });
+}
+
+EXPORT int32_t fewbit_gelu(const void* x, void* out, int64_t count, int32_t dtype) {
+    constexpr int64_t kAtOnce = 1 << 14;
+    const Kernels* kernels = chosen;
+    return for_each(up(count, kAtOnce) / kAtOnce, 64, [&](int64_t i, uint8_t*) {
+        int64_t end = (i + 1) * kAtOnce < count ? (i + 1) * kAtOnce : count;
+        kernels->gelu(x, out, i * kAtOnce, end, dtype);
     });
 }
 

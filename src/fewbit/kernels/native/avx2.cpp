@@ -316,6 +316,6 @@ static void gemv(const FloatLinear& t, const Packed& w, int64_t panel, int64_t r
 }  // namespace avx2
 
 const Kernels kAvx2 = {"avx2", avx2::sums, avx2::linear_kernel, avx2::float_kernel,
-                       avx2::row_kernel, avx2::attention<avx2::Fp32Attention>};
+                       avx2::row_kernel, avx2::gelu_kernel, avx2::attention<avx2::Fp32Attention>};
 
 }  // namespace fewbit

@@ -254,6 +254,6 @@ static void gemv(const FloatLinear& t, const Packed& w, int64_t panel, int64_t r
 }  // namespace avx512
 
 const Kernels kAvx512 = {"avx512vnni", avx512::sums, avx512::linear_kernel, avx512::float_kernel,
-                         avx512::row_kernel, avx512::attention<avx512::Fp32Attention>};
+                         avx512::row_kernel, avx512::gelu_kernel, avx512::attention<avx512::Fp32Attention>};
 
 }  // namespace fewbit

@@ -234,3 +234,12 @@ static void row_kernel(const Rows& t, int64_t row, float* scratch) {
         quantize_group(t, y + g * group, group, t.codes + row * t.k + g * group,
                        t.scales + row * t.groups + g);
 }
+
+static void gelu_kernel(const void* x, void* out, int64_t begin, int64_t end, int dtype) {
+    int64_t i = begin;
+    for (; i + LANES <= end; i += LANES)
+        store_some(out, i, dtype, gelu_tanh(load_any(x, dtype, i)), LANES);
+    float rest[LANES] = {};
+    for (int64_t j = i; j < end; ++j) rest[j - i] = load_one(x, dtype, j);
+    if (i < end) store_some(out, i, dtype, gelu_tanh(load(rest)), end - i);
+}

@@ -70,6 +70,7 @@ struct Kernels {  // attention is null where SDPA does as well
     void (*float_linear)(const FloatLinear&, const Packed*, int64_t panel, int64_t row, int64_t rows,
                          float*);
     void (*row)(const Rows&, int64_t row, float* scratch);
+    void (*gelu)(const void* x, void* out, int64_t begin, int64_t end, int dtype);
     void (*attention_fp32)(const Attention&, int64_t head, uint8_t* scratch);
 };
 
