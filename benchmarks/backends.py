@@ -24,8 +24,8 @@ from environment import write_result
 from models import dit_xl_2
 from torch import Tensor, nn
 
-from fewbit.activations.dynamic import Dynamic
 from fewbit.activation_function import QuickGelu
+from fewbit.activations.dynamic import Dynamic
 from fewbit.quick_attention import QuickAttention
 from fewbit.decibel import sqnr
 from fewbit.formats import FORMATS, QTensor, Spec
