@@ -15,8 +15,6 @@ from fewbit.kernels.reference import Reference
 
 CACHED = 1 << 18  # float32 that stay in a core's cache from one pass to the next
 SMALLEST_GROUP = 64  # columns: below, a product for each group costs more than it saves
-FEW_ROWS = 4
-SHORTEST_ROW = 24  # columns that a small matmul still takes at a good speed
 SHORT = 512  # tokens; beyond, the table of attention weights leaves the cache
 DIGITS = 3  # of 8 bits, that together hold a float32 row to 2^-22 of its largest
 
@@ -144,44 +142,27 @@ def _rotate(
     x: Tensor, rotation: Rotation, one: Tensor | None = None, two: Tensor | None = None
 ) -> Tensor:
     """By matmuls: libraries sum so few terms one after another, as the definition does. They want
-    long rows behind the axis that is mixed, so the last columns are turned to the front meanwhile.
+    long rows behind the axis that is mixed, so tokens stand side by side as columns meanwhile.
     """
     signs = rotation.signs.to(x.dtype if x.dtype == torch.float64 else torch.float32)
-    matrices = [matrix.to(signs) for matrix in rotation.matrices]
-    inner, turned = rotation.order, 1
-    x, spare = torch.mul(x, signs, out=one), two
-    for matrix in matrices:
-        if turned == 1 and inner // len(matrix) < SHORTEST_ROW:
-            turned = inner
-            x, spare = _turned(x, x.shape[1] // turned, spare), None if two is None else x
+    flipped = torch.mul(x, signs, out=one)
+    tokens, spare = _turned(flipped, two), None if two is None else flipped
+    inner = rotation.order
+    for matrix in rotation.matrices:
+        groups = x.shape[1] // inner
         inner //= len(matrix)
-        behind = inner if turned == 1 else inner * (x.shape[1] // turned)
-        rows = x.view(-1, len(matrix), behind)
-        mixed = _mixed(rows, matrix, spare).view(x.shape)
-        x, spare = mixed, None if two is None else x
-    if turned > 1:
-        x = _turned(x, turned, spare)
-    return x.mul_(rotation.scale)
+        rows = tokens.view(groups, len(matrix), inner * len(x))
+        factor = matrix.to(signs).t().expand(groups, -1, -1)
+        out = None if spare is None else spare.view(rows.shape)
+        mixed = torch.bmm(factor, rows, out=out).view(tokens.shape)
+        tokens, spare = mixed, None if two is None else tokens
+    return _turned(tokens, spare).mul_(rotation.scale)
 
 
-def _mixed(x: Tensor, matrix: Tensor, out: Tensor | None) -> Tensor:
-    """matrixᵀ · each of x; of few rows a matmul does less than its calls cost."""
-    out = None if out is None else out.view(x.shape)
-    if len(matrix) > FEW_ROWS:
-        return torch.bmm(matrix.t().expand(len(x), -1, -1), x, out=out)
-    mixed = torch.mul(x[:, :1], matrix[0, :, None], out=out)
-    for k in range(1, len(matrix)):
-        mixed = mixed.addcmul_(x[:, k : k + 1], matrix[k, :, None])
-    return mixed
-
-
-def _turned(x: Tensor, rows: int, out: Tensor | None) -> Tensor:
-    """Each row of x, seen as a matrix of so many rows, transposed."""
-    turned = x.view(len(x), rows, x.shape[1] // rows).transpose(1, 2)
+def _turned(x: Tensor, out: Tensor | None) -> Tensor:
     if out is None:
-        return turned.reshape(x.shape)
-    out.view(turned.shape).copy_(turned)
-    return out
+        return x.t().contiguous()
+    return out.view(x.t().shape).copy_(x.t())
 
 
 def _quantize(x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None) -> Coded:
