@@ -13,7 +13,7 @@ import fewbit
 from fewbit.cli import main
 
 WEIGHTS = Path("tiny/transformer/diffusion_pytorch_model.safetensors")
-VERBS = ("quantize", "generate", "evaluate", "compare", "inspect", "recipes", "doctor")
+VERBS = ("quantize", "generate", "evaluate", "compare", "bench", "inspect", "recipes", "doctor")
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,7 @@ FLOORS = [
     {"fewbit"},
     {"demo"},
     {"source", "doctor", "evaluate"},
+    {"bench"},
     {"cli", "__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fewbit.cli.bench import bench
 from fewbit.cli.compare import compare
 from fewbit.cli.doctor import doctor
 from fewbit.cli.evaluate import evaluate
@@ -46,5 +47,5 @@ def main() -> None:
     """Few-bit diffusion transformers: quantize them, look inside, draw pictures."""
 
 
-for verb in (quantize, generate, evaluate, compare, inspect, recipes, doctor):
+for verb in (quantize, generate, evaluate, compare, bench, inspect, recipes, doctor):
     main.add_command(verb)

@@ -1,0 +1,155 @@
+"""The arms: ways to compute the same network, each made from the same weights."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fewbit.attention import QuickAttention
+from fewbit.bench import onednn
+from fewbit.bench.peers import OpenVinoBlock, by_sdnq, by_torchao, missing
+from fewbit.bench.subject import Subject
+from fewbit.errors import BadArgument
+from fewbit.kernels.choose import VARIABLE, backend_named
+from fewbit.linear import QLinear
+from fewbit.models import describe
+
+REFERENCE = "reference"
+FP32, BF16 = torch.float32, torch.bfloat16
+
+
+def _as_it_is(network: nn.Module, names: Collection[str]) -> nn.Module:
+    return network
+
+
+def _can() -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """convert: before a random network's block is repeated; finish: after it, on every block."""
+
+    name: str
+    dtype: torch.dtype
+    convert: Callable[[nn.Module, Collection[str]], nn.Module] = _as_it_is
+    finish: Callable[[nn.Module], nn.Module] = lambda network: network
+    backend: str | None = None  # ours, by this backend
+    quick_attention: bool = False
+    takes_blocks: bool = False  # it optimises whole blocks and has no single layers
+    graph: bool = False  # recorded as a CUDA graph
+    device: str = "cpu"
+    why_not: Callable[[], str | None] = _can
+
+    def absent(self, device: torch.device) -> str | None:
+        """Why it cannot take part."""
+        if self.backend is not None:
+            return backend_named(self.backend).why_not(device)
+        return self.why_not()
+
+    def network(self, base: nn.Module, subject: Subject, blocks: int) -> nn.Module:
+        own = nn.Module.to(
+            copy.deepcopy(base), self.dtype
+        )  # diffusers' own refuses a quantized one
+        network = self.convert(own, subject.quantizable)
+        return self.finish(subject.extended(network, blocks))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with (
+            forced(self.backend) if self.backend else nullcontext(),
+            QuickAttention() if self.quick_attention else nullcontext(),
+        ):
+            yield
+
+
+@contextmanager
+def forced(backend: str) -> Iterator[None]:
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def _unpacked(network: nn.Module, names: Collection[str]) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, QLinear):
+            module.fast = True
+    return network
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    for name in describe(network).blocks:
+        network.get_submodule(name).compile()
+    return network
+
+
+def _by_openvino(network: nn.Module) -> nn.Module:
+    for name in describe(network).blocks:
+        network.set_submodule(name, OpenVinoBlock(network.get_submodule(name)))
+    return network
+
+
+def _ours(name: str, backend: str, fast: bool = False, graph: bool = False) -> Arm:
+    convert = _unpacked if fast else _as_it_is
+    return Arm(name, BF16, convert, backend=backend, quick_attention=True, graph=graph)
+
+
+ARMS: dict[str, tuple[Arm, ...]] = {
+    "cpu": (
+        Arm("fp32", FP32),
+        Arm("fp32 onednn", FP32, finish=onednn.by_onednn, why_not=onednn.why_not),
+        Arm("bf16", BF16),
+        Arm("bf16 attention", BF16, quick_attention=True),
+        Arm("bf16 compiled", BF16, finish=_compiled, takes_blocks=True),
+        Arm("torchao int8", BF16, by_torchao, why_not=missing("torchao")),
+        Arm(
+            "torchao compiled",
+            BF16,
+            by_torchao,
+            finish=_compiled,
+            takes_blocks=True,
+            why_not=missing("torchao"),
+        ),
+        Arm("sdnq int8", BF16, by_sdnq, why_not=missing("sdnq")),
+        Arm(
+            "openvino bf16",
+            FP32,
+            finish=_by_openvino,
+            takes_blocks=True,
+            why_not=missing("openvino"),
+        ),
+        _ours("ours torch", "torch"),
+        _ours("ours torch fast", "torch", fast=True),
+        _ours("ours native", "native"),
+    ),
+    "cuda": (
+        Arm("bf16", BF16),
+        Arm("bf16 graph", BF16, graph=True),
+        Arm("bf16 compiled", BF16, finish=_compiled, takes_blocks=True, graph=True),
+        _ours("ours cuda", "cuda", graph=True),
+        _ours("ours cuda fast", "cuda", graph=True, fast=True),
+    ),
+}
+DEFINITION = _ours(REFERENCE, "reference")  # what ours must be as near to full precision as
+EXACT = Arm("exact", FP32)
+
+
+def arms_named(names: Collection[str] | None, device: torch.device) -> tuple[Arm, ...]:
+    known = {arm.name: arm for arm in ARMS[device.type]}
+    for name in names or ():
+        if name not in known:
+            allowed = ", ".join(known)
+            raise BadArgument(f"unknown arm {name!r} for {device.type}; allowed: {allowed}")
+    return tuple(arm for name, arm in known.items() if names is None or name in names)
