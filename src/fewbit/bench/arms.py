@@ -47,6 +47,11 @@ class Arm:
     device: str = "cpu"
     why_not: Callable[[], str | None] = _can
 
+    @property
+    def foreign(self) -> bool:
+        """Whether more than torch's own operators and ours are at work."""
+        return self.takes_blocks or self.convert in (by_torchao, by_sdnq)
+
     def absent(self, device: torch.device) -> str | None:
         """Why it cannot take part."""
         if self.backend is not None:

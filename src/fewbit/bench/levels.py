@@ -87,7 +87,10 @@ def blocks_needed(level: str, subject: Subject) -> int:
 
 
 def output(module: nn.Module, arguments: dict[str, Any]) -> Tensor:
-    return next(iter(tensors(_plain(module(**arguments))).values()))
+    """The first tensor. An only argument has another name in every kind of linear."""
+    alone = len(arguments) == 1
+    result = module(*arguments.values()) if alone else module(**arguments)
+    return next(iter(tensors(_plain(result)).values()))
 
 
 def product_alone(layer: QLinear, x: Tensor) -> QLinear | None:
@@ -95,8 +98,8 @@ def product_alone(layer: QLinear, x: Tensor) -> QLinear | None:
     stage = layer.stage
     if stage is None or stage.activation is None:
         return None
-    alone = copy.copy(layer)
-    alone._modules = {**layer._modules, "stage": _Done(stage, stage(x))}
+    alone = copy.deepcopy(layer)
+    alone.stage = _Done(stage, stage(x))
     return alone
 
 

@@ -53,12 +53,13 @@ def bench(
         ours = quantized(subject, recipe, bits)
         taking_part = _with_standards([arm for arm in chosen if arm.name not in left_out])
         blocks = blocks_needed(level, subject)
-        networks = {
-            arm.name: arm.network(ours if arm.backend else subject.network, subject, blocks)
-            for arm in taking_part.values()
-        }
+        networks: dict[str, nn.Module] = {}
+        for arm in taking_part.values():
+            base = ours if arm.backend else subject.network
+            with _forgiven(arm, left_out):
+                networks[arm.name] = arm.network(base, subject, blocks)
         cases = LEVELS[level](subject, networks)
-        tables = tuple(_measured(case, taking_part, rounds, place) for case in cases)
+        tables = tuple(_measured(case, taking_part, rounds, place, left_out) for case in cases)
         asked = {
             "model": model,
             "level": level,
@@ -76,22 +77,34 @@ class _Contender:
     modules: list[nn.Module]
     arguments: dict[str, Any]
 
+    def make_ready(self) -> None:
+        """Layouts are made, graphs compiled or captured."""
+        with self.arm.active():
+            for run in self.runs:
+                run()
+
     @cached_property
     def runs(self) -> list[Callable[[], Tensor]]:
-        """Each has run once: by then layouts are made and graphs compiled or captured."""
         plain = [partial(output, module, self.arguments) for module in self.modules]
-        with self.arm.active():
-            for run in plain:
-                run()
-            return [captured(run) for run in plain] if self.arm.graph else list(plain)
+        return [captured(run) for run in plain] if self.arm.graph else list(plain)
 
     def result(self) -> Tensor:
         with self.arm.active():
             return self.runs[0]().float()
 
 
-def _measured(case: Case, arms: Mapping[str, Arm], rounds: int, device: torch.device) -> Table:
-    contenders = _contenders(case, arms)
+def _measured(
+    case: Case,
+    arms: Mapping[str, Arm],
+    rounds: int,
+    device: torch.device,
+    left_out: dict[str, str],
+) -> Table:
+    contenders: dict[str, _Contender] = {}
+    for name, one in _contenders(case, arms).items():
+        with _forgiven(one.arm, left_out):
+            one.make_ready()
+            contenders[name] = one
     standards = {name: contenders.pop(name, None) for name in (EXACT.name, DEFINITION.name)}
     exact = standards[EXACT.name] or contenders["fp32"]
     definition = standards[DEFINITION.name]
@@ -140,7 +153,8 @@ def _row(
     arm, run = contender.arm, contender.runs[0]
     others = [n for n in times if arm.backend and not n.startswith("ours")] or [next(iter(times))]
     with arm.active():
-        parts = shares(contender.modules[0], run, waiting_for(device))
+        opaque = case.operations or arm.graph or arm.takes_blocks
+        parts = None if opaque else shares(contender.modules[0], run, waiting_for(device))
         working = working_bytes(run, device)
     own = times[name]
     return Row(
@@ -148,7 +162,7 @@ def _row(
         times=own,
         faster={other: ratio(times[other], own) for other in others if other != name},
         gop_per_second=case.operations and case.operations / own.median / 1e6,
-        shares=None if case.operations or arm.graph else parts,
+        shares=parts,
         resident_bytes=resident_bytes(contender.modules[0]),
         working_bytes=working,
         sqnr_db=sqnr_db,
@@ -180,6 +194,17 @@ def _absent(arm: Arm, level: str, device: torch.device) -> str | None:
 def _recipe_of(network: Any) -> str:
     recipe = network.fewbit.recipe
     return f"{recipe['method']}:{recipe['bits']}"
+
+
+@contextmanager
+def _forgiven(arm: Arm, left_out: dict[str, str]) -> Iterator[None]:
+    """A library that breaks down here leaves the others their turns."""
+    try:
+        yield
+    except Exception as error:
+        if not arm.foreign:
+            raise
+        left_out[arm.name] = f"it fails here: {type(error).__name__}: {str(error).strip()[:120]}"
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def one_block(name: str) -> nn.Module:
         network: nn.Module = getattr(diffusers, cls)(num_layers=1, **config)
     generator = torch.Generator().manual_seed(0)
     for path, empty in list(network.named_parameters()):
-        values = torch.empty(empty.shape).normal_(std=0.02, generator=generator)
+        spread = empty[0].numel() ** -0.5 if empty.dim() > 1 else 0.02  # keeps what passes in scale
+        values = torch.empty(empty.shape).normal_(std=spread, generator=generator)
         parent, _, leaf = path.rpartition(".")
         owner = network.get_submodule(parent)
         setattr(owner, leaf, nn.Parameter(values, requires_grad=False))

@@ -51,11 +51,11 @@ class Table:
         products = any(row.gop_per_second for row in self.rows)
         last = "GOP/s" if products else "lin/att/qnt/rest"
         head = (
-            f"  {'':18}{'median':>9}{'least':>9}{'+-':>5}{'faster':>8}{last:>17}{'MB':>7}{'dB':>6}"
+            f"  {'':18}{'median':>9}{'least':>9}{'+-':>5}{'faster':>8}{last:>16}{'MB':>7}{'dB':>6}"
         )
         lines = [self.title, head, *(_line(row, self.rows[0].arm) for row in self.rows)]
         if self.reference_db is not None:
-            lines.append(f"  {'the definition':73}{self.reference_db:6.1f}")
+            lines.append(f"  {'the definition':72}{self.reference_db:6.1f}")
         lines += [line for row in self.rows if row.agrees is not None for line in _compared(row)]
         return "\n".join(lines)
 
@@ -96,7 +96,7 @@ def _line(row: Row, first: str) -> str:
     size = "" if row.resident_bytes is None else f"{row.resident_bytes / 1e6:.1f}"
     error = "" if row.sqnr_db == float("inf") else f"{row.sqnr_db:.1f}"
     times = f"{row.times.median:9.2f}{min(row.times.wall):9.2f}{100 * row.times.spread:4.0f}%"
-    return f"  {row.arm:18}{times}{faster:>8}{last:>17}{size:>7}{error:>6}"
+    return f"  {row.arm:18}{times}{faster:>8}{last:>16}{size:>7}{error:>6}"
 
 
 def _compared(row: Row) -> list[str]:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fewbit import demo
+from fewbit.api import dequantize
 from fewbit.bench.random_models import BLOCKS, CONFIGS, grown, inputs_for, one_block
 from fewbit.blueprint import quantized_layers
 from fewbit.calibration import sample
 from fewbit.calibration.tree import map_tensors
-from fewbit.dequantization import dequantize_layers
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.models import Layer, describe, transformer_of
 from fewbit.source import open_model
@@ -72,10 +72,10 @@ def open_subject(name: str, batch: int, device: torch.device) -> Subject:
     quantized = None
     if quantized_layers(network):
         quantized, network = network, copy.deepcopy(network)
-        dequantize_layers(network)
+        dequantize(network)
     if not describe(network).quantizable(0):
         raise BadModel(f"the first block of {name} holds no layer that can be quantized")
-    return Subject(name, network.float(), quantized, on(device, inputs), repeats=1)
+    return Subject(name, nn.Module.float(network), quantized, on(device, inputs), repeats=1)
 
 
 def _opened(name: str, device: torch.device) -> Any:
