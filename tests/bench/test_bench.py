@@ -53,7 +53,7 @@ def test_every_level_measures_every_arm_and_finds_ours_exact(model: str, level: 
         assert set(by_name[OURS].faster) == set(arms) - {OURS}
     if level == "gemm":  # of more layers this small, errors differ by chance
         assert all(row.agrees for table in result.tables for row in table.rows if row.arm == OURS)
-    assert len(result.tables) == (5 if model == "dit-xl-2" else 3) if level == "gemm" else 1
+    assert len(result.tables) == (4 if model == "dit-xl-2" else 3) if level == "gemm" else 1
 
 
 def test_a_plain_recipe_needs_no_data_and_counts_its_bytes() -> None:
