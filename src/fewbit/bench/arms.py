@@ -13,7 +13,13 @@ from torch import nn
 
 from fewbit.attention import QuickAttention
 from fewbit.bench import onednn
-from fewbit.bench.peers import OpenVinoBlock, by_sdnq, by_torchao, missing
+from fewbit.bench.peers import (
+    OpenVinoBlock,
+    by_sdnq,
+    by_torchao,
+    compiling_for_our_threads,
+    missing,
+)
 from fewbit.bench.subject import Subject
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import VARIABLE, backend_named
@@ -95,6 +101,7 @@ def _unpacked(network: nn.Module, names: Collection[str]) -> nn.Module:
 
 
 def _compiled(network: nn.Module) -> nn.Module:
+    compiling_for_our_threads()
     for name in describe(network).blocks:
         network.get_submodule(name).compile()
     return network

@@ -19,6 +19,13 @@ def missing(package: str) -> Callable[[], str | None]:
     return why_not
 
 
+def compiling_for_our_threads() -> None:
+    """What torch compiles has its number of threads inside and may come from a cache of another."""
+    import torch._inductor.config
+
+    torch._inductor.config.cpp.threads = torch.get_num_threads()
+
+
 def by_torchao(network: nn.Module, names: Collection[str]) -> nn.Module:
     """int8 weights, and int8 inputs with a scale for each token."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
@@ -32,6 +39,7 @@ def by_sdnq(network: nn.Module, names: Collection[str]) -> nn.Module:
     """int8 weights with int8 products; SDNQ compiles its kernels with torch at the first call."""
     from sdnq import sdnq_post_load_quant
 
+    compiling_for_our_threads()
     kept = [n for n, m in network.named_modules() if type(m) is nn.Linear and n not in names]
     found = sdnq_post_load_quant(
         network,

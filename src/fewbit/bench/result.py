@@ -13,6 +13,7 @@ from fewbit.bench.turns import Ratio, Times
 from fewbit.files import write_text
 
 WIDTH = 80
+MUCH_MORE = 1.2  # a call of a millisecond is not clocked better than so
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         timing = {"median_ms": self.times.median, "spread": self.times.spread}
+        timing["threads_at_work"] = self.times.threads
         ratios = {
             base: {**asdict(ratio), "counts": ratio.counts} for base, ratio in self.faster.items()
         }
@@ -83,7 +85,17 @@ class Result:
         )
         why = [f"left out: {arm}: {reason}" for arm, reason in self.left_out.items()]
         lines = [*textwrap.wrap(said, WIDTH), *map(str, self.tables)]
+        why += _with_too_many_threads(self.tables, here["threads"])
         return "\n".join([*lines, *(part for line in why for part in textwrap.wrap(line, WIDTH))])
+
+
+def _with_too_many_threads(tables: tuple[Table, ...], allowed: int) -> list[str]:
+    found = {r.arm: r.times.threads for t in tables for r in t.rows}
+    return [
+        f"not comparable: {arm} had {threads:.1f} threads at work, {allowed} were allowed"
+        for arm, threads in found.items()
+        if threads > MUCH_MORE * allowed
+    ]
 
 
 def _line(row: Row, first: str) -> str:

@@ -35,6 +35,11 @@ class Times:
         """Of the rounds, in parts of the median."""
         return (max(self.wall) - min(self.wall)) / self.median
 
+    @property
+    def threads(self) -> float:
+        """The most that were at work at once, on average over a round."""
+        return max(p / w for p, w in zip(self.processor, self.wall, strict=True))
+
 
 @dataclass(frozen=True)
 class Ratio:
