@@ -77,20 +77,16 @@ class _Contender:
     modules: list[nn.Module]
     arguments: dict[str, Any]
 
-    def make_ready(self) -> None:
-        """Layouts are made, graphs compiled or captured."""
+    def make_ready(self) -> Tensor:
+        """Layouts are made, graphs compiled or captured; what the first set of weights gives."""
         with self.arm.active():
-            for run in self.runs:
-                run()
+            first, *_ = [run() for run in self.runs]
+            return first.float()
 
     @cached_property
     def runs(self) -> list[Callable[[], Tensor]]:
         plain = [partial(output, module, self.arguments) for module in self.modules]
         return [captured(run) for run in plain] if self.arm.graph else list(plain)
-
-    def result(self) -> Tensor:
-        with self.arm.active():
-            return self.runs[0]().float()
 
 
 def _measured(
@@ -101,20 +97,20 @@ def _measured(
     left_out: dict[str, str],
 ) -> Table:
     contenders: dict[str, _Contender] = {}
+    results: dict[str, Tensor] = {}
     for name, one in _contenders(case, arms).items():
         with _forgiven(one.arm, left_out):
-            one.make_ready()
+            results[name] = one.make_ready()
             contenders[name] = one
-    standards = {name: contenders.pop(name, None) for name in (EXACT.name, DEFINITION.name)}
-    exact = standards[EXACT.name] or contenders["fp32"]
-    definition = standards[DEFINITION.name]
-    wanted = exact.result()
-    lost = partial(_sqnr, wanted, case.call.arguments.get(case.residual or ""))
-    reference = None if definition is None else lost(definition.result())
+    for standard in (EXACT, DEFINITION):
+        contenders.pop(standard.name, None)
+    exact = results["fp32" if "fp32" in results else EXACT.name]
+    lost = partial(_sqnr, exact, case.call.arguments.get(case.residual or ""))
+    reference = lost(results[DEFINITION.name]) if DEFINITION.name in results else None
     turns = {name: Turn(one.runs, one.arm.active) for name, one in contenders.items()}
     times = take_turns(turns, rounds, waiting_for(device))
     rows = tuple(
-        _row(name, one, case, times, lost(one.result()), reference, device)
+        _row(name, one, case, times, lost(results[name]), reference, device)
         for name, one in contenders.items()
     )
     return Table(case.title, reference, rows)
