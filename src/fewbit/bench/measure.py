@@ -200,7 +200,12 @@ def _forgiven(arm: Arm, left_out: dict[str, str]) -> Iterator[None]:
     except Exception as error:
         if not arm.foreign:
             raise
-        left_out[arm.name] = f"it fails here: {type(error).__name__}: {str(error).strip()[:120]}"
+        left_out[arm.name] = f"it fails here: {type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    """Compilers go on with paths of this machine."""
+    return str(error).strip().partition("\n")[0][:80]
 
 
 @contextmanager
