@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewbit.attention import QuickAttention
+from fewbit.activation_function import QuickGelu
 from fewbit.bench import onednn
 from fewbit.bench.peers import (
     OpenVinoBlock,
@@ -25,6 +25,7 @@ from fewbit.errors import BadArgument
 from fewbit.kernels.choose import VARIABLE, backend_named
 from fewbit.linear import QLinear
 from fewbit.models import describe
+from fewbit.quick_attention import QuickAttention
 
 REFERENCE = "reference"
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -76,6 +77,7 @@ class Arm:
         with (
             forced(self.backend) if self.backend else nullcontext(),
             QuickAttention() if self.quick_attention else nullcontext(),
+            QuickGelu() if self.backend else nullcontext(),
         ):
             yield
 
