@@ -136,7 +136,9 @@ class TestZeroPoint:
         rounded = Spec(FORMATS[f"uint{bits}"], span).round(matrix)
         step = (max(high, 0) - min(low, 0)) / ((1 << bits) - 1)
         assert rounded[0, 2] == 0
-        assert (rounded - matrix).abs().max() <= step / 2 * (1 + 1e-5) + 1e-30
+        # A tie may fall the other way: the level's own float32 roundings move it, 2^bits units wide.
+        half = step / 2 * (1 + 2.0 ** (bits + 2 - 23))
+        assert (rounded - matrix).abs().max() <= half + 1e-30
 
     @pytest.mark.parametrize("sign", [1, -1])
     def test_values_of_one_sign_use_all_levels(self, sign):
