@@ -136,7 +136,7 @@ class TestZeroPoint:
         rounded = Spec(FORMATS[f"uint{bits}"], span).round(matrix)
         step = (max(high, 0) - min(low, 0)) / ((1 << bits) - 1)
         assert rounded[0, 2] == 0
-        # A tie may fall the other way: the level's own float32 roundings move it, 2^bits units wide.
+        # Units up to 2^bits carry float32 roundings, by which a tie may fall the other way.
         half = step / 2 * (1 + 2.0 ** (bits + 2 - 23))
         assert (rounded - matrix).abs().max() <= half + 1e-30
 

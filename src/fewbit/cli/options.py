@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 MODEL_HELP = (
     "MODEL is a folder (a diffusers pipeline or transformer, or what fewbit wrote), an original "
-    "DiT checkpoint (.pt, .pth, .safetensors), a hub id (org/name), or a shipped demo (shapes, scenes)."
+    "DiT checkpoint (.pt, .pth, .safetensors), a hub id (org/name), or a shipped demo (shapes, "
+    "scenes)."
 )
 
 model_argument = click.argument("model", metavar="MODEL")
