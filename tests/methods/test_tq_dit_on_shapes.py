@@ -5,6 +5,8 @@ Every claim is asserted with less than was measured: over the static baseline 5.
 """
 
 import pytest
+import torch
+from row_by_row import RowByRow
 
 import fewbit
 from fewbit.calibration import operands, sample
@@ -87,3 +89,18 @@ def test_another_scheduler_with_another_number_of_steps_draws_the_same_pictures(
 
     exact = draw(reference)
     assert picture_fidelity(exact, draw(quantized("w8a8"))).mean_psnr > 25
+
+
+def test_an_image_alone_is_the_same_image_in_a_batch_of_8(one_thread, quantized, monkeypatch):
+    monkeypatch.setenv("FEWBIT_BACKEND", "reference")
+    pipe = quantized("w8a8")
+
+    def draw(seeds):
+        own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        manner = {"num_inference_steps": 3, "guidance_scale": 2.5, "output_type": "pt"}
+        with RowByRow(pipe.transformer, pipe.vae.decoder):
+            return torch.as_tensor(pipe(list(seeds), generator=own, **manner).images)
+
+    together = draw(range(8))
+    for seed in range(8):
+        assert torch.equal(draw([seed])[0], together[seed])

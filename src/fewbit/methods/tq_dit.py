@@ -390,6 +390,8 @@ def _solve_attention(
     group, all_group = timing.group[rows], timing.all_group[rows]
     spec = _operand_spec(job)
     shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)
+    real = (shares > 0).any(2)[..., None]  # what no query looks at is padding
+    seen = replace(seen, key=seen.key * real, value=seen.value * real)
 
     def steps_of(x: Tensor) -> _Steps:
         most = _most(x.abs().amax((2, 3)), all_group, len(timing.all_bins.centres))
