@@ -258,7 +258,8 @@ def _data(
             "or quantize the whole pipeline"
         )
     count = recipe.settings.samples if calibration is None else calibration
-    return sample(model, samples=count, seed=seed)
+    times = getattr(recipe.settings, "time_groups", 1)
+    return sample(model, samples=count, seed=seed, times=times)
 
 
 def stored_bytes(model: nn.Module) -> int:

@@ -247,6 +247,11 @@ def test_there_are_prompts_for_who_has_none(text_pipe):
         ({"samples": 2.0}, BadArgument, "got 2.0"),
         ({"samples": 0, "guidance": 1}, BadArgument, "positive, got 0"),
         ({"batch": 0}, BadArgument, "batch must be a positive number of images, got 0"),
+        (
+            {"times": 3},
+            BadCalibration,
+            "need 6 samples and 3 steps .* 4 samples of 2 steps allow 2",
+        ),
         ({"steps": 0}, BadArgument, "steps must be a positive integer, got 0"),
         ({"guidance": -1.0}, BadArgument, "guidance must be a number from 0 on, got -1.0"),
         ({"prompts": ["a cat"]}, BadArgument, "DiTPipeline draws classes; leave prompts out"),

@@ -16,6 +16,7 @@ from fewbit.activations.multi_region import MultiRegion
 from fewbit.activations.static import Static
 from fewbit.attention import quantized_attentions
 from fewbit.blueprint import quantized_layers
+from fewbit.calibration import trajectories
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.models.original_dit import DiTConfig, OriginalDiT
 
@@ -324,6 +325,16 @@ def test_words_that_are_none_are_refused(setting):
 def test_more_groups_than_rows_say_how_many_there_may_be():
     with pytest.raises(BadCalibration, match=r"groups=50 leave .* allow groups=9"):
         quantized(groups=50)
+
+
+def test_more_groups_than_a_schedule_has_steps_are_refused_before_anything_is_drawn(
+    pipe, monkeypatch
+):
+    monkeypatch.setattr(trajectories, "_Recording", lambda *_: pytest.fail("it drew"))
+    few = r"1000 time groups need 2000 samples .* 32000 samples of 50 steps allow 50"
+    with pytest.raises(BadCalibration, match=few):
+        fewbit.quantize(pipe, "tq-dit", groups=1000, progress=False)
+    assert not quantized_layers(pipe.transformer)
 
 
 def test_a_timestep_outside_of_the_schedule_is_refused():

@@ -62,8 +62,9 @@ class TimeBins(Kept):
         if empty:
             most = _most_groups(times, groups)
             raise BadCalibration(
-                f"groups={groups} leave {empty} time groups without data; the {len(times)} rows "
-                f"at {len(times.unique())} timesteps allow groups={most}"
+                f"groups={groups} leave {empty} time groups without data, for they need as many "
+                f"timesteps or more; the {len(times)} rows at {len(times.unique())} timesteps "
+                f"allow groups={most}"
             )
         return bins
 

@@ -22,7 +22,7 @@ from fewbit.calibration.modes import evaluating
 from fewbit.calibration.pipelines import Manner, manner_of
 from fewbit.calibration.set import CalibrationSet, count_rows, in_rows, time_per_row
 from fewbit.calibration.tree import rebuild
-from fewbit.errors import BadArgument, BadModel
+from fewbit.errors import BadArgument, BadCalibration, BadModel
 
 MOMENTS_PER_IMAGE = 4  # more saves time, fewer means more images
 
@@ -36,12 +36,14 @@ def sample(
     guidance: float | None = None,
     prompts: Sequence[str] | None = None,
     batch: int = 8,
+    times: int = 1,
 ) -> CalibrationSet:
     """`samples` rows, spread evenly over the scheduler's timesteps and over many images.
 
     With guidance, rows 2k and 2k + 1 are the conditional and the unconditional half of one image
     at one timestep. `steps` and `guidance` are the pipeline's own unless given; `batch` is images
-    at a time and changes nothing but the last bits of floating-point sums.
+    at a time and changes nothing but the last bits of floating-point sums. Where fewer than `times`
+    different timesteps would be seen, that is said before anything is drawn.
     """
     manner = manner_of(pipe, prompts, steps, guidance)
     if type(samples) is not int or samples < 1 or samples % manner.halves:
@@ -50,6 +52,12 @@ def sample(
     if type(batch) is not int or batch < 1:
         raise BadArgument(f"batch must be a positive number of images, got {batch!r}")
     choice = Choice.spread(samples // manner.halves, manner.steps)
+    most = min(choice.moments, manner.steps)
+    if most < times:
+        raise BadCalibration(
+            f"{times} time groups need {times * manner.halves} samples and {times} steps or more; "
+            f"{samples} samples of {manner.steps} steps allow {most}"
+        )
     subjects = _draw(manner.subjects, choice.images, seed)
     kept: dict[int, dict[str, Any]] = {}
     with _borrowed(pipe, seed):

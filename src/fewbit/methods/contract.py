@@ -4,7 +4,8 @@ A method is a module with
     NAME, SUMMARY   what it is called and one line about it
     VARIANTS        bits -> Rule; the first is the default
     CALIBRATED      whether it needs to see data; its Settings then say how many `samples`, and
-                    with `propagate` whether later blocks see what the quantized earlier ones give
+                    with `propagate` whether later blocks see what the quantized earlier ones give.
+                    `time_groups`, if they have it, are the different timesteps it needs at least
     TARGETS         whether it needs what was given in full precision: `exact` of its jobs, and of
                     `finish` the outputs. Its Settings then say with `keep_original` whether a copy
                     of the model stays beside
