@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit import registry
 from fewbit.activations.activation import Activation
 from fewbit.errors import BadModel
 from fewbit.models.fused_attention import run_with
+from fewbit.straight_through import straight_through
 
 CHILD = "matmuls"  # the name under which an attention module holds its QAttention
 OPERANDS = ("query", "key", "shares", "value")
 
 
 class QAttention(nn.Module):
-    """softmax(q·kᵀ)·v, each of the four operands rounded; products and sums in float32."""
+    """softmax(q·kᵀ)·v, its operands rounded, the shares that the softmax gives only if so asked;
+    products and sums in float32."""
 
     def __init__(
-        self, query: Activation, key: Activation, shares: Activation, value: Activation
+        self, query: Activation, key: Activation, shares: Activation | None, value: Activation
     ) -> None:
         super().__init__()
         self.query, self.key, self.shares, self.value = query, key, shares, value
@@ -44,16 +48,38 @@ class QAttention(nn.Module):
                 'allowed: attention="skip"'
             )
         with torch.autocast(query.device.type, enabled=False):
-            scores = scores_of(self.query(query), self.key(key), attn_mask, scale)
-            result = self.shares(scores.softmax(-1)) @ self.value(value)
+            q, k, v = (
+                _rounded(self.query, query),
+                _rounded(self.key, key),
+                _rounded(self.value, value),
+            )
+            if self.shares is None:
+                mask = (
+                    attn_mask
+                    if attn_mask is None or attn_mask.dtype == torch.bool
+                    else attn_mask.float()
+                )
+                result = scaled_dot_product_attention(q, k, v, mask, scale=scale)
+            else:
+                shares = scores_of(q, k, attn_mask, scale).softmax(-1)
+                result = _rounded(self.shares, shares) @ v
         return result.to(query.dtype)
 
     def config(self) -> dict[str, Any]:
-        return {name: getattr(self, name).config() for name in OPERANDS}
+        parts = {name: getattr(self, name) for name in OPERANDS}
+        return {name: part.config() for name, part in parts.items() if part is not None}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QAttention:
-        return cls(*(registry.build("activations", config[name]) for name in OPERANDS))
+        parts = {"shares": None, **config}
+        built = (parts[name] and registry.build("activations", parts[name]) for name in OPERANDS)
+        return cls(*built)
+
+
+def _rounded(activation: Activation, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        rounded = activation(x)
+    return straight_through(x.float(), rounded)
 
 
 def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
@@ -72,6 +98,15 @@ def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:
     module.add_module(CHILD, matmuls)
     own: Any = type(module)
     module.__class__ = _quantized(own)
+
+
+def refuse_bare_blocks(attending: Iterable[str]) -> None:
+    for name in attending:
+        if name.rpartition(".")[2].isdecimal():
+            raise BadModel(
+                f"{name} multiplies queries with keys in the block itself, not in a module inside "
+                'it, so its matmuls cannot be quantized; allowed: attention="skip"'
+            )
 
 
 def restore_attention(module: nn.Module) -> None:

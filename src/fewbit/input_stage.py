@@ -67,9 +67,9 @@ class InputStage(nn.Module):
             self._last = _Shared(weakref.ref(x, self._forget), x._version, result, {id(reader)})
         return result
 
-    def values(self, x: Tensor) -> Tensor:
+    def values(self, x: Tensor, reader: object = None) -> Tensor:
         """What a layer multiplies in place of x, as float32 like x: for whoever calibrates."""
-        result = self(x)
+        result = self(x, reader)
         rows = result.values() if isinstance(result, Coded) else result
         return rows.view(x.shape)
 

@@ -119,13 +119,17 @@ def _inspect_folder(folder: Path, spec: ModelSpec | None) -> Inspection:
     return _inspect_module(model, spec, artefact.manifest.provenance.recipe)
 
 
+def _way(activation: nn.Module | None) -> str:
+    return "as they are" if activation is None else activation.extra_repr()
+
+
 def _inspect_module(
     module: nn.Module, spec: ModelSpec | None, recipe: dict[str, Any] | None
 ) -> Inspection:
     structure = describe(module, spec)
     layers = tuple(_layer(one, module.get_submodule(one.name)) for one in structure.layers)
     attentions = tuple(
-        InspectedAttention(name, *(getattr(matmuls, part).extra_repr() for part in OPERANDS))
+        InspectedAttention(name, *(_way(getattr(matmuls, part)) for part in OPERANDS))
         for name, matmuls in quantized_attentions(module).items()
     )
     return Inspection(structure.family, recipe, layers, attentions, structure.other_bytes)

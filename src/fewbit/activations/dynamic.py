@@ -28,7 +28,11 @@ class Dynamic(Activation):
         self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.spec.round(x.reshape(-1, x.shape[-1])).view(x.shape)
+        rows = x.reshape(-1, x.shape[-1])
+        backend = backend_for(x)
+        if backend.hands_on(self.spec):
+            return backend.quantize(rows, self.spec.format).values().view(x.shape)
+        return self.spec.round(rows).view(x.shape)
 
     def code(self, x: Tensor, rotation: Rotation | None) -> Coded | Tensor:
         backend = backend_for(x)

@@ -48,7 +48,8 @@ def train(
     """Adam, its rates falling to zero along a cosine. `loss` and `after`, which is called after
     each step, are told what share of the training is done."""
     learning = [group for group in groups if group.parameters]
-    optimizer = torch.optim.Adam([{"params": list(group.parameters)} for group in learning])
+    parameters = [{"params": list(group.parameters)} for group in learning]
+    optimizer = torch.optim.Adam(parameters, fused=True)
     minibatches = rows.minibatches(schedule.steps, schedule.batch, schedule.seed)
     with torch.enable_grad():
         for number, minibatch in enumerate(minibatches):

@@ -90,6 +90,13 @@ class Format(ABC):
         """Values to their nearest levels (float32)."""
         return self.decode(self.encode(values))
 
+    def neighbours(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The levels that a value lies between, itself the lower one; beyond an end twice that."""
+        levels = torch.tensor(self.levels, dtype=torch.float32, device=values.device)
+        upper = torch.bucketize(values.float().contiguous(), levels, right=True)
+        last = len(levels) - 1
+        return levels[(upper - 1).clamp(min=0)], levels[upper.clamp(max=last)]
+
     def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The value of each code, the code of each level, the boundaries between levels."""
         if device.type == "cpu":

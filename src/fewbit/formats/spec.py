@@ -165,6 +165,14 @@ class Spec:
         levels = self.format.round(self._units(matrix, scales))
         return self._values(levels, scales).view(matrix.shape)
 
+    def neighbours(self, matrix: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
+        """The two values that each may become when stored, the lower one first."""
+        below, above = self.format.neighbours(self._units(matrix, scales))
+        return (
+            self._values(below, scales).view(matrix.shape),
+            self._values(above, scales).view(matrix.shape),
+        )
+
     def load(self, scales: Scales) -> Tensor:
         """Stored scales to float32."""
         return self.scale.load(scales.stored, scales.outer)

@@ -168,3 +168,10 @@ def within(name: str, value: object, low: float, high: float | None) -> None:
     if not number or not low < value < (float("inf") if high is None else high):  # type: ignore[operator]
         allowed = f"above {low:g}" if high is None else f"between {low:g} and {high:g}"
         raise BadArgument(f"setting {name} must be a number {allowed}, got {value!r}")
+
+
+def whole(name: str, value: object, least: int) -> None:
+    """For Settings.__post_init__."""
+    if type(value) is not int or value < least:
+        kind = "a positive integer" if least == 1 else f"a whole number, {least} or more"
+        raise BadArgument(f"setting {name} must be {kind}, got {value!r}")

@@ -14,7 +14,7 @@ from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule, one_of
+from fewbit.methods.contract import BlockJob, Rule, one_of, whole
 from fewbit.models import Layer, Role
 
 NAME = "rtn"
@@ -51,9 +51,8 @@ class Settings:
     def __post_init__(self) -> None:
         one_of("adaln", self.adaln, ("int8", "same", "keep"))
         one_of("asymmetric", self.asymmetric, (True, False))
-        size = self.group_size
-        if size is not None and (type(size) is not int or size < 1):
-            raise BadArgument(f"setting group_size must be a positive integer, got {size!r}")
+        if self.group_size is not None:
+            whole("group_size", self.group_size, 1)
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:

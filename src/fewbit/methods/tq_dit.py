@@ -16,7 +16,7 @@ smoothed before their one step (`smooth`), most of the way back to steps measure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -28,14 +28,13 @@ from fewbit.activations.activation import Activation
 from fewbit.activations.multi_region import MultiRegion, Regions, two_regions
 from fewbit.activations.static import Static, one_region
 from fewbit.activations.time_groups import TimeBins
-from fewbit.attention import QAttention, quantize_attention, scores_of
+from fewbit.attention import QAttention, quantize_attention, refuse_bare_blocks, scores_of
 from fewbit.calibration.gradients import squared_gradients
 from fewbit.calibration.operands import Operands, Tokens, sample_operands
-from fewbit.errors import BadArgument, BadModel
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule, SurveyJob, one_of, within
+from fewbit.methods.contract import BlockJob, Rule, SurveyJob, one_of, whole, within
 from fewbit.models import Layer, Role
 from fewbit.rounding.steps import Search, factors, powers
 from fewbit.transforms.smooth import Smooth, smoothing_scales
@@ -88,9 +87,7 @@ class Settings:
         one_of("attention", self.attention, ("quantize", "skip"))
         one_of("adaln", self.adaln, ("int8", "keep"))
         for name in ("groups", "samples_per_group", "rounds", "candidates"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise BadArgument(f"setting {name} must be a positive integer, got {value!r}")
+            whole(name, getattr(self, name), 1)
 
     @property
     def samples(self) -> int:
@@ -113,7 +110,7 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
     times = job.data.timesteps()
     groups = _of(TimeBins.spread(times, settings.time_groups), times, len(job.data))
     attending = job.attending if settings.attention == "quantize" else ()
-    _refuse_bare_blocks(attending)
+    refuse_bare_blocks(attending)
     if not settings.ho:
         return {}
     modules = {name: job.model.get_submodule(name) for name in (*job.layers, *attending)}
@@ -468,12 +465,3 @@ def _signs(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
     """Random ±1, of unit norm along the mixtures."""
     coins = torch.randint(2, shape, generator=random, dtype=torch.int8)
     return (2 * coins - 1).float() / shape[-2] ** 0.5
-
-
-def _refuse_bare_blocks(attending: Sequence[str]) -> None:
-    for name in attending:
-        if name.rpartition(".")[2].isdecimal():
-            raise BadModel(
-                f"{name} multiplies queries with keys in the block itself, not in a module inside "
-                'it, so its matmuls cannot be quantized; allowed: attention="skip"'
-            )

@@ -32,7 +32,7 @@ from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, SCALES, Codebook, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, ModelJob, Rule, one_of, within
+from fewbit.methods.contract import BlockJob, ModelJob, Rule, one_of, whole, within
 from fewbit.models import Layer, Role
 from fewbit.rounding.candidates import VectorLinear
 from fewbit.rounding.vector import vector_quantize
@@ -100,7 +100,7 @@ class Settings:
         for name in ("samples", "batch", "rate", "ratio_rate", "bias_rate", "gain_rate"):
             within(name, getattr(self, name), 0, None)
         for name in ("samples", "steps", "batch", "tuning"):
-            _refuse_unless_count(name, getattr(self, name))
+            whole(name, getattr(self, name), 0)
         if self.penalty != 0:
             within("penalty", self.penalty, 0, None)
         if not 0 <= self.freeze_from < self.freeze_to <= 1:
@@ -108,11 +108,6 @@ class Settings:
                 f"freezing cannot go from {self.freeze_from} to {self.freeze_to} of the training; "
                 "allowed: 0 <= freeze_from < freeze_to <= 1"
             )
-
-
-def _refuse_unless_count(name: str, value: object) -> None:
-    if type(value) is not int or value < 0:
-        raise BadArgument(f"setting {name} must be a whole number, 0 or more, got {value!r}")
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:

@@ -13,34 +13,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, pad, softmax
+from torch.nn.functional import embedding, pad, softmax
 
 from fewbit.formats import Codebook, QTensor
 from fewbit.formats.codebook import nearest
 from fewbit.formats.pack import pack
+from fewbit.rounding.trainable import TrainableLinear
 from fewbit.rounding.vector import Units, sums_of
 
 DECIDED = 1e4  # a logit from which nothing comes back
 
 
-class VectorLinear(nn.Module):
-    """Stands where the linear stood while its codebook is trained."""
+class VectorLinear(TrainableLinear):
+    """A linear layer whose codebook is being trained."""
 
     def __init__(self, start: QTensor, bias: Tensor | None, stage: nn.Module | None = None) -> None:
-        super().__init__()
+        super().__init__(bias, stage)
         assert isinstance(start.spec.format, Codebook)
         assert start.scales.codebook is not None
-        self.start, self.stage = start, stage
+        self.start = start
         self.codebook = nn.Parameter(start.scales.codebook.float().clone())
         scale = start.spec.load(start.scales)
         self.register_buffer("scale", scale)
         self.gain = nn.Parameter(torch.ones_like(scale), requires_grad=start.spec.span != "tensor")
-        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
         codes = start.codes().flatten()[None].int()
         self.register_buffer("candidates", codes)
         self.logits = nn.Parameter(codes.new_empty(0, codes.shape[1], dtype=torch.float32))
 
-    products = torch.float32  # the dtype that is multiplied; all else is float32
     scale: Tensor
     candidates: Tensor  # int32 [n, vectors], the nearest first
 
@@ -54,24 +53,15 @@ class VectorLinear(nn.Module):
         self.candidates = torch.stack(found).int()
         self.logits = nn.Parameter(torch.stack(logits) * (0.0 if uniform else 1.0))
 
-    stage: Any  # the input stage of a layer, which stands on a higher floor
-
     def ratios(self) -> Tensor:
         """[n, vectors], of which the first has the logit 0."""
         return softmax(pad(self.logits, (0, 0, 1, 0)), 0)
 
     def weight(self) -> Tensor:
-        """float32 [out, in]"""
         units: Tensor = Mean.apply(self.codebook, self.candidates, self.ratios())
         scale = (self.scale * self.gain)[..., None]
         rows, columns = self.start.shape
         return (units.view(rows, scale.shape[1], -1) * scale).view(rows, columns)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Gradients pass a rounded input as if it were not rounded."""
-        staged = x if self.stage is None else x + (self.stage.values(x) - x).detach()
-        y = linear(staged.to(self.products), self.weight().to(self.products)).float()
-        return y if self.bias is None else y + self.bias
 
     @property
     def undecided(self) -> bool:

@@ -1,0 +1,295 @@
+"""FP4DiT (2025): FP4 weights whose rounding is learned, FP6 or FP8 activations token by token.
+
+formats     the first linear of a feed-forward, before the GELU, in E3M0; all others in E2M1, or
+            in E1M2 for PixArt-Sigma; a scale for every 128 inputs
+rounding    scale-aware AdaRound: blocks are trained to give what they gave in full precision
+inputs      of every linear and of the attention's matmuls are rounded at run time, each token by
+            its own range
+
+The published code calibrates on latents that are almost clean, leaves out the masks of captions and
+quantizes q and k of HunyuanDiT before their norms. Here the rows are the sampler's own, all its
+timesteps shuffled, padding counts nowhere, and what enters a matmul is quantized. Ours are the
+training on inputs that are already rounded, and `formats="auto"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fewbit.activations.activation import Activation
+from fewbit.activations.dynamic import Dynamic
+from fewbit.activations.static import Static
+from fewbit.activations.time_groups import TimeBins
+from fewbit.activations.unit_float import UnitFloat
+from fewbit.attention import QAttention, quantize_attention, refuse_bare_blocks
+from fewbit.calibration.operands import sample_operands
+from fewbit.calibration.reconstruction import Minibatch, Reconstruction
+from fewbit.calibration.training import Group, Schedule, train, trainable_copy
+from fewbit.errors import BadArgument
+from fewbit.formats import FORMATS, SCALES, QTensor, Spec
+from fewbit.input_stage import InputStage
+from fewbit.linear import QLinear
+from fewbit.methods.contract import BlockJob, Rule, one_of, whole, within
+from fewbit.models import Layer, Role
+from fewbit.rounding.adaround import Pull, RoundingLinear
+from fewbit.rounding.clipping import least_error, no_clipping
+from fewbit.rounding.grid import Grid, round_to_nearest
+
+NAME = "fp4dit"
+SUMMARY = "FP4 weights with learned rounding, FP6 or FP8 activations token by token"
+CALIBRATED = True
+TARGETS = True
+survey = finish = None
+PRESETS: dict[str, dict[str, object]] = {
+    "fast": {"samples": 128, "steps": 300},
+    "sigma": {"others": "e1m2"},
+    "integer": {"first": "int4", "others": "int4", "inputs": "integer"},
+    "published": {"clip": False},
+}
+FLOATS = ("e2m1", "e1m2", "e3m0")
+WEIGHTS = (*FLOATS, "int4")
+INPUTS = {6: ("e2m3", "e3m2", "int6"), 8: ("e3m4", "e4m3", "int8")}
+SHARP, BLUNT = 20.0, 2.0  # the exponent of the regulariser, at first and in the end
+OPERANDS = ("query", "key", "value")  # of an attention's matmuls
+SOFTMAX = (4, 4)  # exponent and mantissa bits of its unsigned FP8
+ATTENDING_ROWS = 64  # that tell the largest operand
+LOOKS = 4  # minibatches that tell what plain and what learned rounding lose
+
+
+def _floats(activation: str | None) -> Rule:
+    spec = Spec(FORMATS["e2m1"], 128, SCALES["bf16"])
+    return Rule(spec, None if activation is None else Spec(FORMATS[activation]))
+
+
+VARIANTS = {"w4a6": _floats("e2m3"), "w4a8": _floats("e3m4"), "w4a16": _floats(None)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    samples: int = 512  # forward rows seen in calibration
+    steps: int = 2500  # of training, for each block; 0 rounds to nearest
+    batch: int = 16  # rows in each
+    formats: str = "role"  # of weights: by role, or "auto", for each layer the one that loses least
+    first: str = "e3m0"  # the first linear of a feed-forward
+    others: str = "e2m1"
+    inputs: str = "float"  # or "integer", or a format of as many bits
+    ranges: str = "token"  # of inputs, measured at run time; or "tensor", known beforehand
+    attention: str = "quantize"  # what its matmuls read, as other inputs; or "skip"
+    softmax: str = "keep"  # or "fp8", unsigned: what comes out of it
+    group: int = 128  # inputs that share a scale, or the next lower number that divides a layer's
+    clip: bool = True  # scales may lie below the largest weight where that loses less
+    scale_aware: bool = True  # a step of the training moves all weights alike
+    rate: float = 0.2  # of the auxiliary variables
+    bias_rate: float = 1e-3  # 0 leaves biases as they are
+    penalty: float = 100.0  # on weights that have not decided, in units of the loss to be lowered
+    warmup: float = 0.2  # share of the training without it
+    precision: str = "bf16"  # of the products in training: much faster where it is native; "fp32"
+    propagate: bool = True  # blocks are trained on what the quantized ones before them give
+    adaln: str = "same"  # the modulation linear, weight-only: "same", "int8" or "keep"
+
+    keep_original = False
+
+    def __post_init__(self) -> None:
+        for name in ("clip", "scale_aware", "propagate"):
+            one_of(name, getattr(self, name), (True, False))
+        one_of("formats", self.formats, ("role", "auto"))
+        one_of("first", self.first, WEIGHTS)
+        one_of("others", self.others, WEIGHTS)
+        one_of("inputs", self.inputs, ("float", "integer", *INPUTS[6], *INPUTS[8]))
+        one_of("ranges", self.ranges, ("token", "tensor"))
+        one_of("attention", self.attention, ("quantize", "skip"))
+        one_of("softmax", self.softmax, ("keep", "fp8"))
+        one_of("precision", self.precision, ("bf16", "fp32"))
+        one_of("adaln", self.adaln, ("same", "int8", "keep"))
+        for name, least in (("samples", 1), ("batch", 1), ("group", 1), ("steps", 0)):
+            whole(name, getattr(self, name), least)
+        within("rate", self.rate, 0, None)
+        for name in ("bias_rate", "penalty", "warmup"):
+            if getattr(self, name) != 0:
+                within(name, getattr(self, name), 0, 1 if name == "warmup" else None)
+
+
+def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
+    if layer.role is Role.ADALN and settings.adaln != "same":
+        return None if settings.adaln == "keep" else Rule(Spec(FORMATS["int8"]))
+    fmt = FORMATS[settings.first if layer.role is Role.FC1 else settings.others]
+    columns = layer.shape[1]
+    span = max(n for n in range(1, settings.group + 1) if columns % n == 0)
+    weight = replace(variant.weight, format=fmt, span=span)
+    return Rule(weight, None if layer.role is Role.ADALN else _inputs(variant, settings))
+
+
+def _inputs(variant: Rule, settings: Settings) -> Spec | None:
+    spec = variant.activation
+    if spec is None:
+        return None
+    bits = spec.format.bits
+    named = {"float": spec.format.name, "integer": f"int{bits}"}
+    name = named.get(settings.inputs, settings.inputs)
+    if FORMATS[name].bits != bits:
+        allowed = ", ".join(INPUTS[bits])
+        raise BadArgument(f"inputs of {bits} bits cannot be {name}; allowed: {allowed}")
+    return Spec(FORMATS[name], "row" if settings.ranges == "token" else "tensor")
+
+
+def solve(job: BlockJob, settings: Settings) -> None:
+    attending = job.attending if settings.attention == "quantize" else ()
+    refuse_bare_blocks(attending)
+    inputs = _quantizers(job, attending, settings)
+    stages, matmuls = _stages(job, inputs), _matmuls(attending, inputs, settings)
+    moments = _moments(job) if settings.formats == "auto" else {}
+    layers = {}
+    for name, one in job.rules.items():
+        weight, linear = job.weight(name), job.linear(name)
+        if one.weight.format.bits > 4:  # a modulation
+            packed = QTensor.quantize(weight, one.weight)
+            job.replace(name, QLinear(packed, linear.bias, stages[name]), weight)
+            continue
+        start = _nearest(weight, one.weight, moments.get(name), settings)
+        layers[name] = RoundingLinear(
+            weight, start, linear.bias, stages[name], settings.scale_aware
+        )
+    if settings.steps:
+        _learn(job, layers, matmuls, settings)
+    for name, layer in layers.items():
+        weight = job.weight(name)
+        bias = None if layer.bias is None else layer.bias.detach().to(weight.dtype)
+        job.replace(name, QLinear(layer.packed(), bias, stages[name]), weight)
+    for name, quantized in matmuls.items():
+        quantize_attention(job.module.get_submodule(job.path(name)), quantized)
+
+
+def _quantizers(
+    job: BlockJob, attending: Sequence[str], settings: Settings
+) -> dict[str, Activation]:
+    """For what each group of layers reads, by its first, and for the operands of each attention."""
+    spec = next((one.activation for one in job.rules.values() if one.activation), None)
+    if spec is None:
+        return {}
+    read = [group[0] for group in job.groups if job.rules[group[0]].activation is not None]
+    names = [*read, *(f"{name}.{operand}" for name in attending for operand in OPERANDS)]
+    if settings.ranges == "token":
+        return {name: Dynamic(spec) for name in names}
+    largest = _largest(job, read, attending)
+    return {
+        name: Static(spec, (largest[name] / spec.format.max).view(1, 1), TimeBins(torch.zeros(1)))
+        for name in names
+    }
+
+
+def _largest(job: BlockJob, read: Sequence[str], attending: Sequence[str]) -> dict[str, Tensor]:
+    """The largest magnitude of each tensor in calibration."""
+    assert job.step is not None
+    attentions = {name: job.module.get_submodule(job.path(name)) for name in attending}
+    rows = range(0, job.step.rows, -(-job.step.rows // ATTENDING_ROWS))
+    layers, operands = sample_operands(
+        job.step, [job.path(name) for name in read], attentions, rows, job.seed_of(0)
+    )
+    found = {name: layers[job.path(name)].x.abs().max() for name in read}
+    for name, one in operands.items():
+        found |= {f"{name}.{part}": getattr(one, part).abs().max() for part in OPERANDS}
+    return found
+
+
+def _stages(job: BlockJob, inputs: Mapping[str, Activation]) -> dict[str, InputStage | None]:
+    stages: dict[str, InputStage | None] = {}
+    for group in job.groups:
+        activation = inputs.get(group[0])
+        stage = None if activation is None else InputStage(activation=activation)
+        stages |= dict.fromkeys(group, stage)
+    return stages
+
+
+def _matmuls(
+    attending: Sequence[str], inputs: Mapping[str, Activation], settings: Settings
+) -> dict[str, QAttention]:
+    if not inputs:
+        return {}
+    matmuls = {}
+    for name in attending:
+        query, key, value = (inputs[f"{name}.{operand}"] for operand in OPERANDS)
+        shares = UnitFloat(*SOFTMAX) if settings.softmax == "fp8" else None
+        matmuls[name] = QAttention(query, key, shares, value)
+    return matmuls
+
+
+def _moments(job: BlockJob) -> dict[str, Tensor]:
+    """The second moments of what each layer reads."""
+    seen = job.observe()
+    return {name: seen[group[0]].moments for group in job.groups for name in group}
+
+
+def _nearest(weight: Tensor, spec: Spec, moments: Tensor | None, settings: Settings) -> QTensor:
+    """Plain rounding, from which the learned one starts; by the moments in the best format."""
+    fit = least_error if settings.clip else no_clipping
+    if moments is None:
+        return round_to_nearest(weight.float(), Grid(spec, weight.float(), fit))
+    candidates = [replace(spec, format=FORMATS[name]) for name in FLOATS]
+    found = [round_to_nearest(weight.float(), Grid(one, weight.float(), fit)) for one in candidates]
+    errors = [one.dequantize() - weight.float() for one in found]
+    lost = [float((error @ moments).mul_(error).sum()) for error in errors]
+    return found[lost.index(min(lost))]
+
+
+def _learn(
+    job: BlockJob,
+    layers: Mapping[str, RoundingLinear],
+    matmuls: Mapping[str, QAttention],
+    settings: Settings,
+) -> None:
+    """One block, its inputs rounded, on what it gave in full precision."""
+    assert job.step is not None
+    assert job.exact is not None
+    block = trainable_copy(job.module)
+    for name, layer in layers.items():
+        layer.products = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        block.set_submodule(job.path(name), layer)
+    for name, quantized in matmuls.items():
+        quantize_attention(block.get_submodule(job.path(name)), quantized)
+    rows = Reconstruction.of_block(job.step, job.exact)
+
+    def lost(minibatch: Minibatch) -> Tensor:
+        return minibatch.loss(block(*minibatch.args, **minibatch.kwargs))
+
+    def total(minibatch: Minibatch, progress: float) -> Tensor:
+        done = (progress - settings.warmup) / (1 - settings.warmup)
+        if done > 0:
+            pull = Pull(settings.penalty * plain / len(layers), SHARP + (BLUNT - SHARP) * done)
+            for layer in layers.values():
+                layer.pull = pull
+        return lost(minibatch)
+
+    plain = _settled(rows, lost, layers, job.seed_of(901), settings)
+    biases = [one.bias for one in layers.values() if one.bias is not None]
+    groups = [
+        Group([layer.auxiliary for layer in layers.values()], settings.rate),
+        Group(biases, settings.bias_rate),
+    ]
+    train(total, rows, groups, Schedule(settings.steps, settings.batch, job.seed_of(900)))
+    learned = _settled(rows, lost, layers, job.seed_of(901), settings)
+    if learned > plain:
+        job.warn(
+            f"{job.name}: learned rounding loses {100 * learned:.3g}% of what the block gives, "
+            f"plain rounding {100 * plain:.3g}%; more samples or a smaller rate may help"
+        )
+
+
+def _settled(
+    rows: Reconstruction,
+    lost: Callable[[Minibatch], Tensor],
+    layers: Mapping[str, RoundingLinear],
+    seed: int,
+    settings: Settings,
+) -> float:
+    """The loss with every weight at the level it is nearer to now."""
+    for layer in layers.values():
+        layer.settled = True
+    with torch.no_grad():
+        found = [float(lost(one)) for one in rows.minibatches(LOOKS, settings.batch, seed)]
+    for layer in layers.values():
+        layer.settled = False
+    return sum(found) / len(found)

@@ -1,0 +1,189 @@
+"""FP4DiT on small models of every family: formats by role, what is stored, what is refused."""
+
+import pytest
+import small_models
+import torch
+
+import fewbit
+from fewbit.attention import quantized_attentions
+from fewbit.blueprint import quantized_layers
+from fewbit.calibration import CalibrationSet
+from fewbit.decibel import sqnr
+from fewbit.errors import BadArgument, BadCalibration
+from fewbit.formats import FORMATS
+
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+QUICK = {"steps": 6, "batch": 4}
+
+
+def rows(count=12, seed=0):
+    """For the DiT of the `small` fixture."""
+    random = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "hidden_states": torch.randn(1, 4, 8, 8, generator=random),
+            "timestep": torch.tensor([10 * row + 1]),
+            "class_labels": torch.tensor([row % 10]),
+        }
+        for row in range(count)
+    ]
+
+
+def quantize(model, **arguments):
+    given = {"calibration": rows(), "progress": False, **QUICK, **arguments}
+    return fewbit.quantize(model, "fp4dit", **given)
+
+
+def run(model):
+    given = CalibrationSet.from_items(rows(4, seed=9)).take(range(4))
+    with torch.no_grad():
+        return model(**given).sample
+
+
+def formats(model, role):
+    """Of the weights of one role."""
+    layers = {layer.name: layer for layer in fewbit.inspect(model).layers}
+    return {one.weight.partition("/")[0] for one in layers.values() if one.role == role}
+
+
+def test_formats_go_by_role(small):
+    model = small()
+    report = quantize(model, steps=0)
+    found = {(layer.role, layer.weight) for layer in report.layers}
+    assert ("fc1", "e3m0/g64/bf16") in found
+    assert {weight for role, weight in found if role != "fc1"} == {
+        "e2m1/g64/bf16",
+        "e2m1/g128/bf16",  # of the second linear, which reads 256
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "first", "others", "inputs"),
+    [("sigma", "e3m0", "e1m2", "e2m3"), ("integer", "int4", "int4", "int6")],
+)
+def test_presets_are_the_other_forms(small, preset, first, others, inputs):
+    report = quantize(small(), steps=0, preset=preset)
+    layers = [layer for layer in report.layers if layer.role != "adaln"]
+    assert all(
+        layer.weight.startswith(first if layer.role == "fc1" else others) for layer in layers
+    )
+    assert {layer.activation for layer in layers} == {f"{inputs}/row/fp32"}
+
+
+@pytest.mark.parametrize(("bits", "name"), [("w4a6", "e2m3"), ("w4a8", "e3m4")])
+def test_every_token_of_inputs_and_of_matmuls_has_its_own_range(small, bits, name):
+    model = small()
+    quantize(model, bits=bits)
+    for layer_name, layer in quantized_layers(model).items():
+        stage = layer.stage
+        assert (stage is None) == ("norm1" in layer_name)
+        assert stage is None or str(stage) == f"{name}/row/fp32"
+    attentions = quantized_attentions(model)
+    assert len(attentions) == 2
+    for one in attentions.values():
+        assert {one.query.spec, one.key.spec, one.value.spec} == {
+            fewbit.formats.Spec(FORMATS[name])
+        }
+        assert one.shares is None
+
+
+def test_auto_takes_the_format_that_loses_least(small):
+    by_role, auto = small(), small()
+    errors = [
+        quantize(model, steps=0, formats=how, clip=False)
+        for model, how in ((by_role, "role"), (auto, "auto"))
+    ]
+    for one, other in zip(*(report.layers for report in errors), strict=True):
+        if one.role != "adaln":
+            assert other.output_db > one.output_db - 0.5
+    assert errors[1].layers != errors[0].layers
+
+
+@pytest.mark.parametrize("settings", [{}, {"scale_aware": False}, {"first": "int4"}], ids=str)
+def test_learned_rounding_is_better_than_plain(small, settings):
+    exact, learned, plain = run(small()), small(), small()
+    quantize(learned, bits="w4a16", steps=60, **settings)
+    quantize(plain, bits="w4a16", steps=0, **settings)
+    assert sqnr(exact, run(learned)) > sqnr(exact, run(plain)) + 0.5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bits": "w4a8", "softmax": "fp8"}, {"ranges": "tensor"}, {"attention": "skip"}],
+    ids=str,
+)
+def test_saved_and_loaded_gives_the_same(small, tmp_path, settings):
+    model = small()
+    quantize(model, **settings)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(run(again), run(model))
+    assert fewbit.inspect(tmp_path).layers == fewbit.inspect(model).layers
+
+
+def test_an_image_does_not_depend_on_its_batch(small, monkeypatch):
+    monkeypatch.setenv("FEWBIT_BACKEND", "reference")
+    model = small()
+    quantize(model)
+    given = CalibrationSet.from_items(rows(4, seed=9))
+    with torch.no_grad():
+        together = model(**given.take(range(4))).sample
+        alone = model(**given.take([2])).sample
+    assert sqnr(together[2:3], alone) > 100
+
+
+@pytest.mark.parametrize("family", small_models.FAMILIES)
+def test_every_family_learns(family):
+    model = small_models.make(family)
+    data = CalibrationSet.from_items([small_models.arguments(family, 6)])
+    report = fewbit.quantize(model, "fp4dit", calibration=data, progress=False, **QUICK)
+    assert report.layers
+    with torch.no_grad():
+        output = model(**small_models.arguments(family, 2, seed=1))
+    assert torch.as_tensor(output[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("ranges", ["token", "tensor"])
+def test_what_stands_in_padding_changes_nothing(ranges):
+    family = "PixArtTransformer2DModel"
+    states = []
+    for filling in (0.0, 50.0):
+        given = small_models.arguments(family, 6)
+        padding = given["encoder_attention_mask"] == 0
+        given["encoder_hidden_states"][padding] = filling
+        model = small_models.make(family)
+        data = CalibrationSet.from_items([given])
+        fewbit.quantize(
+            model,
+            "fp4dit",
+            calibration=data,
+            progress=False,
+            formats="auto",
+            ranges=ranges,
+            **QUICK,
+        )
+        states.append(model.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"bits": "w5"}, BadArgument, "no bits 'w5'; allowed: w4a6, w4a8, w4a16"),
+        ({"first": "e9m9"}, BadArgument, "first cannot be 'e9m9'; allowed: e2m1, e1m2, e3m0, int4"),
+        ({"formats": "best"}, BadArgument, "formats cannot be 'best'; allowed: role, auto"),
+        ({"inputs": "e3m4"}, BadArgument, "inputs of 6 bits cannot be e3m4; allowed: e2m3, e3m2"),
+        ({"ranges": "row"}, BadArgument, "ranges cannot be 'row'; allowed: token, tensor"),
+        ({"softmax": "int8"}, BadArgument, "softmax cannot be 'int8'; allowed: keep, fp8"),
+        ({"steps": -1}, BadArgument, "steps must be a whole number, 0 or more, got -1"),
+        ({"group": 0}, BadArgument, "group must be a positive integer, got 0"),
+        ({"rate": 0}, BadArgument, "rate must be a number above 0"),
+        ({"warmup": 2}, BadArgument, "warmup must be a number between 0 and 1, got 2"),
+        ({"calibration": []}, BadCalibration, "calibration is empty"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(small, arguments, error, message):
+    with pytest.raises(error, match=message):
+        quantize(small(), **arguments)
