@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit import registry
 from fewbit.activations.activation import Activation
+from fewbit.calibration.operands import Operands
 from fewbit.errors import BadModel
 from fewbit.models.fused_attention import run_with
 from fewbit.straight_through import straight_through
@@ -91,6 +93,13 @@ def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | No
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, -torch.inf)
     return scores + mask
+
+
+def without_padding(seen: Operands) -> Operands:
+    """Keys and values at which no query looks, as zeros."""
+    shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)
+    real = (shares > 0).any(2)[..., None]
+    return replace(seen, key=seen.key * real, value=seen.value * real)
 
 
 def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:

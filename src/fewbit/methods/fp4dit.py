@@ -25,7 +25,7 @@ from fewbit.activations.dynamic import Dynamic
 from fewbit.activations.static import Static
 from fewbit.activations.time_groups import TimeBins
 from fewbit.activations.unit_float import UnitFloat
-from fewbit.attention import QAttention, quantize_attention, refuse_bare_blocks
+from fewbit.attention import QAttention, quantize_attention, refuse_bare_blocks, without_padding
 from fewbit.calibration.operands import sample_operands
 from fewbit.calibration.reconstruction import Minibatch, Reconstruction
 from fewbit.calibration.training import Group, Schedule, train, trainable_copy
@@ -191,7 +191,8 @@ def _largest(job: BlockJob, read: Sequence[str], attending: Sequence[str]) -> di
     )
     found = {name: layers[job.path(name)].x.abs().max() for name in read}
     for name, one in operands.items():
-        found |= {f"{name}.{part}": getattr(one, part).abs().max() for part in OPERANDS}
+        real = without_padding(one)
+        found |= {f"{name}.{part}": getattr(real, part).abs().max() for part in OPERANDS}
     return found
 
 

@@ -28,7 +28,13 @@ from fewbit.activations.activation import Activation
 from fewbit.activations.multi_region import MultiRegion, Regions, two_regions
 from fewbit.activations.static import Static, one_region
 from fewbit.activations.time_groups import TimeBins
-from fewbit.attention import QAttention, quantize_attention, refuse_bare_blocks, scores_of
+from fewbit.attention import (
+    QAttention,
+    quantize_attention,
+    refuse_bare_blocks,
+    scores_of,
+    without_padding,
+)
 from fewbit.calibration.gradients import squared_gradients
 from fewbit.calibration.operands import Operands, Tokens, sample_operands
 from fewbit.formats import FORMATS, QTensor, Spec
@@ -386,9 +392,8 @@ def _solve_attention(
     rows, candidates = timing.some_rows(), factors(settings.candidates)
     group, all_group = timing.group[rows], timing.all_group[rows]
     spec = _operand_spec(job)
+    seen = without_padding(seen)
     shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)
-    real = (shares > 0).any(2)[..., None]  # what no query looks at is padding
-    seen = replace(seen, key=seen.key * real, value=seen.value * real)
 
     def steps_of(x: Tensor) -> _Steps:
         most = _most(x.abs().amax((2, 3)), all_group, len(timing.all_bins.centres))
