@@ -24,6 +24,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "supports": (_I, [c_char_p]),
     "choose": (None, [c_char_p]),
     "has_attention": (_I, [_I]),
+    "has_crc32": (_I, []),
+    "crc32": (None, [_P, _P, _P, _L]),
     "threads": (_I, []),
     "packed_bytes": (_L, [_L, _L, _I, _I]),
     "packed_shape": (_I, [_P, _L, _P]),

@@ -15,6 +15,7 @@
 #include <sys/auxv.h>
 #endif
 
+#include "crc32.h"
 #include "tasks.h"
 
 #ifdef _WIN32
@@ -145,6 +146,14 @@ EXPORT void fewbit_choose(const char* name) { chosen = supported(name); }
 
 EXPORT int32_t fewbit_has_attention(int32_t dtype) {
     return dtype == kBfloat16 ? has_bf16() : chosen->attention_fp32 != nullptr;
+}
+
+EXPORT int32_t fewbit_has_crc32() { return crc32::is_fast(); }
+
+// Of many pieces of memory: `crcs` holds what came before each, then the results.
+EXPORT void fewbit_crc32(const uint8_t* const* pieces, const int64_t* sizes, uint32_t* crcs,
+                         int64_t count) {
+    for (int64_t i = 0; i < count; ++i) crcs[i] = crc32::update(crcs[i], pieces[i], sizes[i]);
 }
 
 EXPORT int32_t fewbit_threads() { return threads_for(1 << 20); }
