@@ -1,11 +1,15 @@
 """Recipes by name and by file; what is refused says what is allowed."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 import fewbit
+from fewbit import registry
 from fewbit.errors import BadArgument
+from fewbit.methods import rtn
 from fewbit.recipe import Recipe
 
 
@@ -16,10 +20,10 @@ def test_the_default_is_the_first_variant_and_w2_is_short():
 
 
 def test_the_list_of_recipes_tells_bits_and_one_line():
-    rtn = next(one for one in fewbit.recipes() if one.name == "rtn")
-    assert rtn.bits[:2] == ("w4a4", "w8a8")
-    assert "plain rounding" in rtn.summary
-    assert not rtn.calibrated
+    info = next(one for one in fewbit.recipes() if one.name == "rtn")
+    assert info.bits[:2] == ("w4a4", "w8a8")
+    assert "plain rounding" in info.summary
+    assert not info.calibrated
     names = [one.name for one in fewbit.recipes()]
     assert names == sorted(names)
 
@@ -78,3 +82,17 @@ def test_a_missing_file_and_one_that_is_no_text(tmp_path):
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadArgument, match="cannot read the recipe file"):
         Recipe.resolve(tmp_path / "binary.json", None, {})
+
+
+def test_one_recipe_is_made_without_importing_the_other_methods():
+    script = (
+        "import sys; from fewbit.recipe import Recipe; Recipe.make('rtn', None, {});"
+        "print(*(name for name in sys.modules if name.startswith('fewbit.methods.')))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) == {"fewbit.methods.contract", "fewbit.methods.rtn"}
+
+
+def test_a_recipe_whose_file_is_called_otherwise_is_found():
+    assert registry.find("methods", "SUMMARY", rtn.SUMMARY) is rtn
+    assert registry.find("methods", "NAME", "contract") is None

@@ -78,9 +78,10 @@ def recipes() -> list[RecipeInfo]:
 
 
 def method_named(name: str) -> Method:
-    if name not in _methods():
+    found = registry.find("methods", "NAME", name)
+    if found is None:
         raise BadArgument(f"unknown recipe {name!r}; recipes: {', '.join(sorted(_methods()))}")
-    return _methods()[name]
+    return cast(Method, found)
 
 
 def _methods() -> dict[str, Method]:

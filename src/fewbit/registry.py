@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -22,12 +22,24 @@ def modules(package: str, marker: str) -> dict[str, ModuleType]:
     return {getattr(m, marker): m for m in children if hasattr(m, marker)}
 
 
+@lru_cache
+def find(package: str, marker: str, value: str) -> ModuleType | None:
+    """The one of this value. A file called like it is looked at first, so that a model that needs
+    one method does not wait for the others."""
+    parent = importlib.import_module(f"fewbit.{package}")
+    name = value.replace("-", "_")
+    if name in (info.name for info in pkgutil.iter_modules(parent.__path__)):
+        module = importlib.import_module(f"{parent.__name__}.{name}")
+        if getattr(module, marker, None) == value:
+            return module
+    return modules(package, marker).get(value)
+
+
 def build(package: str, config: dict[str, Any]) -> Any:
     """The part that `config` describes, its tensors still to be loaded."""
-    kinds = modules(package, "KIND")
-    kind = config.get("kind")
-    if kind not in kinds:
-        raise BrokenFile(
-            f"unknown kind {kind!r} in {package}; this version knows: {', '.join(sorted(kinds))}"
-        )
-    return kinds[kind].from_config(config)
+    kind = config["kind"]
+    found: Any = find(package, "KIND", kind)
+    if found is None:
+        known = ", ".join(sorted(modules(package, "KIND")))
+        raise BrokenFile(f"unknown kind {kind!r} in {package}; this version knows: {known}")
+    return found.from_config(config)
