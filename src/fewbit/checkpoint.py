@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activations.activation import Activation
-from fewbit.blueprint import Entry, blueprint_of, quantized_layers, stored_as_is
+from fewbit.blueprint import Entry, blueprint_of, stored_as_is
 from fewbit.errors import BadArgument, BadModel, BrokenFile
 from fewbit.formats import QTensor
 from fewbit.formats.choice import FormatChoice
 from fewbit.header import Header, Stored
+from fewbit.linear import QLinear
 from fewbit.provenance import Provenance
 from fewbit.recipe import Recipe
 from fewbit.strict_json import parse_table
@@ -170,10 +170,10 @@ def validate(model: nn.Module, manifest: Manifest, headers: Iterable[Header]) ->
 
 def check_values(model: nn.Module) -> None:
     """Numbers no writer would write would spread through every image."""
-    for name, layer in quantized_layers(model).items():
-        _check_numbers(name, layer.packed_weight)
     for name, module in model.named_modules():
-        if isinstance(module, Activation):
+        if isinstance(module, QLinear):
+            _check_numbers(name, module.packed_weight)
+        elif isinstance(module, Activation):
             module.check(name)
 
 
@@ -231,8 +231,7 @@ def _check_numbers(name: str, weight: QTensor) -> None:
         raise BrokenFile(f"{name}.choices holds a choice that {fmt} does not offer")
     if scales.codebook is not None and not bool(scales.codebook.isfinite().all()):
         raise BrokenFile(f"{name}.codebook holds an entry that is not finite")
-    has_specials = not all(map(math.isfinite, fmt.code_values()))
-    if has_specials and not bool(torch.isfinite(weight.dequantize()).all()):
+    if not fmt.all_finite and not bool(torch.isfinite(weight.dequantize()).all()):
         raise BrokenFile(f"{name}.codes holds a code that is no number in {fmt}")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class Format(ABC):
     @abstractmethod
     def code_values(self) -> tuple[float, ...]:
         """The value of every code, 0 to 2**bits - 1 (NaN and inf included where they exist)."""
+
+    @cached_property
+    def all_finite(self) -> bool:
+        """Whether every code is a number."""
+        return all(map(isfinite, self.code_values()))
 
     @property
     def signed(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -80,6 +81,7 @@ class Spec:
         return f"{self.format}/{span}/{self.scale.name}"
 
     @classmethod
+    @lru_cache
     def parse(cls, text: str) -> Spec:
         """The inverse of `str`: format/span/scale, as in `e2m1/row/fp32` or `int4/g128/fp16`."""
         match = re.fullmatch(r"([\w|]+)/(?:(tensor|row)|g([1-9]\d*))/(\w+)", text)
