@@ -1,6 +1,8 @@
 """Manifest, digests, storing once, and the one validation."""
 
 import json
+import threading
+import time
 
 import pytest
 import tiny_transformers as tiny
@@ -12,7 +14,7 @@ from fewbit.artefact import Artefact
 from fewbit.checkpoint import Manifest, as_json, check_values, manifest_of, validate
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.header import Header, read_header
-from fewbit.tensors import checksum, digest, read_tensors, stored_once
+from fewbit.tensors import checked_tensors, checksum, digest, stored_once
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,8 @@ def test_tensors_without_elements_and_of_odd_sizes_come_back(tmp_path):
     tensors |= {"wide": torch.rand(3, dtype=torch.float64), "half": torch.rand(5).half()}
     save_file(tensors, tmp_path / "x.safetensors")
     header = read_header(tmp_path / "x.safetensors")
-    read = read_tensors(header, {name: checksum(t) for name, t in tensors.items()})
+    with checked_tensors([header], {name: checksum(t) for name, t in tensors.items()}) as read:
+        pass
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
@@ -72,29 +75,59 @@ def test_equal_tensors_are_stored_under_their_first_name():
 def test_reading_refuses_altered_data(folder, tmp_path):
     artefact = Artefact.open(folder)
     (header,) = artefact.headers
-    tensors = read_tensors(header, artefact.manifest.crc32)
+    with artefact.tensors() as tensors:
+        pass
     assert tensors.keys() == header.tensors.keys()
     name = "transformer_blocks.1.ff.net.2.codes"
     raw = bytearray(header.path.read_bytes())
     raw[header.tensors[name].start] ^= 1
     (tmp_path / header.path.name).write_bytes(raw)
     altered = read_header(tmp_path / header.path.name)
-    with pytest.raises(BrokenFile, match=rf"{altered.path}: the data of {name} was altered"):
-        read_tensors(altered, artefact.manifest.crc32)
+    with (
+        pytest.raises(BrokenFile, match=rf"{altered.path}: the data of {name} was altered"),
+        checked_tensors([altered], artefact.manifest.crc32),
+    ):
+        pass
+
+
+def test_what_fails_while_tensors_are_checked_comes_first_and_stops_it(folder, monkeypatch):
+    artefact, checked, running = Artefact.open(folder), [], threading.active_count()
+
+    def slow(tensors):
+        checked.extend(tensors)
+        time.sleep(0.05)
+        return ["wrong"] * len(tensors)
+
+    monkeypatch.setattr(fewbit.tensors, "BATCH", 1)
+    monkeypatch.setattr(fewbit.tensors, "checksums", slow)
+    with pytest.raises(KeyError), artefact.tensors() as tensors:
+        raise KeyError
+    assert len(checked) <= fewbit.tensors.WORKERS < len(tensors)
+    assert threading.active_count() == running
+
+
+def test_threads_of_a_forgotten_check_end_with_their_work(folder):
+    running = threading.active_count()
+    forgotten = Artefact.open(folder).tensors()
+    forgotten.__enter__()
+    while threading.active_count() > running:  # for ever, if they wait for more
+        time.sleep(0.01)
 
 
 def test_floats_are_aligned_as_torch_aligns_its_own(folder):
     artefact = Artefact.open(folder)
-    (header,) = artefact.headers
-    tensors = read_tensors(header, artefact.manifest.crc32).values()
-    assert all(t.data_ptr() % 64 == 0 for t in tensors if t.is_floating_point())
+    with artefact.tensors() as tensors:
+        floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in floats)
 
 
 def test_what_is_written_to_a_tensor_does_not_reach_its_file(folder):
     artefact = Artefact.open(folder)
     (header,) = artefact.headers
     before = header.path.read_bytes()
-    for tensor in read_tensors(header, artefact.manifest.crc32).values():
+    with artefact.tensors() as tensors:
+        pass
+    for tensor in tensors.values():
         tensor.zero_()
     assert header.path.read_bytes() == before
 

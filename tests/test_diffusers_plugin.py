@@ -2,6 +2,9 @@
 
 import copy
 import shutil
+import threading
+import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import diffusers
@@ -12,6 +15,7 @@ import torch
 from diffusers.quantizers import PipelineQuantizationConfig
 
 import fewbit
+from fewbit.artefact import Artefact
 from fewbit.checkpoint import manifest_of
 from fewbit.diffusers_plugin import FewbitConfig, _Reading
 from fewbit.errors import BadArgument, BadCalibration, BrokenFile
@@ -123,11 +127,41 @@ def test_an_alias_keeps_the_dtype_of_its_own_place(tmp_path):
     model.register_parameter(twin, torch.nn.Parameter(layer.scales.clone()))
     manifest, tensors = manifest_of(model, model.config)
     assert manifest.aliases[name] == twin
-    reading = _Reading(SimpleNamespace(manifest=manifest, prepare=lambda model: None))
+    none = {"prepare": lambda model: None, "tensors": lambda: nullcontext({})}
+    reading = _Reading(SimpleNamespace(manifest=manifest, **none))
     reading.begin(model, ())
     reading.take(twin, tensors[twin], torch.bfloat16)
     assert model.twin.dtype == torch.bfloat16
     assert layer.scales.dtype == torch.float32
+
+
+def test_an_altered_byte_is_refused_by_name_and_nothing_is_handed_out(tmp_path):
+    tiny.quantized().save_pretrained(tmp_path)
+    (header,) = Artefact.open(tmp_path).headers
+    name = list(header.tensors)[-1]
+    raw = bytearray(header.path.read_bytes())
+    raw[header.tensors[name].start] ^= 1
+    header.path.write_bytes(raw)
+    before = threading.active_count()
+    with pytest.raises(BrokenFile, match=rf"{header.path}: the data of {name} was altered"):
+        load(tmp_path)
+    assert threading.active_count() == before
+
+
+def test_what_fails_before_the_tensors_are_checked_leaves_no_thread(tmp_path, monkeypatch):
+    tiny.quantized().save_pretrained(tmp_path)
+    running = threading.active_count()
+
+    def fail(artefact, model):
+        assert threading.active_count() > running, "they are not being checked yet"
+        raise BrokenFile("the blueprint is no good")
+
+    monkeypatch.setattr(Artefact, "prepare", fail)
+    slow = fewbit.tensors.checksums
+    monkeypatch.setattr(fewbit.tensors, "checksums", lambda t: time.sleep(0.2) or slow(t))
+    with pytest.raises(BrokenFile, match="blueprint is no good"):
+        load(tmp_path)
+    assert threading.active_count() == running
 
 
 def test_saving_over_the_folder_it_was_loaded_from(tmp_path):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fewbit.blueprint import apply_blueprint
 from fewbit.checkpoint import Manifest, validate
 from fewbit.errors import BrokenFile
 from fewbit.header import Header, read_header
 from fewbit.strict_json import read_table
+from fewbit.tensors import checked_tensors
 
 CONFIG, PIPELINE_INDEX, WEIGHTS = "config.json", "model_index.json", "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -47,6 +49,10 @@ class Artefact:
         config = read_table(folder / CONFIG)
         _refuse_other_config(folder / CONFIG, config, manifest)
         return cls(folder, config, manifest, headers)
+
+    def tensors(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """All of them, as `checked_tensors` gives them."""
+        return checked_tensors(self.headers, self.manifest.crc32)
 
     def prepare(self, model: nn.Module) -> None:
         """Make a full-precision skeleton ready to take the tensors."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -47,17 +48,19 @@ def blueprint_of(model: nn.Module, inside: str = "") -> list[Entry]:
 def apply_blueprint(model: nn.Module, entries: list[Entry]) -> None:
     """Put empty quantized layers where the blueprint says, on the device the linears are on."""
     stages: dict[str, InputStage] = {}
+    modules = by_name(model)
     attentions = expand(entries, ATTENTIONS)
     sharers_last = sorted(expand(entries).items(), key=lambda item: _shared(item[1]) is not None)
     for name, config in sharers_last:
-        linear = _linear_at(model, name, config)
+        linear = _linear_at(modules, name, config)
         with linear.weight.device:
             layer = _build(name, config, stages)
         if layer.bias is not None:
             layer.bias.data = layer.bias.data.to(linear.weight.dtype)
-        model.set_submodule(name, layer)
+        parent, _, own = name.rpartition(".")
+        setattr(modules[parent], own, layer)
     for name, config in attentions.items():
-        _put_attention(model, name, config)
+        _put_attention(modules, name, config)
     share_clock(model)
 
 
@@ -76,6 +79,11 @@ def expand(entries: list[Entry], kind: str = LAYERS) -> dict[str, dict[str, Any]
                     raise BrokenFile(f"the blueprint describes more than {MOST_LAYERS} layers")
                 configs[name] = _absolute(config, block)
     return configs
+
+
+def by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules, under each of their names."""
+    return dict(model.named_modules(remove_duplicate=False))
 
 
 def quantized_layers(model: nn.Module, inside: str = "") -> dict[str, QLinear]:
@@ -102,8 +110,18 @@ def quantized_tensors(model: nn.Module, inside: str = "") -> dict[str, Tensor]:
 
 def stored_as_is(model: nn.Module) -> set[str]:
     """The tensors whose dtype is part of the format: all of a quantized layer but its bias."""
-    biases = {f"{name}.bias" for name in quantized_layers(model)}
-    return quantized_tensors(model).keys() - biases
+    parts = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, QLinear | QAttention)
+    ]
+    tensors = {
+        f"{inner}.{tensor}"
+        for name, part in parts
+        for inner, module in part.named_modules(prefix=name)
+        for tensor in (*module._parameters, *module._buffers)
+    }
+    return tensors - {f"{name}.bias" for name, _ in parts}
 
 
 def _attention_entries(model: nn.Module, inside: str) -> list[Entry]:
@@ -170,11 +188,8 @@ def _shared(config: dict[str, Any]) -> str | None:
     return stage.get("same_as") if isinstance(stage, dict) else None
 
 
-def _linear_at(model: nn.Module, name: str, config: dict[str, Any]) -> nn.Linear:
-    try:
-        linear = model.get_submodule(name)
-    except AttributeError:
-        raise BrokenFile(f"the blueprint describes {name}, which the model has not") from None
+def _linear_at(modules: Mapping[str, nn.Module], name: str, config: dict[str, Any]) -> nn.Linear:
+    linear = _module_at(modules, name)
     if not isinstance(linear, nn.Linear):
         raise BrokenFile(f"the blueprint describes {name}, which is no linear layer")
     if config.get("shape") != [linear.out_features, linear.in_features]:
@@ -183,6 +198,12 @@ def _linear_at(model: nn.Module, name: str, config: dict[str, Any]) -> nn.Linear
             f"the model has {[linear.out_features, linear.in_features]}"
         )
     return linear
+
+
+def _module_at(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
+    if name not in modules:
+        raise BrokenFile(f"the blueprint describes {name}, which the model has not")
+    return modules[name]
 
 
 def _build(name: str, config: dict[str, Any], stages: dict[str, InputStage]) -> QLinear:
@@ -194,11 +215,8 @@ def _build(name: str, config: dict[str, Any], stages: dict[str, InputStage]) -> 
         raise BrokenFile(f"the blueprint of {name} cannot be read: {error!r}") from None
 
 
-def _put_attention(model: nn.Module, name: str, config: dict[str, Any]) -> None:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        raise BrokenFile(f"the blueprint describes {name}, which the model has not") from None
+def _put_attention(modules: Mapping[str, nn.Module], name: str, config: dict[str, Any]) -> None:
+    module = _module_at(modules, name)
     if hasattr(module, CHILD):
         raise BrokenFile(f"the blueprint quantizes the attention of {name} twice")
     try:

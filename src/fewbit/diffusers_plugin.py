@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor
 
 from fewbit.artefact import Artefact
-from fewbit.blueprint import stored_as_is
+from fewbit.blueprint import by_name, stored_as_is
 from fewbit.checkpoint import SCHEMA_VERSION, check_values, manifest_of, quantization_config
 from fewbit.dequantization import dequantize_layers
 from fewbit.errors import BadArgument, BadCalibration, BrokenFile
@@ -26,7 +27,7 @@ from fewbit.folder import put
 from fewbit.plan import Plan, make_plan
 from fewbit.provenance import Provenance, source_sha256
 from fewbit.recipe import Recipe
-from fewbit.tensors import digest, read_tensors
+from fewbit.tensors import digest
 from fewbit.version import __version__
 
 
@@ -166,22 +167,29 @@ class FewbitQuantizer(DiffusersQuantizer):
 
 
 class _Reading:
-    """Loading an artefact: our own reader gives the tensors, diffusers says which and where to."""
+    """Loading an artefact: our own reader gives the tensors, diffusers says which and where to.
+
+    They are being checked from the beginning; `finish` waits for it.
+    """
 
     def __init__(self, artefact: Artefact) -> None:
         self.artefact = artefact
         self.names = artefact.manifest.names()
+        self.checking = ExitStack()
+        self.tensors = self.checking.enter_context(artefact.tensors())
 
     def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
         self.model, self.keep_in_fp32 = model, keep_in_fp32
-        self.artefact.prepare(model)
-        self.as_is = stored_as_is(model)
+        with self.checking as until_here:
+            self.artefact.prepare(model)
+            self.checking = until_here.pop_all()
+        self.modules, self.as_is = by_name(model), stored_as_is(model)
 
     def state_dict(self, mapped: dict[str, Any]) -> dict[str, Any]:
         """The tensors of the file that diffusers has just mapped into memory."""
         for header in self.artefact.headers:
             if header.tensors.keys() == mapped.keys():
-                return read_tensors(header, self.artefact.manifest.crc32)
+                return {name: self.tensors[name] for name in header.tensors}
         raise BrokenFile(f"a weight file of {self.artefact.folder} changed while it was loaded")
 
     def claims(self, name: str) -> bool:
@@ -191,9 +199,10 @@ class _Reading:
         casts: dict[torch.dtype, Tensor] = {}
         for user in self.names[name]:
             wanted = self._dtype(user, tensor, dtype)
-            put(self.model, user, casts.setdefault(wanted, tensor.to(wanted)))
+            put(self.modules, user, casts.setdefault(wanted, tensor.to(wanted)))
 
     def finish(self) -> Provenance:
+        self.checking.close()
         check_values(self.model)
         return self.artefact.manifest.provenance
 
@@ -216,6 +225,7 @@ class _Rounding:
         self.model = model
         whole = make_plan(model, self.recipe, None, allow_unknown=False)
         self.plan = _without(whole, self.keep)
+        self.modules = by_name(model)
 
     def state_dict(self, mapped: dict[str, Any]) -> dict[str, Any]:
         return mapped
@@ -227,7 +237,7 @@ class _Rounding:
         """Cast first: the same as loading in that dtype and quantizing then."""
         layer, weight = name.removesuffix(".weight"), tensor.to(dtype)
         self.sources[layer] = digest(weight)
-        put(self.model, name, weight)
+        put(self.modules, name, weight)
         job = self.plan.job_of_group(self.model, layer)
         if not any(job.linear(one).weight.is_meta for one in job.rules):
             self.recipe.implementation.solve(job, self.recipe.settings)

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewbit.artefact import CONFIG, WEIGHTS, Artefact
+from fewbit.blueprint import by_name
 from fewbit.checkpoint import as_json, check_values, manifest_of
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.models.original_dit import DiTConfig, OriginalDiT
-from fewbit.tensors import read_tensors
 
 
 def save_module(model: nn.Module, folder: Path) -> None:
@@ -36,16 +36,16 @@ def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
     """The model of a folder, in the dtypes it was saved in; `model` is its full-precision
     skeleton where fewbit cannot build one."""
     artefact = Artefact.open(folder)
-    if model is None:
-        model = skeleton(folder, artefact.config)
-    else:
-        _refuse_other_model(model, artefact)
-    artefact.prepare(model)
-    names = artefact.manifest.names()
-    for header in artefact.headers:
-        for stored, tensor in read_tensors(header, artefact.manifest.crc32).items():
-            for name in names[stored]:
-                put(model, name, tensor)
+    with artefact.tensors() as tensors:
+        if model is None:
+            model = skeleton(folder, artefact.config)
+        else:
+            _refuse_other_model(model, artefact)
+        artefact.prepare(model)
+        modules = by_name(model)
+        for stored, names in artefact.manifest.names().items():
+            for name in names:
+                put(modules, name, tensors[stored])
     check_values(model)
     model.fewbit = artefact.manifest.provenance  # type: ignore[assignment]
     return model.eval()
@@ -83,10 +83,10 @@ def architecture_of(model: nn.Module) -> dict[str, Any]:
     return dict(config) if isinstance(config, Mapping) else {}
 
 
-def put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def put(modules: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
     """Make `tensor` itself the parameter or buffer of that name."""
     parent, _, leaf = name.rpartition(".")
-    module = model.get_submodule(parent)
+    module = modules[parent]
     if leaf in module._parameters:
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:

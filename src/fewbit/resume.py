@@ -11,7 +11,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewbit.blueprint import apply_blueprint, blueprint_of, quantized_layers, quantized_tensors
+from fewbit.blueprint import (
+    apply_blueprint,
+    blueprint_of,
+    by_name,
+    quantized_layers,
+    quantized_tensors,
+)
 from fewbit.errors import BadOutput
 from fewbit.files import replacing, write_text
 from fewbit.folder import put
@@ -76,17 +82,18 @@ class Workdir:
             save_file({name: tensor.clone() for name, tensor in state.items()}, aside)
 
     def restore_tuned(self, model: nn.Module) -> None:
+        modules = by_name(model)
         for name, tensor in load_file(self._tuned).items():
-            put(model, name, tensor)
+            put(modules, name, tensor)
 
     def restore(self, model: nn.Module, block: int) -> BlockDone:
         """Put a finished block's layers into the model."""
         file = self._file(block)
         said = json.loads(read_header(file).metadata[KEY])
         apply_blueprint(model, said["entries"])
-        tensors = load_file(file)
+        tensors, modules = load_file(file), by_name(model)
         for name in [*tensors, *said["aliases"]]:
-            put(model, name, tensors[said["aliases"].get(name, name)])
+            put(modules, name, tensors[said["aliases"].get(name, name)])
         layers = [LayerReport(**layer) for layer in said["layers"]]
         return BlockDone(layers, said["warnings"])
 

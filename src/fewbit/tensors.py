@@ -10,16 +10,21 @@ import hashlib
 import mmap
 import os
 import zlib
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.header import DTYPES, Header, Stored
+from fewbit.kernels.crc32 import crc32_of
 
 WORKERS = min(4, os.cpu_count() or 1)  # checking and reading leave the interpreter's lock
+BATCH = 32 << 20  # bytes checked at a time
 ALIGNMENT = 64  # bytes
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -28,13 +33,19 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 def digest(tensor: Tensor) -> str:
     """SHA-256 of the line `F32 [rows, columns]` and the bytes, row-major, little-endian."""
     summary = hashlib.sha256(_line(tensor))
-    summary.update(_view(_plain(tensor)))
+    summary.update(memoryview(_plain(tensor).numpy()))  # type: ignore[arg-type]
     return summary.hexdigest()
 
 
 def checksum(tensor: Tensor) -> str:
     """CRC-32 of the same, in 8 hexadecimal digits."""
-    return f"{zlib.crc32(_view(_plain(tensor)), zlib.crc32(_line(tensor))):08x}"
+    return checksums([tensor])[0]
+
+
+def checksums(tensors: Sequence[Tensor]) -> list[str]:
+    """Of many in one call, so that a thread that makes them rarely asks for the interpreter."""
+    lines = [zlib.crc32(_line(tensor)) for tensor in tensors]
+    return [f"{crc:08x}" for crc in crc32_of([_plain(tensor) for tensor in tensors], lines)]
 
 
 def stored_once(state: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
@@ -56,19 +67,49 @@ def stored_once(state: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, 
     return {name: crc32 for name, crc32 in checksums.items() if name not in aliases}, aliases
 
 
-def read_tensors(header: Header, crc32: Mapping[str, str]) -> dict[str, Tensor]:
-    """All tensors of a file, refused if one of them is not what `crc32` says."""
-    tensors = _map(header)
+@contextmanager
+def checked_tensors(
+    headers: Sequence[Header], crc32: Mapping[str, str]
+) -> Iterator[dict[str, Tensor]]:
+    """All tensors of the files at once, and time to prepare their places while they are checked:
+    the end of the block waits, and refuses them if one is not what `crc32` says."""
+    tensors = {name: tensor for header in headers for name, tensor in _map(header).items()}
+    batches = iter(_batches(tensors))
 
-    def check(name: str) -> None:
-        if checksum(tensors[name]) != crc32[name]:
-            raise BrokenFile(
-                f"{header.path}: the data of {name} was altered: its CRC-32 is not the manifest's"
-            )
+    def check() -> None:
+        for names in batches:
+            found = checksums([tensors[name] for name in names])
+            for name, checksum in zip(names, found, strict=True):
+                if checksum != crc32.get(name):
+                    _refuse(name, headers)
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(check, tensors))
-    return tensors
+        checks = [pool.submit(check) for _ in range(WORKERS)]
+        pool.shutdown(wait=False)  # whoever forgets the block leaves no idle thread behind
+        try:
+            yield tensors
+            for done in checks:
+                done.result()
+        finally:
+            deque(batches, maxlen=0)  # after a failure nothing more is begun
+
+
+def _batches(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Neighbours, so many that each batch is worth a turn."""
+    batches: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if size >= BATCH:
+            batches.append([])
+            size = 0
+        batches[-1].append(name)
+        size += tensor.nbytes
+    return batches
+
+
+def _refuse(name: str, headers: Sequence[Header]) -> NoReturn:
+    path = next(header.path for header in headers if name in header.tensors)
+    raise BrokenFile(f"{path}: the data of {name} was altered: its CRC-32 is not the manifest's")
 
 
 def _map(header: Header) -> dict[str, Tensor]:
@@ -100,7 +141,3 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _plain(tensor: Tensor) -> Tensor:
     """The bytes of a tensor, row-major."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-
-
-def _view(plain: Tensor) -> memoryview:
-    return memoryview(plain.numpy())  # type: ignore[arg-type]
