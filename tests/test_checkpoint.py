@@ -96,13 +96,14 @@ def test_what_fails_while_tensors_are_checked_comes_first_and_stops_it(folder, m
     def slow(tensors):
         checked.extend(tensors)
         time.sleep(0.05)
-        return ["wrong"] * len(tensors)
+        return real(tensors)
 
+    real = fewbit.tensors.checksums
     monkeypatch.setattr(fewbit.tensors, "BATCH", 1)
     monkeypatch.setattr(fewbit.tensors, "checksums", slow)
     with pytest.raises(KeyError), artefact.tensors() as tensors:
         raise KeyError
-    assert len(checked) <= fewbit.tensors.WORKERS < len(tensors)
+    assert 0 < len(checked) < len(tensors)
     assert threading.active_count() == running
 
 

@@ -159,9 +159,9 @@ def test_what_fails_before_the_tensors_are_checked_leaves_no_thread(tmp_path, mo
     monkeypatch.setattr(Artefact, "prepare", fail)
     slow = fewbit.tensors.checksums
     monkeypatch.setattr(fewbit.tensors, "checksums", lambda t: time.sleep(0.2) or slow(t))
-    with pytest.raises(BrokenFile, match="blueprint is no good"):
+    with pytest.raises(BrokenFile, match="blueprint is no good") as kept:
         load(tmp_path)
-    assert threading.active_count() == running
+    assert threading.active_count() == running, kept
 
 
 def test_saving_over_the_folder_it_was_loaded_from(tmp_path):
