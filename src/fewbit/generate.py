@@ -23,6 +23,7 @@ from fewbit.models import own_manner, own_prompts, transformer_of
 from fewbit.modulation import remembered
 from fewbit.progress import Meter
 from fewbit.quick_attention import QuickAttention
+from fewbit.quick_blocks import quick_blocks
 from fewbit.version import __version__
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def generate(
         remembered(transformer),
         QuickAttention(),
         QuickGelu(),
+        quick_blocks(transformer),
     ):
         for start in starts:
             part = slice(start, start + together)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from fewbit import registry
 from fewbit.activations.activation import Activation
-from fewbit.kernels.coded import Coded, Rotation
+from fewbit.kernels.choose import modulated
+from fewbit.kernels.coded import Coded, Modulated, Rotation
+from fewbit.kernels.precision import as_written
 from fewbit.transforms.transform import Transform
 
 
@@ -19,13 +21,13 @@ from fewbit.transforms.transform import Transform
 class _Shared:
     """What was computed of `x`, and who has had it."""
 
-    x: weakref.ref[Tensor]
+    x: weakref.ref[Tensor | Modulated]
     version: int
     result: Coded | Tensor
     served: set[int]
 
-    def serves(self, x: Tensor, reader: object) -> bool:
-        if self.x() is not x or self.version != x._version or id(reader) in self.served:
+    def serves(self, x: Tensor | Modulated, reader: object) -> bool:
+        if self.x() is not x or self.version != _tensor(x)._version or id(reader) in self.served:
             return False
         self.served.add(id(reader))
         return True
@@ -54,17 +56,19 @@ class InputStage(nn.Module):
         self.folded = folded
         self._last: _Shared | None = None
 
-    def forward(self, x: Tensor, reader: object = None) -> Coded | Tensor:
+    def forward(self, x: Tensor | Modulated, reader: object = None) -> Coded | Tensor:
         # The compiler removes the repetition itself; inference tensors cannot tell that they were
         # written to; and a result must not outlive the graph it belongs to.
-        if torch.compiler.is_compiling() or x.is_inference() or torch.is_grad_enabled():
+        tensor = _tensor(x)
+        if torch.compiler.is_compiling() or tensor.is_inference() or torch.is_grad_enabled():
             return self._compute(x)
         last = self._last
         if reader is not None and last is not None and last.serves(x, reader):
             return last.result
         result = self._compute(x)
         if reader is not None and result is not x:
-            self._last = _Shared(weakref.ref(x, self._forget), x._version, result, {id(reader)})
+            given = weakref.ref(x, self._forget)
+            self._last = _Shared(given, tensor._version, result, {id(reader)})
         return result
 
     def values(self, x: Tensor, reader: object = None) -> Tensor:
@@ -73,16 +77,17 @@ class InputStage(nn.Module):
         rows = result.values() if isinstance(result, Coded) else result
         return rows.view(x.shape)
 
-    def _compute(self, x: Tensor) -> Coded | Tensor:
+    def _compute(self, x: Tensor | Modulated) -> Coded | Tensor:
         rotation: Rotation | None = None
-        with torch.autocast(x.device.type, enabled=False):
-            if self.transform is not None and self.activation is not None:
+        with as_written(_tensor(x)):
+            if self.activation is None:
+                x = modulated(x)
+                return x if self.transform is None else self.transform(x.float())
+            if self.transform is not None:
                 x, rotation = self.transform.ahead(x)
-            elif self.transform is not None:
-                x = self.transform(x.float())
-            return x if self.activation is None else self.activation.code(x, rotation)
+            return self.activation.code(x, rotation)
 
-    def _forget(self, dead: weakref.ref[Tensor]) -> None:
+    def _forget(self, dead: weakref.ref[Tensor | Modulated]) -> None:
         if self._last is not None and self._last.x is dead:
             self._last = None
 
@@ -110,3 +115,7 @@ class InputStage(nn.Module):
         parts = {name: part for name, part in config.items() if name != "folded"}
         built = {name: registry.build(homes[name], part) for name, part in parts.items()}
         return cls(**built, folded=folded)
+
+
+def _tensor(x: Tensor | Modulated) -> Tensor:
+    return x.x if isinstance(x, Modulated) else x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from fewbit.formats import QTensor, Scales, Spec
 from fewbit.input_stage import InputStage
-from fewbit.kernels.choose import backend_for
-from fewbit.kernels.coded import Coded, Weight
+from fewbit.kernels.choose import backend_for, modulated
+from fewbit.kernels.coded import NOTHING, After, Coded, Modulated, Weight, has_integers
+from fewbit.kernels.precision import as_written
 from fewbit.kernels.reference import Reference
 
 STORED = ("codes", "scales", "outer_scales", "zeros", "choices", "codebook")
@@ -37,7 +39,8 @@ class QLinear(nn.Module):
         self.stage = stage
         self.fast = False
         self._maker: Reference | None = None  # of a layout that stands in for the codes
-        self._made: tuple[str, bool, int, int] | None = None  # by and of what the layout was made
+        self._made: tuple[object, ...] = ()  # by and of what `_laid` was made
+        self._laid: Weight | None = None
 
     codes: Tensor
     scales: Tensor
@@ -58,23 +61,26 @@ class QLinear(nn.Module):
         scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices, self.codebook)
         return QTensor(codes, scales, self.spec, self.in_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        staged = x if self.stage is None else self.stage(x, reader=self)
+    def forward(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
+        given = x.x if isinstance(x, Modulated) else x
+        staged = modulated(x) if self.stage is None else self.stage(x, reader=self)
         rows = staged if isinstance(staged, Coded) else staged.reshape(-1, self.in_features)
-        backend = backend_for(x)
-        with torch.autocast(x.device.type, enabled=False):
-            product = backend.linear(rows, self._laid_out(backend), self.bias, x.dtype)
-        return product.view(*x.shape[:-1], self.out_features)
+        backend = backend_for(given)
+        with as_written(given):
+            product = backend.linear(rows, self._laid_out(backend), self.bias, given.dtype, after)
+        return product.view(*given.shape[:-1], self.out_features)
 
     def _laid_out(self, backend: Reference) -> Weight:
         """The weight as the backend wants it, made again if the codes or the backend changed."""
-        if not torch.compiler.is_compiling():
-            made = backend.name, self.fast, self.codes.data_ptr(), _version(self.codes)
-            if made != self._made:
-                self._lay_out(backend)
-        if self._made is None or self._made[0] != backend.name:
-            return Weight(self.packed_weight)
-        return Weight(self._weight(self.codes), self.layout)
+        if torch.compiler.is_compiling():
+            if not self._made or self._made[0] != backend.name:
+                return Weight(self.packed_weight)
+            return Weight(self._weight(self.codes), self.layout)
+        if self._laid is None or self._made != self._made_of(backend):
+            self._lay_out(backend)
+            weight = Weight(self._weight(self.codes), self.layout)
+            self._laid = replace(weight, kept_scales=_scales_of(weight))
+        return self._laid
 
     def _lay_out(self, backend: Reference) -> None:
         self.as_stored()
@@ -82,7 +88,11 @@ class QLinear(nn.Module):
             self.layout = backend.layout(self.packed_weight, self.activation, self.fast)
             if self.layout is not None and backend.replaces_codes(self.spec, self.fast):
                 self._maker, self.codes = backend, self.codes.new_empty(self.out_features, 0)
-        self._made = backend.name, self.fast, self.codes.data_ptr(), _version(self.codes)
+        self._made = self._made_of(backend)
+
+    def _made_of(self, backend: Reference) -> tuple[object, ...]:
+        given = self.codes, self.scales
+        return backend.name, self.fast, *((t.data_ptr(), _version(t)) for t in given)
 
     @property
     def activation(self) -> Spec | None:
@@ -94,7 +104,7 @@ class QLinear(nn.Module):
         """Codes in their own place again, and no layout."""
         if self._maker is not None and self.codes.numel() == 0:
             self.codes = self.packed_weight.packed
-        self.layout, self._maker, self._made = None, None, None
+        self.layout, self._maker, self._made, self._laid = None, None, (), None
 
     def effective_weight(self) -> Tensor:
         """The float32 matrix this layer multiplies its untransformed, unrounded input with."""
@@ -146,6 +156,10 @@ class QLinear(nn.Module):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.as_stored()
         super()._load_from_state_dict(*arguments)
+
+
+def _scales_of(weight: Weight) -> Tensor | None:
+    return weight.integer_scales() if has_integers(weight.spec) else None
 
 
 def _version(tensor: Tensor) -> int:

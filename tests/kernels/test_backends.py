@@ -5,10 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import gelu, layer_norm
 
 from fewbit.formats import FORMATS, FormatChoice, QTensor, Spec
 from fewbit.kernels.choose import BACKENDS, backend_named
-from fewbit.kernels.coded import Coded, Rotation, Weight, has_integer_rows, has_integers
+from fewbit.kernels.coded import (
+    After,
+    Coded,
+    Modulated,
+    Rotation,
+    Weight,
+    has_integer_rows,
+    has_integers,
+)
 from fewbit.transforms.hadamard import Hadamard
 
 CPU = torch.device("cpu")
@@ -104,6 +113,73 @@ def test_the_rotation_is_the_same_to_the_last_bit(backend, width, block):
         same_codes(backend.quantize(x, fmt, rotation), DEFINITION.quantize(x, fmt, rotation))
         half = x.bfloat16()
         same_codes(backend.quantize(half, fmt, rotation), DEFINITION.quantize(half, fmt, rotation))
+
+
+def modulated(dtype: torch.dtype, width: int = 192) -> Modulated:
+    shift, scale = normal(2, 2, width, seed=6)
+    return Modulated(3 * normal(2, 70, width).to(dtype) + 1, shift, scale, 1e-6)
+
+
+@copies
+@pytest.mark.parametrize("dtype", DTYPES)
+class TestModulate:
+    def test_it_is_the_same_to_the_last_bit(self, backend, dtype):
+        given = modulated(dtype)
+        assert torch.equal(backend.modulate(given), DEFINITION.modulate(given))
+
+    @pytest.mark.parametrize("name", ["e2m1", "int8"])
+    def test_so_is_what_is_made_of_it(self, backend, dtype, name):
+        for rotation in (None, rotation_of(192)):
+            ours = backend.quantize(modulated(dtype), FORMATS[name], rotation)
+            same_codes(ours, DEFINITION.quantize(modulated(dtype), FORMATS[name], rotation))
+
+    def test_many_tokens_are_cut_into_parts_of_one_image(self, backend, dtype):
+        given = modulated(dtype, width=4608)
+        ours = backend.quantize(given, FORMATS["e2m1"])
+        same_codes(ours, DEFINITION.quantize(given, FORMATS["e2m1"]))
+
+
+def test_the_definition_of_modulation_is_torchs_layer_norm():
+    given = modulated(torch.float32)
+    exact = layer_norm(given.x.double(), (192,), eps=1e-6)
+    exact = exact * (1 + given.scale[:, None].double()) + given.shift[:, None].double()
+    assert (DEFINITION.modulate(given) - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+@copies
+@pytest.mark.parametrize(
+    "weight", ["e2m1/row/fp32", "e1m2/g64/fp16", "uint4/row/fp32", "e4m3/row/fp32"]
+)
+@pytest.mark.parametrize("activation", ["e2m1", None])
+@pytest.mark.parametrize("dtype", DTYPES)
+class TestAfter:
+    """What follows a product, of two images with 19 and of two with 300 tokens."""
+
+    def both(self, backend, weight, activation, dtype, after, tokens=19):
+        packed, x = weight_of(weight, 1160, 128), normal(2 * tokens, 128).to(dtype)
+        given = x if activation is None else DEFINITION.quantize(x, FORMATS[activation])
+        laid = Weight(packed, backend.layout(packed, None, False))
+        ours = backend.linear(given, laid, None, dtype, after)
+        return ours, DEFINITION.linear(given, Weight(packed), None, dtype, after)
+
+    def test_gelu(self, backend, weight, activation, dtype):
+        ours, exact = self.both(backend, weight, activation, dtype, After(gelu=True))
+        alike(ours, exact)
+
+    @pytest.mark.parametrize("tokens", [19, 300])
+    def test_gate_and_residual(self, backend, weight, activation, dtype, tokens):
+        residual = normal(2 * tokens, 1160, seed=8).to(dtype)
+        after = After(gate=normal(2, 1160, seed=7), residual=residual)
+        alike(*self.both(backend, weight, activation, dtype, after, tokens))
+
+
+def test_after_is_what_its_words_say():
+    product, gate, residual = normal(6, 5), normal(2, 5, seed=1), normal(6, 5, seed=2).bfloat16()
+    assert torch.equal(After(gelu=True)(product), gelu(product, approximate="tanh"))
+    gated = residual.float() + gate.repeat_interleave(3, 0) * product
+    assert torch.equal(After(gate=gate, residual=residual)(product), gated)
+    assert torch.equal(After(gate=gate, residual=residual)(product[2:5], 2), gated[2:5])
+    assert After()(product) is product
 
 
 @copies

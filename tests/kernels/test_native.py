@@ -220,6 +220,23 @@ def test_gelu_is_torchs(isa):
     assert (wild[:127] == 0).all()
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("m", "n"), [(6, 65), (14, 64), (2, 130), (1, 3)])
+def test_gate_and_residual(isa, m, n, dtype, groups):
+    x = torch.randint(-12, 13, (m, 32), dtype=torch.int8)
+    weight, weight_scales = torch.randint(-8, 8, (n, 32), dtype=torch.int8), torch.rand(n, groups)
+    scales, bias = torch.rand(m, 1), torch.randn(n)
+    gate, residual = torch.randn(2 - m % 2, n), torch.randn(m, n).to(dtype)
+    packed = native.pack_levels(weight)
+    y = native.linear(x, scales, packed, weight_scales, bias)
+    gated = native.linear(
+        x, scales, packed, weight_scales, bias, gate=gate, residual=residual, out_dtype=dtype
+    )
+    expected = residual.float() + gate.repeat_interleave(m // len(gate), 0) * y
+    assert torch.equal(gated, expected.to(dtype))
+
+
 @pytest.mark.parametrize("name", ["e2m1", "int8"])
 @pytest.mark.parametrize("m", [*range(1, 10), 130])
 @pytest.mark.parametrize("groups", [1, 4])
@@ -335,6 +352,10 @@ def test_bad_arguments_are_named():
         native.linear(codes.float(), scales, packed, torch.ones(5, 1))
     with pytest.raises(BadArgument, match="beyond"):
         native.quantize_rows(torch.zeros(1).expand(2**16, 2**16), fmt)
+    for gate, residual in (((2, 4), (2, 5)), ((3, 5), (2, 5)), ((1, 5), (3, 5)), ((0, 5), (2, 5))):
+        given = {"gate": torch.ones(gate), "residual": torch.ones(residual)}
+        with pytest.raises(BadArgument, match="is gated by"):
+            native.linear(codes, scales, packed, torch.ones(5, 1), **given)
     with pytest.raises(BadArgument, match="as many biases"):
         native.linear(codes, scales, packed, torch.ones(5, 1), torch.ones(4))
     with pytest.raises(BadArgument, match="beyond the 3 entries"):

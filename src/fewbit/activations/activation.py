@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewbit.formats import Spec
-from fewbit.kernels.choose import backend_for
-from fewbit.kernels.coded import Coded, Rotation
+from fewbit.kernels.choose import backend_for, modulated
+from fewbit.kernels.coded import Coded, Modulated, Rotation
 
 
 class Activation(nn.Module):
@@ -19,9 +19,10 @@ class Activation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in], rounded."""
 
-    def code(self, x: Tensor, rotation: Rotation | None) -> Coded | Tensor:
+    def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
         """x, rotated and rounded, as a product wants it: integers where the format has them, else
         float32 values; rows [tokens, in] either way."""
+        x = modulated(x)
         width = x.shape[-1]
         if rotation is not None:
             x = backend_for(x).rotate(x.reshape(-1, width), rotation).view(x.shape)

@@ -10,7 +10,7 @@ from fewbit.activations.activation import Activation
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.coded import Coded, Rotation
+from fewbit.kernels.coded import Coded, Modulated, Rotation
 
 KIND = "dynamic"
 
@@ -34,11 +34,11 @@ class Dynamic(Activation):
             return backend.quantize(rows, self.spec.format).values().view(x.shape)
         return self.spec.round(rows).view(x.shape)
 
-    def code(self, x: Tensor, rotation: Rotation | None) -> Coded | Tensor:
+    def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
         backend = backend_for(x)
         if not backend.hands_on(self.spec):
             return super().code(x, rotation)
-        return backend.quantize(x.reshape(-1, x.shape[-1]), self.spec.format, rotation)
+        return backend.quantize(x, self.spec.format, rotation)
 
     def config(self) -> dict[str, Any]:
         return {"kind": KIND, "spec": str(self.spec)}

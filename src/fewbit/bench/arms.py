@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,7 @@ from fewbit.kernels.choose import VARIABLE, backend_named
 from fewbit.linear import QLinear
 from fewbit.models import describe
 from fewbit.quick_attention import QuickAttention
+from fewbit.quick_blocks import quick_blocks
 
 REFERENCE = "reference"
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -73,12 +74,16 @@ class Arm:
         return self.finish(subject.extended(network, blocks))
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        with (
-            forced(self.backend) if self.backend else nullcontext(),
-            QuickAttention() if self.quick_attention else nullcontext(),
-            QuickGelu() if self.backend else nullcontext(),
-        ):
+    def active(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """While one of the modules is called."""
+        with ExitStack() as around:
+            if self.quick_attention:
+                around.enter_context(QuickAttention())
+            if self.backend:
+                around.enter_context(forced(self.backend))
+                around.enter_context(QuickGelu())
+                for module in modules:
+                    around.enter_context(quick_blocks(module))
             yield
 
 

@@ -14,7 +14,7 @@ from fewbit.bench.subject import Call, Subject, calls
 from fewbit.calibration.tree import tensors
 from fewbit.errors import BadModel
 from fewbit.input_stage import InputStage
-from fewbit.kernels.coded import Coded
+from fewbit.kernels.coded import Coded, Modulated
 from fewbit.linear import QLinear
 from fewbit.modulation import remembered
 
@@ -108,7 +108,7 @@ class _Done(InputStage):
         super().__init__(activation=stage.activation)
         self.result = result
 
-    def forward(self, x: Tensor, reader: object = None) -> Coded | Tensor:
+    def forward(self, x: Tensor | Modulated, reader: object = None) -> Coded | Tensor:
         return self.result
 
 

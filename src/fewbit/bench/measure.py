@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -79,9 +79,12 @@ class _Contender:
 
     def make_ready(self) -> Tensor:
         """Layouts are made, graphs compiled or captured; what the first set of weights gives."""
-        with self.arm.active():
+        with self.active():
             first, *_ = [run() for run in self.runs]
             return first.float()
+
+    def active(self) -> AbstractContextManager[None]:
+        return self.arm.active(self.modules)
 
     @cached_property
     def runs(self) -> list[Callable[[], Tensor]]:
@@ -107,7 +110,7 @@ def _measured(
     exact = results["fp32" if "fp32" in results else EXACT.name]
     lost = partial(_sqnr, exact, case.call.arguments.get(case.residual or ""))
     reference = lost(results[DEFINITION.name]) if DEFINITION.name in results else None
-    turns = {name: Turn(one.runs, one.arm.active) for name, one in contenders.items()}
+    turns = {name: Turn(one.runs, one.active) for name, one in contenders.items()}
     times = take_turns(turns, rounds, waiting_for(device))
     rows = tuple(
         _row(name, one, case, times, lost(results[name]), reference, device)
@@ -131,7 +134,7 @@ def _contenders(case: Case, arms: Mapping[str, Arm]) -> dict[str, _Contender]:
 
 def _products(arm: Arm, modules: list[nn.Module], arguments: dict[str, Any]) -> list[nn.Module]:
     (x,) = arguments.values()
-    with arm.active():
+    with arm.active(()):
         each = [product_alone(m, x.flatten(0, -2)) for m in modules if isinstance(m, QLinear)]
     return [module for module in each if module is not None]
 
@@ -148,7 +151,7 @@ def _row(
     """The looks inside, after the rounds. Only ours are compared with all the others."""
     arm, run = contender.arm, contender.runs[0]
     others = [n for n in times if arm.backend and not n.startswith("ours")] or [next(iter(times))]
-    with arm.active():
+    with contender.active():
         opaque = case.operations or arm.graph or arm.takes_blocks
         parts = None if opaque else shares(contender.modules[0], run, waiting_for(device))
         working = working_bytes(run, device)

@@ -67,7 +67,7 @@ class Format(ABC):
     def min(self) -> float:
         return self.levels[0]
 
-    @property
+    @cached_property
     def step(self) -> float:
         """The smallest positive level: all levels are integer multiples of it."""
         return min(v for v in self.levels if v > 0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
+from fewbit.kernels.coded import Modulated
 from fewbit.kernels.cpu import Native
 from fewbit.kernels.cuda import Cuda
 from fewbit.kernels.portable import Portable
@@ -28,13 +29,19 @@ class Choice:
     why: str
 
 
-def backend_for(x: Tensor) -> Reference:
-    """Of whatever computes with x; where x is trained, the definition, which can be derived."""
+def backend_for(given: Tensor | Modulated) -> Reference:
+    """Of whatever computes with it; where x is trained, the definition, which can be derived."""
+    x = given.x if isinstance(given, Modulated) else given
     key = os.environ.get(VARIABLE), x.device.type
     found = _CHOSEN.get(key)
     if found is None:
         found = _CHOSEN[key] = choose(x.device).backend
     return BACKENDS[-1] if torch.is_grad_enabled() and x.requires_grad else found
+
+
+def modulated(x: Tensor | Modulated) -> Tensor:
+    """x, or what is yet to be computed of it, for whoever cannot do so on the way."""
+    return backend_for(x).modulate(x) if isinstance(x, Modulated) else x
 
 
 def backend_named(name: str) -> Reference:

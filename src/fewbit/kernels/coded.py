@@ -7,6 +7,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from fewbit.formats import FormatChoice, QTensor, Spec
 
@@ -25,6 +26,41 @@ class Coded:
     def values(self) -> Tensor:
         """What the integers stand for, float32 [rows, columns]."""
         return self.integers.float() * self.scales
+
+
+@dataclass(frozen=True)
+class Modulated:
+    """Tokens yet to be normalized, and scaled and shifted by what was made of their image's time:
+    LayerNorm(x) * (1 + scale) + shift, in float32."""
+
+    x: Tensor  # [images, tokens, columns]
+    shift: Tensor  # float32 [images, columns]
+    scale: Tensor  # float32 [images, columns]
+    eps: float
+
+
+@dataclass(frozen=True)
+class After:
+    """What is done to a product in float32, before it is rounded to its dtype: GELU by its tanh, or
+    residual + gate * product."""
+
+    gelu: bool = False
+    gate: Tensor | None = None  # float32 [images, columns]
+    residual: Tensor | None = None  # [rows, columns], as many rows of each image
+
+    def __call__(self, product: Tensor, first: int = 0) -> Tensor:
+        """Of the rows from `first` on."""
+        if self.gelu:
+            return gelu(product, approximate="tanh")
+        if self.gate is None or self.residual is None:
+            return product
+        rows = slice(first, first + len(product))
+        tokens = len(self.residual) // len(self.gate)
+        gates = self.gate[torch.arange(rows.start, rows.stop, device=product.device) // tokens]
+        return self.residual[rows].float() + gates * product
+
+
+NOTHING = After()
 
 
 @dataclass(frozen=True)
@@ -50,6 +86,7 @@ class Weight:
 
     packed: QTensor
     layout: Tensor | None = None
+    kept_scales: Tensor | None = None  # `integer_scales`, made beforehand
 
     @property
     def spec(self) -> Spec:
@@ -57,6 +94,8 @@ class Weight:
 
     def integer_scales(self) -> Tensor:
         """float32 [rows, groups]: what `integers` are multiplied with."""
+        if self.kept_scales is not None:
+            return self.kept_scales
         rows, columns = self.packed.shape
         scales = self.spec.load(self.packed.scales) * self._step()
         return scales.expand(rows, self.spec.groups(columns))

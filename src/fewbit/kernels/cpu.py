@@ -8,7 +8,15 @@ from torch import Tensor
 from fewbit.formats import Format, Integer, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels import native
-from fewbit.kernels.coded import Coded, Rotation, Weight, has_integers
+from fewbit.kernels.coded import (
+    NOTHING,
+    After,
+    Coded,
+    Modulated,
+    Rotation,
+    Weight,
+    has_integers,
+)
 from fewbit.kernels.portable import Portable
 
 LANES = 8  # columns that a product takes at a time
@@ -27,24 +35,49 @@ class Native(Portable):
             return super().path(weight, activation, shape)
         return f"native {native.isa()}, weights resting in {_bits(weight)} bits"
 
-    def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
-        if torch.compiler.is_compiling() or not x.numel():  # a compiler fuses the passes itself
+    def modulate(self, given: Modulated) -> Tensor:
+        if torch.compiler.is_compiling() or not given.x.numel():
+            return super().modulate(given)
+        return native.layer_norm_modulate(given.x.float(), given.shift, given.scale, given.eps)
+
+    def quantize(
+        self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
+    ) -> Coded:
+        given = x.x if isinstance(x, Modulated) else x
+        if torch.compiler.is_compiling() or not given.numel():  # a compiler fuses passes itself
             return super().quantize(x, fmt, rotation)
-        x = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
-        if rotation is None:
-            return Coded(*native.quantize_rows(x, fmt), fmt.integer_max)
-        coded = native.hadamard_quantize_rows(x, rotation.signs, rotation.matrices, fmt)
+        given = given if given.dtype in native.DTYPES else given.float()
+        turned = None if rotation is None else (rotation.signs, rotation.matrices)
+        if isinstance(x, Modulated):
+            coded = native.modulate_quantize_rows(given, x.shift, x.scale, x.eps, fmt, turned)
+        elif turned is not None:
+            coded = native.hadamard_quantize_rows(given, *turned, fmt)
+        else:
+            coded = native.quantize_rows(given, fmt)
         return Coded(*coded, fmt.integer_max)
 
     def integer_linear(
-        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+        self,
+        x: Coded,
+        weight: Weight,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        after: After = NOTHING,
     ) -> Tensor:
         layout = self._layout(weight)
         if layout is None or not x.integers.numel():
-            return super().integer_linear(x, weight, bias, dtype)
-        scales = weight.integer_scales()
-        out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        return native.linear(x.integers, x.scales, layout, scales, bias, out_dtype=out).to(dtype)
+            return super().integer_linear(x, weight, bias, dtype, after)
+        return native.linear(
+            x.integers,
+            x.scales,
+            layout,
+            weight.integer_scales(),
+            bias,
+            gelu=after.gelu,
+            gate=after.gate,
+            residual=after.residual,
+            out_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
+        ).to(dtype)
 
     def float_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype

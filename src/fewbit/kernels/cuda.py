@@ -11,7 +11,10 @@ from torch.nn.functional import linear, pad
 
 from fewbit.formats import Format, Minifloat, QTensor, Spec
 from fewbit.kernels.coded import (
+    NOTHING,
+    After,
     Coded,
+    Modulated,
     Rotation,
     Weight,
     has_integer_rows,
@@ -63,8 +66,11 @@ class Cuda(Portable):
     def multiplies_codes(self, weight: Spec) -> bool:
         return has_integers(weight) or is_fp8(weight.format)
 
-    def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
+    def quantize(
+        self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
+    ) -> Coded:
         """Of a float the levels themselves as FP8, of an integer format int8."""
+        x = self.rows(x)
         if not isinstance(fmt, Minifloat) or not is_fp8(fmt) or not _has_fp8(x.device):
             return super().quantize(x, fmt, rotation)
         if not x.numel():
@@ -73,8 +79,15 @@ class Cuda(Portable):
         return Coded(levels.to(FP8), scales, fmt.integer_max)
 
     def integer_linear(
-        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+        self,
+        x: Coded,
+        weight: Weight,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        after: After = NOTHING,
     ) -> Tensor:
+        if after is not NOTHING:
+            return after(self.integer_linear(x, weight, bias, torch.float32)).to(dtype)
         sizes = weight.packed.shape
         if x.integers.numel() and fits_tensor_cores(weight.spec, *sizes):
             if x.integers.dtype == FP8 and is_fp8(weight.spec.format):

@@ -137,11 +137,17 @@ def linear(
     bias: Tensor | None = None,
     *,
     gelu: bool = False,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Codes [M, K] with scales [M, 1 or G] times a packed weight with scales [N, G]."""
+    """Codes [M, K] with scales [M, 1 or G] times a packed weight with scales [N, G].
+
+    In float32, before it is rounded, GELU may be taken of the result, or what comes of it is
+    residual [M, N] + gate [images, N] * result, an image having as many rows as another.
+    """
     return torch.ops.fewbit_native.linear(
-        codes, scales, packed, weight_scales, bias, gelu, out_dtype
+        codes, scales, packed, weight_scales, bias, gelu, gate, residual, out_dtype
     )
 
 
@@ -317,7 +323,7 @@ def _call_rows(
             x.data_ptr(), _pointer(shift), _pointer(scale), _pointer(signs),
             _pointer(entries), (c_int32 * len(matrices))(*map(len, matrices)), _pointer(codes),
             _pointer(scales), _pointer(out), rows, columns, tokens, len(matrices), groups, dtype,
-            int(mantissa), order**-0.5, eps, top, step, smallest_normal,
+            int(mantissa), order**-0.5, top, step, smallest_normal, eps,
         )
     )  # fmt: skip
 
@@ -329,10 +335,22 @@ def _run_linear(
     weight_scales: Tensor,
     bias: Tensor | None,
     gelu: bool,
+    gate: Tensor | None,
+    residual: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
     rows, columns = codes.shape
     channels, groups = weight_scales.shape
+    tokens = 1
+    if gate is not None and residual is not None:
+        gate, residual = _floats(gate), residual.to(out_dtype).contiguous()
+        images, tokens = len(gate), rows // max(len(gate), 1)
+        right = gate.shape == (images, channels) and residual.shape == (rows, channels)
+        if gelu or not right or images * tokens != rows:
+            raise BadArgument(
+                f"a result [{rows}, {channels}], not of GELU, is gated by [images, {channels}] and "
+                f"added to [{rows}, {channels}], got {list(gate.shape)}, {list(residual.shape)}"
+            )
     out = torch.empty(rows, channels, dtype=out_dtype)
     scale_groups = scales.shape[1]
     if groups > 1 and columns % (8 * groups):
@@ -345,8 +363,9 @@ def _run_linear(
     _check(
         functions().fewbit_linear(
             codes.data_ptr(), scales.data_ptr(), packed.data_ptr(), packed.numel(),
-            weight_scales.data_ptr(), _pointer(bias), out.data_ptr(), rows, channels, columns,
-            groups, scale_groups, gelu, _dtype(out_dtype),
+            weight_scales.data_ptr(), _pointer(bias), _pointer(gate), _pointer(residual),
+            out.data_ptr(), rows, channels, columns, tokens, groups,
+            scale_groups, gelu, _dtype(out_dtype),
         )
     )  # fmt: skip
     return out
@@ -501,10 +520,10 @@ _IMPLEMENTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda x, *_: x.new_empty(x.shape),
     ),
     "linear(Tensor codes, Tensor scales, Tensor packed, Tensor weight_scales, Tensor? bias, "
-    "bool gelu, ScalarType out_dtype) -> Tensor": (
+    "bool gelu, Tensor? gate, Tensor? residual, ScalarType out_dtype) -> Tensor": (
         _run_linear,
-        lambda codes, scales, packed, weight_scales, bias, gelu, out_dtype: codes.new_empty(
-            codes.shape[0], weight_scales.shape[0], dtype=out_dtype
+        lambda codes, scales, packed, weight_scales, bias, gelu, gate, residual, out_dtype: (
+            codes.new_empty(codes.shape[0], weight_scales.shape[0], dtype=out_dtype)
         ),
     ),
     "float_linear(Tensor x, Tensor packed, Tensor weight_scales, Tensor? bias, "

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from ctypes import CDLL, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import CDLL, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 3
+ABI = 4
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
 _P, _L, _I, _F = c_void_p, c_int64, c_int32, c_float
@@ -31,9 +31,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "packed_shape": (_I, [_P, _L, _P]),
     "pack": (None, [_P, _P, _P, _L, _L, _I, _I, _P]),
     "unpack": (_I, [_P, _L, _P]),
-    "linear": (_I, [_P, _P, _P, _L, _P, _P, _P, _L, _L, _L, _I, _I, _I, _I]),
+    "linear": (_I, [_P, _P, _P, _L, *[_P] * 5, *[_L] * 4, *[_I] * 4]),
     "float_linear": (_I, [_P, _P, _L, _P, _P, _P, _P, _P, _L, _L, _L, _L, _I, _I]),
-    "rows": (_I, [*[_P] * 9, *[_L] * 3, *[_I] * 4, *[_F] * 5]),
+    "rows": (_I, [*[_P] * 9, *[_L] * 3, *[_I] * 4, *[_F] * 4, c_double]),
     "gelu": (_I, [_P, _P, _L, _I]),
     "attention": (_I, [*[_P] * 5, *[_L] * 5, _P, _I, _F]),
 }

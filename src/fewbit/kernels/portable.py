@@ -10,7 +10,15 @@ from torch import Tensor
 
 from fewbit.formats import Format, FormatChoice, Integer, Minifloat, QTensor, Spec
 from fewbit.formats.scale import SMALLEST
-from fewbit.kernels.coded import Coded, Rotation, Weight, has_integers
+from fewbit.kernels.coded import (
+    NOTHING,
+    After,
+    Coded,
+    Modulated,
+    Rotation,
+    Weight,
+    has_integers,
+)
 from fewbit.kernels.reference import Reference
 
 CACHED = 1 << 18  # float32 that stay in a core's cache from one pass to the next
@@ -41,36 +49,46 @@ class Portable(Reference):
         if x.dtype == torch.float64 or torch.compiler.is_compiling() or x.device.type != "cpu":
             return _rotate(x, rotation)
         out = torch.empty(x.shape)
-        scratch = torch.empty(2, min(len(x), _rows_cached(x)), x.shape[1])
+        scratch = torch.empty(2, min(len(x), _rows_cached(x.shape[1])), x.shape[1])
         for part in _cached(x):
             out[part] = _rotate(x[part], rotation, *scratch[:, : len(x[part])])
         return out
 
-    def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
-        if not isinstance(fmt, Minifloat | Integer) or not x.numel():
+    def quantize(
+        self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
+    ) -> Coded:
+        given = x.x if isinstance(x, Modulated) else x
+        if not isinstance(fmt, Minifloat | Integer) or not given.numel():
             return super().quantize(x, fmt, rotation)
-        if torch.compiler.is_compiling() or x.device.type != "cpu":
-            return _quantize(x, fmt, rotation)
-        integers = torch.empty(x.shape, dtype=torch.int8)
-        scales = torch.empty(len(x), 1)
-        scratch = torch.empty(2, min(len(x), _rows_cached(x)), x.shape[1])
-        for part in _cached(x):
-            levels, scales[part] = to_levels(x[part], fmt, rotation, scratch)
+        if torch.compiler.is_compiling() or given.device.type != "cpu":
+            return _quantize(self.rows(x), fmt, rotation)
+        columns = given.shape[-1]
+        rows = given.numel() // columns
+        integers = torch.empty(rows, columns, dtype=torch.int8)
+        scales = torch.empty(rows, 1)
+        scratch = torch.empty(2, min(rows, _rows_cached(columns)), columns)
+        for part, some in _parts(x):
+            levels, scales[part] = to_levels(self.rows(some), fmt, rotation, scratch)
             integers[part] = levels if fmt.step == 1 else levels.mul_(1 / fmt.step)
         scales *= fmt.step
         return Coded(integers, scales, fmt.integer_max)
 
     def integer_linear(
-        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+        self,
+        x: Coded,
+        weight: Weight,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        after: After = NOTHING,
     ) -> Tensor:
         scales = weight.integer_scales()
         if not x.integers.numel() or not _worth_it(weight.spec, x.integers.shape[1]):
-            return self.float_linear(x.values(), weight, bias, dtype)
+            return after(self.float_linear(x.values(), weight, bias, torch.float32)).to(dtype)
         integers = self._integers(weight)
         if scales.shape[1] > 1:
-            return _grouped(x, integers, scales, bias).to(dtype)
+            return after(_grouped(x, integers, scales, bias)).to(dtype)
         sums = torch._int_mm(x.integers, integers.t())
-        return scaled(sums, x.scales, scales.view(1, -1), bias, dtype)
+        return scaled(sums, x.scales, scales.view(1, -1), bias, dtype, after)
 
     def float_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
@@ -127,15 +145,28 @@ def _four_at_once(fmt: Format) -> Tensor:
 _four_at_once_kept = lru_cache(maxsize=8)(_four_at_once)
 
 
+def _parts(x: Tensor | Modulated) -> Iterator[tuple[slice, Tensor | Modulated]]:
+    """Rows, few enough at a time that the passes over them stay in the cache."""
+    if isinstance(x, Tensor):
+        rows = x.reshape(-1, x.shape[-1])
+        yield from ((part, rows[part]) for part in _cached(rows))
+        return
+    for image, tokens in enumerate(x.x):
+        shift, scale, before = x.shift[image, None], x.scale[image, None], image * len(tokens)
+        for part in _cached(tokens):
+            rows = tokens[None, part]
+            end = before + part.start + rows.shape[1]
+            yield slice(before + part.start, end), Modulated(rows, shift, scale, x.eps)
+
+
 def _cached(x: Tensor) -> Iterator[slice]:
-    """Rows of x, few enough at a time that the passes over them stay in the cache."""
     whole = torch.compiler.is_compiling() or x.device.type != "cpu"
-    count = len(x) if whole else _rows_cached(x)
+    count = len(x) if whole else _rows_cached(x.shape[1])
     return (slice(start, start + count) for start in range(0, len(x), max(count, 1)))
 
 
-def _rows_cached(x: Tensor) -> int:
-    return max(1, CACHED // x.shape[1])
+def _rows_cached(columns: int) -> int:
+    return max(1, CACHED // columns)
 
 
 def _rotate(
@@ -231,13 +262,18 @@ def _grouped(x: Coded, integers: Tensor, scales: Tensor, bias: Tensor | None) ->
 
 
 def scaled(
-    sums: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, dtype: torch.dtype
+    sums: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    after: After = NOTHING,
 ) -> Tensor:
-    """sums · rows · columns + bias, a few rows at a time."""
+    """after(sums · rows · columns + bias), a few rows at a time."""
     out = torch.empty(sums.shape, dtype=dtype, device=sums.device)
     for part in _cached(sums):
         product = (sums[part] * rows[part]).mul_(columns)
-        out[part] = product if bias is None else product.add_(bias)
+        out[part] = after(product if bias is None else product.add_(bias), part.start)
     return out
 
 

@@ -12,7 +12,16 @@ from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
 from fewbit.formats import Codebook, Format, QTensor, Spec
 from fewbit.formats.scale import FP32
-from fewbit.kernels.coded import Coded, Rotation, Weight, has_integer_rows, has_integers
+from fewbit.kernels.coded import (
+    NOTHING,
+    After,
+    Coded,
+    Modulated,
+    Rotation,
+    Weight,
+    has_integer_rows,
+    has_integers,
+)
 
 TILE = 1 << 20  # weights of a codebook that exist decoded at a time
 
@@ -51,8 +60,25 @@ class Reference:
                 rotated = rotated + terms[:, k]
         return (rotated * rotation.scale).reshape(x.shape)
 
-    def quantize(self, x: Tensor, fmt: Format, rotation: Rotation | None = None) -> Coded:
-        """Each row of x [rows, columns] to the nearest levels at the scale that clips nothing."""
+    def modulate(self, given: Modulated) -> Tensor:
+        """float32 [images, tokens, columns]. Mean and deviation are taken in double precision, so
+        that the order of their sums does not matter."""
+        x = given.x.float()
+        centred = x - x.double().mean(-1, keepdim=True).float()
+        variance = centred.double().square().mean(-1, keepdim=True)
+        normal = centred * (variance + given.eps).sqrt().reciprocal().float()
+        return normal * (1 + given.scale[:, None]) + given.shift[:, None]
+
+    def rows(self, x: Tensor | Modulated) -> Tensor:
+        """[rows, columns], modulated if they are yet to be."""
+        x = self.modulate(x) if isinstance(x, Modulated) else x
+        return x.reshape(-1, x.shape[-1])
+
+    def quantize(
+        self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
+    ) -> Coded:
+        """Each row of x [..., columns] to the nearest levels at the scale that clips nothing."""
+        x = self.rows(x)
         x = x.float() if rotation is None else self.rotate(x, rotation).float()
         largest = x.abs().amax(1, keepdim=True) if x.numel() else x.new_ones(len(x), 1)
         scales = FP32.from_absmax(largest, fmt.max)
@@ -62,21 +88,33 @@ class Reference:
         return Coded(integers, scales * fmt.step, fmt.integer_max)
 
     def linear(
-        self, x: Coded | Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+        self,
+        x: Coded | Tensor,
+        weight: Weight,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        after: After = NOTHING,
     ) -> Tensor:
-        """x · weightᵀ + bias, [rows, out]. Integers are multiplied and summed as such."""
+        """after(x · weightᵀ + bias), [rows, out]. Integers are multiplied and summed as such."""
         bias = None if bias is None else bias.float()
-        if isinstance(weight.spec.format, Codebook):
-            given = x if isinstance(x, Tensor) else x.values()
-            return self.codebook_linear(given, weight.packed, bias, dtype)
-        if isinstance(x, Tensor):
-            return self.float_linear(x, weight, bias, dtype)
-        if self.multiplies_codes(weight.spec):
-            return self.integer_linear(x, weight, bias, dtype)
-        return self.float_linear(x.values(), weight, bias, dtype)
+        codebook = isinstance(weight.spec.format, Codebook)
+        if isinstance(x, Coded) and self.multiplies_codes(weight.spec) and not codebook:
+            return self.integer_linear(x, weight, bias, dtype, after)
+        given = x if isinstance(x, Tensor) else x.values()
+        exact = dtype if after is NOTHING else torch.float32
+        if codebook:
+            product = self.codebook_linear(given, weight.packed, bias, exact)
+        else:
+            product = self.float_linear(given, weight, bias, exact)
+        return after(product).to(dtype)
 
     def integer_linear(
-        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+        self,
+        x: Coded,
+        weight: Weight,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        after: After = NOTHING,
     ) -> Tensor:
         """Exact sums, one for each group of columns, then the scales in float32."""
         integers, scales = weight.integers(), weight.integer_scales()
@@ -91,7 +129,7 @@ class Reference:
             else:
                 products = products + sums.float() * scale
         products = products if scales.shape[1] == 1 else products * x.scales
-        return (products if bias is None else products + bias).to(dtype)
+        return after(products if bias is None else products + bias).to(dtype)
 
     def float_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype

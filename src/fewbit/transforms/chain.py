@@ -8,7 +8,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from fewbit import registry
-from fewbit.kernels.coded import Rotation
+from fewbit.kernels.choose import modulated
+from fewbit.kernels.coded import Modulated, Rotation
 from fewbit.transforms.transform import Transform
 
 KIND = "chain"
@@ -24,9 +25,9 @@ class Chain(Transform):
             x = part(x)
         return x
 
-    def ahead(self, x: Tensor) -> tuple[Tensor, Rotation | None]:
+    def ahead(self, x: Tensor | Modulated) -> tuple[Tensor | Modulated, Rotation | None]:
         *before, last = self._transforms()
-        x = x.float()
+        x = modulated(x).float()
         for part in before:
             x = part(x)
         return last.ahead(x)

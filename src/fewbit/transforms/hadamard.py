@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.coded import Rotation
+from fewbit.kernels.coded import Modulated, Rotation
+from fewbit.kernels.precision import as_written
 from fewbit.transforms.hadamard_matrix import factors, kronecker, steps
 from fewbit.transforms.transform import Transform
 
@@ -91,7 +92,7 @@ class HadamardTransform(Transform):
     def forward(self, x: Tensor) -> Tensor:
         return _rotated(x, self.rotation)
 
-    def ahead(self, x: Tensor) -> tuple[Tensor, Rotation | None]:
+    def ahead(self, x: Tensor | Modulated) -> tuple[Tensor | Modulated, Rotation | None]:
         return x, self.rotation
 
     def weight(self, weight: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def allowed_blocks(width: int) -> list[int]:
 def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
     """float32 inside, or float64 for a float64 input; the result has the dtype of the input."""
     rows = x.reshape(-1, x.shape[-1])
-    with torch.autocast(x.device.type, enabled=False):
+    with as_written(x):
         return backend_for(x).rotate(rows, rotation).view(x.shape).to(x.dtype)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewbit.kernels.coded import Rotation
+from fewbit.kernels.choose import modulated
+from fewbit.kernels.coded import Modulated, Rotation
 
 
 class Transform(nn.Module):
@@ -15,9 +16,9 @@ class Transform(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The input [..., in], at run time."""
 
-    def ahead(self, x: Tensor) -> tuple[Tensor, Rotation | None]:
+    def ahead(self, x: Tensor | Modulated) -> tuple[Tensor | Modulated, Rotation | None]:
         """The input up to a last rotation, which a kernel does together with the rounding."""
-        return self(x), None
+        return self(modulated(x)), None
 
     @abstractmethod
     def weight(self, weight: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ int64_t panels(int64_t n) { return up(n, kPanel) / kPanel; }
 
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 3; }
+EXPORT int32_t fewbit_abi() { return 4; }
 
 EXPORT int32_t fewbit_supports(const char* name) { return supported(name) != nullptr; }
 
@@ -217,9 +217,10 @@ EXPORT int32_t fewbit_unpack(const uint8_t* bytes, int64_t size, uint8_t* codes)
 }
 
 EXPORT int32_t fewbit_linear(const int8_t* codes, const float* scales, const uint8_t* bytes,
-                             int64_t size, const float* weight_scales, const float* bias, void* out,
-                             int64_t m, int64_t n, int64_t k, int32_t groups, int32_t scale_groups,
-                             int32_t gelu, int32_t out_dtype) {
+                             int64_t size, const float* weight_scales, const float* bias,
+                             const float* gate, const void* residual, void* out, int64_t m,
+                             int64_t n, int64_t k, int64_t tokens, int32_t groups,
+                             int32_t scale_groups, int32_t gelu, int32_t out_dtype) {
     if (!is_packed(bytes, size)) return kNotPacked;
     Packed packed(bytes);
     if (packed.header->n != n || packed.header->k != k) return kNotPacked;
@@ -233,19 +234,25 @@ EXPORT int32_t fewbit_linear(const int8_t* codes, const float* scales, const uin
         codes = reinterpret_cast<const int8_t*>(memory);
     }
     int32_t* sums = reinterpret_cast<int32_t*>(memory + padded);
-    int32_t largest = 0;
-    for (int64_t i = 0; i < m * groups; ++i)
-        sums[i] = chosen->sums(codes + i / groups * pitch + i % groups * (pitch / groups),
-                               pitch / groups, &largest);
-    Linear task = {codes, scales, sums, weight_scales, bias, out, m, pitch, scale_groups,
-                   groups, largest, gelu, out_dtype};
+    const Kernels* kernels = chosen;
+    std::atomic<int32_t> largest{0};
+    for_each(up(m, kSumsAtOnce) / kSumsAtOnce, 64, [&](int64_t i, uint8_t*) {
+        int32_t own = 0;
+        int64_t end = (i + 1) * kSumsAtOnce < m ? (i + 1) * kSumsAtOnce : m;
+        for (int64_t at = i * kSumsAtOnce * groups; at < end * groups; ++at)
+            sums[at] = kernels->sums(codes + at / groups * pitch + at % groups * (pitch / groups),
+                                     pitch / groups, &own);
+        for (int32_t seen = largest; own > seen && !largest.compare_exchange_weak(seen, own);) {
+        }
+    });
+    Linear task = {codes, scales, sums, weight_scales, bias, gate, residual, out, m, pitch, tokens,
+                   scale_groups, groups, largest, gelu, out_dtype, threads_for(panels(n))};
     // Six rows are a tile; what a thread has for itself should be many of them.
     int64_t rows = m < kIntegerRows ? m : kIntegerRows;
     while (rows > 96 && panels(n) * (up(m, rows) / rows) < 2 * threads_for(1 << 20))
         rows = up((rows + 1) / 2, kMaxRows);
     int64_t count = panels(n);
     int64_t wanted = (groups + 1) * kPanel * int64_t(sizeof(float)) + pitch * (3 * kPanel + 2 * kMaxRows);
-    const Kernels* kernels = chosen;
     return for_each(count * (up(m, rows) / rows), wanted, [&](int64_t i, uint8_t* own) {
         int64_t row = i / count * rows;
         kernels->linear(task, packed, i % count, row, m - row < rows ? m - row : rows, own);
@@ -302,10 +309,10 @@ static void divide(Rows& t) {
 EXPORT int32_t fewbit_rows(const void* x, const float* shift, const float* scale, const int8_t* signs,
                            const int8_t* entries, const int32_t* orders, int8_t* codes, float* scales,
                            void* out, int64_t m, int64_t k, int64_t tokens, int32_t count,
-                           int32_t groups, int32_t dtype, int32_t mantissa, float norm, float eps,
-                           float top, float step, float smallest_normal) {
+                           int32_t groups, int32_t dtype, int32_t mantissa, float norm, float top,
+                           float step, float smallest_normal, double eps) {
     Rows task = {x, shift, scale, nullptr, nullptr, {}, count, 0, 1, 1, up(k, 16), codes, scales, out,
-                 m, k, tokens, groups, dtype, mantissa, norm, eps, top, step, smallest_normal};
+                 m, k, tokens, groups, dtype, mantissa, norm, top, step, smallest_normal, eps};
     int64_t size = 0;
     for (int n = 0; n < count; ++n) {
         task.orders[n] = orders[n];

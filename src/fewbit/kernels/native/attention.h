@@ -89,12 +89,12 @@ static void soften(int64_t count, int64_t keys, Buffers<P>& b) {
         f32 all = {};
         Element* p = reinterpret_cast<Element*>(b.p) + i * kKeys;
         for (int64_t j = 0; j < padded; j += LANES) {
-            f32 e = exponential_of_negative(load(s + j) - around);
+            f32 e = exponential_of_bounded(load(s + j) - around);
             all += e;
             P::put_vector(p + j, e);
         }
         for (int64_t j = padded; j < kKeys; ++j) P::put(p + j, 0.0f);
-        float shrink = exponential_of_negative(splat(before - around))[0];
+        float shrink = exponential_of_bounded(splat(before - around))[0];
         b.total[i] = b.total[i] * shrink + sum(all);
         b.most[i] = now;
         if (shrink != 1.0f)

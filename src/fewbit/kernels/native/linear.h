@@ -17,8 +17,18 @@ static void panel_factors(const float* scales, const float* bias, int64_t n, int
         }
 }
 
+enum After { kNothing, kGelu, kGated };  // what is done to a result before it is rounded
+
+template <int AFTER>
+static inline f32 after(const Linear& t, f32 y, int64_t n, int64_t row, int64_t channel, int dtype) {
+    if (AFTER == kGelu) return gelu_tanh(y);
+    if (AFTER == kNothing) return y;
+    const f32 gate = load_some(t.gate + row / t.tokens * n + channel, n - channel);
+    return load_some_any(t.residual, dtype, row * n + channel, n - channel) + gate * y;
+}
+
 // From sums of one group, still with the offset in them, to results: most of what is not a product.
-template <bool GELU, int DTYPE>
+template <int AFTER, int DTYPE>
 static void finish_exact(const Linear& t, int64_t n, int64_t channel, int32_t offset, int64_t row,
                          int64_t rows, const int32_t* acc, const float* factors) {
     int64_t there = n - channel < kPanel ? n - channel : kPanel;
@@ -29,7 +39,8 @@ static void finish_exact(const Linear& t, int64_t n, int64_t channel, int32_t of
         for (int64_t j = 0; j < there; j += LANES) {
             i32 exact = *reinterpret_cast<const i32*>(acc + i * kPanel + j) - excess;
             f32 y = to_floats(exact) * by_row * load(factors + j) + load(factors + kPanel + j);
-            store_some(t.out, at + j, DTYPE, GELU ? gelu_tanh(y) : y, there - j);
+            store_some(t.out, at + j, DTYPE, after<AFTER>(t, y, n, row + i, channel + j, DTYPE),
+                       there - j);
         }
     }
 }
@@ -43,7 +54,9 @@ static void finish(const Linear& t, int64_t n, int64_t channel, int64_t row, int
         const float by_row = t.scale_groups == 1 ? t.scales[row + i] : 1.0f;
         for (int64_t j = 0; j < there; j += LANES) {
             f32 y = load(sums + i * kPanel + j) * by_row + load(bias + j);
-            if (t.gelu) y = gelu_tanh(y);
+            y = t.gelu   ? after<kGelu>(t, y, n, row + i, channel + j, t.out_dtype)
+                : t.gate ? after<kGated>(t, y, n, row + i, channel + j, t.out_dtype)
+                         : y;
             store_some(t.out, (row + i) * n + channel + j, t.out_dtype, y, there - j);
         }
     }
@@ -75,6 +88,18 @@ static inline void fetch_results(const Linear& t, int64_t n, int64_t channel, in
     }
 }
 
+template <int DTYPE>
+static auto finish_as(const Linear& t) {
+    return t.gelu   ? finish_exact<kGelu, DTYPE>
+           : t.gate ? finish_exact<kGated, DTYPE>
+                    : finish_exact<kNothing, DTYPE>;
+}
+
+// A part of a panel that is needed soon comes to the second cache.
+static inline void fetch_ahead(const uint8_t* bytes, int64_t size) {
+    for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(bytes + at, 0, 2);
+}
+
 static void linear_kernel(const Linear& t, const Packed& w, int64_t panel, int64_t row,
                           int64_t rows, uint8_t* scratch) {
     const Header& h = *w.header;
@@ -85,13 +110,14 @@ static void linear_kernel(const Linear& t, const Packed& w, int64_t panel, int64
     panel_factors(t.weight_scales, t.bias, h.n, t.groups, panel, factors);
     Opened weights = open_panel(t, w, panel, opened);
     int64_t group = up(h.k, kDepth) / t.groups, channel = panel * kPanel;
-    auto finish_one = t.gelu ? t.out_dtype == kFloat32 ? finish_exact<true, kFloat32>
-                                                       : finish_exact<true, kBfloat16>
-                      : t.out_dtype == kFloat32 ? finish_exact<false, kFloat32>
-                                                : finish_exact<false, kBfloat16>;
+    auto finish_one = t.out_dtype == kFloat32 ? finish_as<kFloat32>(t) : finish_as<kBfloat16>(t);
+    const int64_t bytes = (panel + t.threads) * kPanel < h.n ? Packed::panel_bytes(h.k, h.bits) : 0;
+    const uint8_t* soon = w.panel(panel + t.threads);
     for (int64_t i = row; i < row + rows; i += kMaxRows) {
         int64_t count = row + rows - i < kMaxRows ? row + rows - i : kMaxRows;
         fetch_results(t, h.n, channel, i, count);
+        const int64_t from = up(bytes * (i - row) / rows, 64);
+        fetch_ahead(soon + from, up(bytes * (i - row + count) / rows, 64) - from);
         for (int64_t g = 0; g < t.groups; ++g) {
             dot(count, t.codes + i * t.pitch + g * group, t.pitch, weights, g * group, group, acc);
             if (t.groups > 1) add_group(t, weights.offset, i, count, g, acc, factors, sums);

@@ -1,53 +1,43 @@
 // One pass over a row: layer norm and modulation, signs and rotation, absmax, codes.
 
-static inline f32 load_any(const void* x, int dtype, int64_t at) {
-    return dtype == kFloat32 ? load(static_cast<const float*>(x) + at)
-                             : load_bf16(static_cast<const uint16_t*>(x) + at);
-}
-
-static inline float load_one(const void* x, int dtype, int64_t at) {
-    if (dtype == kFloat32) return static_cast<const float*>(x)[at];
-    uint32_t bits = uint32_t(static_cast<const uint16_t*>(x)[at]) << 16;
-    float value;
-    __builtin_memcpy(&value, &bits, 4);
-    return value;
-}
-
 static void read_row(const Rows& t, int64_t row, float* y) {
     int64_t i = 0, at = row * t.k;
     for (; i + LANES <= t.k; i += LANES) store(y + i, load_any(t.x, t.dtype, at + i));
     for (; i < t.k; ++i) y[i] = load_one(t.x, t.dtype, at + i);
 }
 
-static float total(const float* y, int64_t k) {
-    f32 a = {}, b = {};
+static float mean_of(const float* y, int64_t k) {
+    f64 low = {}, high = {};
     int64_t i = 0;
-    for (; i + 2 * LANES <= k; i += 2 * LANES) {
-        a += load(y + i);
-        b += load(y + i + LANES);
+    for (; i + LANES <= k; i += LANES) {
+        low += low_doubles(load(y + i));
+        high += high_doubles(load(y + i));
     }
-    float rest = sum(a + b);
-    for (; i < k; ++i) rest += y[i];
-    return rest;
+    double total = sum(low + high);
+    for (; i < k; ++i) total += y[i];
+    return float(total / double(k));
 }
 
-static float squares(const float* y, int64_t k, float mean) {
-    f32 a = {}, b = {};
+static double variance_of(const float* y, int64_t k, float mean) {
+    f64 low = {}, high = {};
     int64_t i = 0;
-    for (; i + 2 * LANES <= k; i += 2 * LANES) {
-        f32 u = load(y + i) - mean, v = load(y + i + LANES) - mean;
-        a = fma(u, u, a);
-        b = fma(v, v, b);
+    for (; i + LANES <= k; i += LANES) {
+        const f32 centred = load(y + i) - mean;
+        const f64 a = low_doubles(centred), b = high_doubles(centred);
+        low += a * a;
+        high += b * b;
     }
-    float rest = sum(a + b);
-    for (; i < k; ++i) rest += (y[i] - mean) * (y[i] - mean);
-    return rest;
+    double total = sum(low + high);
+    for (; i < k; ++i) {
+        const double centred = y[i] - mean;
+        total += centred * centred;
+    }
+    return total / double(k);
 }
 
 static void normalize(const Rows& t, int64_t row, float* y) {
-    float mean = total(y, t.k) / float(t.k);
-    float variance = squares(y, t.k, mean) / float(t.k);
-    float inverse = 1.0f / __builtin_sqrtf(variance + t.eps);
+    const float mean = mean_of(y, t.k);
+    const float inverse = float(1.0 / __builtin_sqrt(variance_of(y, t.k, mean) + t.eps));
     const float* shift = t.shift + row / t.tokens * t.k;
     const float* scale = t.scale + row / t.tokens * t.k;
     int64_t i = 0;

@@ -19,10 +19,12 @@ struct Linear {  // integers times integers
     const int32_t* sums;        // [m, groups], of the codes
     const float* weight_scales; // [n, groups]
     const float* bias;          // [n] or null
+    const float* gate;          // [m / tokens, n] or null: a result is residual + gate * it
+    const void* residual;       // [m, n], of the type of the results
     void* out;                  // [m, n]
-    int64_t m, pitch;
+    int64_t m, pitch, tokens;
     int32_t scale_groups, groups, largest;  // largest: of the codes' magnitudes
-    int32_t gelu, out_dtype;
+    int32_t gelu, out_dtype, threads;
 };
 
 struct FloatLinear {  // floats times a weight that is decoded in the panel
@@ -50,7 +52,8 @@ struct Rows {  // what is done to every row before a product
     void* out;                  // [m, k], the floats, where there are no codes
     int64_t m, k, tokens;
     int32_t groups, dtype, mantissa;
-    float norm, eps, top, step, smallest_normal;
+    float norm, top, step, smallest_normal;
+    double eps;
 };
 
 struct Attention {
@@ -79,6 +82,7 @@ constexpr int64_t kKeys = 256;        // keys of one step of the softmax
 constexpr int64_t kQueries = 24;      // queries of one step
 constexpr int64_t kIntegerRows = 512; // rows for which one panel is opened
 constexpr int64_t kFloatRows = 128;
+constexpr int64_t kSumsAtOnce = 64;   // rows that one task adds up
 
 extern const Kernels kScalar;
 extern const Kernels kAvx2;

@@ -4,6 +4,7 @@
 typedef float f32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t i32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t u32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef double f64 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 static inline f32 splat(float x) { return x - f32{}; }
 static inline i32 isplat(int32_t x) { return x - i32{}; }
 static inline f32 load(const float* p) { return *reinterpret_cast<const f32*>(p); }
@@ -122,13 +123,41 @@ static inline float largest(f32 x) {
     return most;
 }
 
+// Sums in double precision, which rounded to a float do not depend on their order.
+static inline f64 low_doubles(f32 x) {
+#if LANES == 16
+    return (f64)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x));
+#elif LANES == 8
+    return (f64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x));
+#else
+    return f64{x[0], x[1]};
+#endif
+}
+
+static inline f64 high_doubles(f32 x) {
+#if LANES == 16
+    return (f64)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)x, 1));
+#elif LANES == 8
+    return (f64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1));
+#else
+    return f64{x[2], x[3]};
+#endif
+}
+
+static inline double sum(f64 x) {
+    double total = 0;
+    for (int i = 0; i < LANES / 2; ++i) total += x[i];
+    return total;
+}
+
 static inline f32 pick_max(f32 a, f32 b) { return a > b ? a : b; }
 
-// e^r * 2^-n for x = r + n ln 2 and |r| <= ln 2 / 2; the power is left to the caller.
-static inline f32 exponential_part(f32 x, i32& power) {
-    f32 shifted = fma(x, splat(1.44269504f), splat(12582912.0f));
-    power = (i32)shifted - 0x4b400000;
-    f32 n = shifted - 12582912.0f;
+// e^x within two units in the last place for x <= 88.9: 0 below -87.7 and infinite above 88.4, for
+// such powers of two have these bits. NaN stays NaN.
+static inline f32 exponential_of_bounded(f32 x) {
+    x = x < splat(-88.0f) ? splat(-88.0f) : x;
+    const f32 shifted = fma(x, splat(1.44269504f), splat(12582912.0f));
+    const f32 n = shifted - 12582912.0f;
     f32 r = fma(n, splat(-0.693145752f), x);
     r = fma(n, splat(-1.42860677e-6f), r);
     f32 p = fma(r, splat(1.38888889e-3f), splat(8.33333333e-3f));
@@ -136,32 +165,14 @@ static inline f32 exponential_part(f32 x, i32& power) {
     p = fma(p, r, splat(0.166666667f));
     p = fma(p, r, splat(0.5f));
     p = fma(p, r, splat(1.0f));
-    return fma(p, r, splat(1.0f));
-}
-
-// e^x within two units in the last place for x <= 0, and 0 below -87; NaN stays NaN.
-static inline f32 exponential_of_negative(f32 x) {
-    i32 power;
-    f32 p = exponential_part(x < splat(-87.3f) ? splat(-87.3f) : x, power);
-    return x < splat(-87.3f) ? splat(0.0f) : p * (f32)((power + 127) << 23);
-}
-
-// The same for every x; infinite above 88.7.
-static inline f32 exponential(f32 x) {
-    f32 bounded = x < splat(-87.3f) ? splat(-87.3f) : x;
-    i32 power;
-    f32 p = exponential_part(bounded > splat(88.7f) ? splat(88.7f) : bounded, power);
-    // Two factors, because 2^128 is no float.
-    i32 low = power >> 1, high = power - low;
-    f32 result = p * (f32)((low + 127) << 23) * (f32)((high + 127) << 23);
-    result = x < splat(-87.3f) ? splat(0.0f) : result;
-    return x > splat(88.7f) ? splat(__builtin_inff()) : result;
+    p = fma(p, r, splat(1.0f));
+    return p * (f32)(((i32)shifted + 127) << 23);
 }
 
 // x * sigmoid(2 z), which is x * (1 + tanh(z)) / 2; where e^-2z is infinite the limit is -0.
 static inline f32 gelu_tanh(f32 x) {
-    f32 z2 = x * fma(x * x, splat(1.5957691216f * 0.044715f), splat(1.5957691216f));
-    return x / (1.0f + exponential(-z2));
+    const f32 z = x * fma(x * x, splat(-1.5957691216f * 0.044715f), splat(-1.5957691216f));
+    return x / (1.0f + exponential_of_bounded(z > splat(88.9f) ? splat(88.9f) : z));
 }
 
 // At most LANES values, the rest of the vector zero.
@@ -169,6 +180,26 @@ static inline f32 load_some(const float* p, int64_t count) {
     if (count >= LANES) return load(p);
     float t[LANES] = {};
     for (int64_t i = 0; i < count; ++i) t[i] = p[i];
+    return load(t);
+}
+
+static inline f32 load_any(const void* x, int dtype, int64_t at) {
+    return dtype == kFloat32 ? load(static_cast<const float*>(x) + at)
+                             : load_bf16(static_cast<const uint16_t*>(x) + at);
+}
+
+static inline float load_one(const void* x, int dtype, int64_t at) {
+    if (dtype == kFloat32) return static_cast<const float*>(x)[at];
+    uint32_t bits = uint32_t(static_cast<const uint16_t*>(x)[at]) << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline f32 load_some_any(const void* x, int dtype, int64_t at, int64_t count) {
+    if (count >= LANES) return load_any(x, dtype, at);
+    float t[LANES] = {};
+    for (int64_t i = 0; i < count; ++i) t[i] = load_one(x, dtype, at + i);
     return load(t);
 }
 
