@@ -73,9 +73,9 @@ class QAttention(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QAttention:
-        parts = {"shares": None, **config}
-        built = (parts[name] and registry.build("activations", parts[name]) for name in OPERANDS)
-        return cls(*built)
+        asked = {name: part for name, part in config.items() if part is not None or name != "shares"}
+        built = {name: registry.build("activations", part) for name, part in asked.items()}
+        return cls(**{"shares": None, **built})
 
 
 def _rounded(activation: Activation, x: Tensor) -> Tensor:
