@@ -73,7 +73,9 @@ class QAttention(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QAttention:
-        asked = {name: part for name, part in config.items() if part is not None or name != "shares"}
+        asked = {
+            name: part for name, part in config.items() if part is not None or name != "shares"
+        }
         built = {name: registry.build("activations", part) for name, part in asked.items()}
         return cls(**{"shares": None, **built})
 
