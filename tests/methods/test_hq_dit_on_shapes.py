@@ -1,8 +1,9 @@
 """What HQ-DiT gains on the shipped demo, measured on trajectories that calibration never saw.
 
 Every claim is asserted with less than was measured: 4.4 dB over plain rounding, 4.7 dB closer
-pictures (64 of them: the mean of 8 moves by 2 dB with the last bit of a product), 6.4 dB with mild outliers, and with extreme ones
-smoothing gives the same as without outliers, for it undoes whatever scale a channel has.
+pictures (64 of them: the mean of 8 moves by 2 dB with the last bit of a product), 6.4 dB with mild
+outliers, and with extreme ones smoothing gives the same as without outliers, for it undoes whatever
+scale a channel has.
 """
 
 import subprocess
