@@ -1,4 +1,4 @@
-"""What all studies share: the shapes demo, rows it was never calibrated on, one measurement."""
+"""What all studies share: a demo, rows it was never calibrated on, one measurement."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ from fewbit.evaluate.trajectory import (
 from fewbit.generate import generate
 
 RESULTS = Path(__file__).parent / "results"
-MANNER = {"steps": 25, "guidance": 2.5}
+MANNERS = {"shapes": {"steps": 25, "guidance": 2.5}, "scenes": {"steps": 20, "guidance": 4.5}}
 CALIBRATION_SEED, HELD_OUT_SEED = 0, 1000
 HELD_OUT_ROWS, PICTURES = 128, 16
 
 
-def pipeline() -> Any:
-    pipe = load("shapes")
+def pipeline(demo: str = "shapes") -> Any:
+    pipe = load(demo)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @cache
-def reference() -> Any:
-    return pipeline()
+def reference(demo: str = "shapes") -> Any:
+    return pipeline(demo)
 
 
 @cache
-def calibration(samples: int = 128, seed: int = CALIBRATION_SEED) -> CalibrationSet:
-    return sample(reference(), samples=samples, seed=seed, **MANNER)
+def calibration(
+    samples: int = 128, seed: int = CALIBRATION_SEED, demo: str = "shapes"
+) -> CalibrationSet:
+    return sample(reference(demo), samples=samples, seed=seed, **MANNERS[demo])
 
 
 @cache
-def held_out() -> CalibrationSet:
-    return sample(reference(), samples=HELD_OUT_ROWS, seed=HELD_OUT_SEED, **MANNER)
+def held_out(demo: str = "shapes") -> CalibrationSet:
+    return sample(reference(demo), samples=HELD_OUT_ROWS, seed=HELD_OUT_SEED, **MANNERS[demo])
 
 
 def quantized(recipe: str, samples: int = 128, **settings: Any) -> tuple[Any, fewbit.Report]:
@@ -50,22 +52,22 @@ def quantized(recipe: str, samples: int = 128, **settings: Any) -> tuple[Any, fe
     return pipe, fewbit.quantize(pipe, recipe, progress=False, **rows, **settings)
 
 
-def fidelity(pipe: Any) -> TrajectoryFidelity:
-    return trajectory_fidelity(reference().transformer, pipe.transformer, held_out())
+def fidelity(pipe: Any, demo: str = "shapes") -> TrajectoryFidelity:
+    return trajectory_fidelity(reference(demo).transformer, pipe.transformer, held_out(demo))
 
 
-def psnr(pipe: Any) -> float:
+def psnr(pipe: Any, demo: str = "shapes") -> float:
     """Mean over pictures of the same seeds."""
-    return picture_fidelity(_reference_pictures(), _pictures(pipe)).mean_psnr
+    return picture_fidelity(_reference_pictures(demo), _pictures(pipe, demo)).mean_psnr
 
 
 @cache
-def _reference_pictures() -> Sequence[Any]:
-    return _pictures(reference())
+def _reference_pictures(demo: str) -> Sequence[Any]:
+    return _pictures(reference(demo), demo)
 
 
-def _pictures(pipe: Any) -> Sequence[Any]:
-    return generate(pipe, seeds=range(PICTURES), **MANNER)
+def _pictures(pipe: Any, demo: str) -> Sequence[Any]:
+    return generate(pipe, seeds=range(PICTURES), **MANNERS[demo])
 
 
 def write_table(name: str, title: str, notes: str, header: Sequence[str],

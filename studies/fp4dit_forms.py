@@ -5,7 +5,7 @@ python studies/fp4dit_forms.py
 
 from demo import RESULTS, write_table
 from plot import bars
-from vq_cases import measured
+from cases import measured
 
 STEPS = 300  # of 2500, so that all cases take a quarter of an hour
 CASES = {

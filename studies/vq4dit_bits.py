@@ -7,7 +7,7 @@ from pathlib import Path
 
 from demo import RESULTS, write_table
 from plot import bars
-from vq_cases import PLAIN, judged, measured
+from cases import PLAIN, judged, measured
 
 CASES = {
     "uniform int2": ("rtn", {"bits": "w2", "adaln": "same"}),

@@ -2,7 +2,7 @@
 
 from demo import RESULTS, write_table
 from plot import bars
-from vq_cases import PLAIN, measured
+from cases import PLAIN, measured
 
 CASES = {
     "uniform int2": ("rtn", {"bits": "w2", "adaln": "same"}),

@@ -5,7 +5,7 @@ A step of the whole model costs as much as one step of every block, so equal ste
 
 from demo import RESULTS, write_table
 from plot import bars
-from vq_cases import measured
+from cases import measured
 
 CASES = {
     "block by block": {},

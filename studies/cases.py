@@ -1,0 +1,108 @@
+"""What the studies of slow recipes share: each setting is run and measured once, and kept.
+
+A killed study goes on where it was; delete `studies/cache` to measure everything anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from demo import calibration, fidelity, pipeline, psnr
+
+import fewbit
+from fewbit.demo import check_scenes, shapes
+from fewbit.demo.check_shapes import recognised, save_grid
+from fewbit.demo.sampling import sample
+from fewbit.recipe import Recipe
+
+CACHE = Path(__file__).parent / "cache"
+SAMPLES, JUDGED, SHOWN = 512, 240, 2
+PLAIN = {"steps": 0, "weighted": False, "row_scales": False}
+
+
+@dataclass(frozen=True)
+class Measured:
+    sqnr: float  # of the noise prediction on held-out trajectories, dB
+    psnr: float  # of 16 pictures of the same seeds, dB
+    bits: float  # of a quantized weight, codebooks and scales included
+    bytes: int
+    seconds: float
+
+
+def measured(recipe: str, demo: str = "shapes", **settings: Any) -> Measured:
+    def measure(place: Path) -> dict[str, Any]:
+        pipe, report = _quantized(recipe, demo, place, settings)
+        weights = sum(one.bytes_before for one in report.layers)
+        packed = sum(one.bits_per_weight * one.bytes_before for one in report.layers)
+        seconds = sum(report.seconds.values())
+        bits = packed / weights
+        sqnr = fidelity(pipe, demo).sqnr
+        return asdict(Measured(sqnr, psnr(pipe, demo), bits, report.bytes, seconds))
+
+    return Measured(**_once("measured", _place(recipe, demo, settings), measure))
+
+
+def judged(recipe: str, grid: Path | None = None, **settings: Any) -> float:
+    """The share of guided pictures that the classifier recognises; `grid` shows some of them."""
+
+    def judge(place: Path) -> float:
+        pipe, _ = _quantized(recipe, "shapes", place, settings)
+        label = shapes.labels(range(JUDGED))
+        images = sample(pipe, label.tolist(), range(JUDGED))
+        if grid is not None:
+            save_grid(images[: SHOWN * len(shapes.NAMES)], shapes.NAMES, grid)
+        return float(recognised(images, label).float().mean())
+
+    return _once("judged", _place(recipe, "shapes", settings), judge)
+
+
+def faithful(recipe: str | None, **settings: Any) -> float:
+    """The share of what captions say that the scenes show; without a recipe at full precision."""
+
+    def judge(place: Path) -> float:
+        if recipe is None:
+            return _faithfulness(pipeline("scenes"))
+        return _faithfulness(_quantized(recipe, "scenes", place, settings)[0])
+
+    return _once("faithful", _place(recipe, "scenes", settings), judge)
+
+
+def _faithfulness(pipe: Any) -> float:
+    captions = check_scenes.captions(JUDGED)
+    images = check_scenes.sample(pipe, captions, range(JUDGED))
+    return float(check_scenes.faithfulness(images, captions).float().mean())
+
+
+def _quantized(recipe: str, demo: str, workdir: Path, settings: dict[str, Any]) -> Any:
+    pipe = pipeline(demo)
+    if recipe == "rtn":
+        return pipe, fewbit.quantize(pipe, recipe, progress=False, **settings)
+    rows = calibration(SAMPLES, demo=demo)
+    given = {"calibration": rows, "workdir": workdir, "progress": False}
+    return pipe, fewbit.quantize(pipe, recipe, **given, **settings)
+
+
+def _once(what: str, place: Path, find: Callable[[Path], Any]) -> Any:
+    file = place.with_suffix(f".{what}.json")
+    if not file.exists():
+        found = find(place)
+        file.write_text(json.dumps(found))
+        print(what, found, flush=True)
+    return json.loads(file.read_text())
+
+
+def _place(recipe: str | None, demo: str, settings: dict[str, Any]) -> Path:
+    """By all settings there are, so that other defaults are other cases."""
+    CACHE.mkdir(exist_ok=True)
+    whole = None if recipe is None else _recipe(recipe, **settings)
+    said = json.dumps([whole, demo, SAMPLES], sort_keys=True)
+    return CACHE / sha256(said.encode()).hexdigest()[:16]
+
+
+def _recipe(recipe: str, bits: str | None = None, **settings: Any) -> dict[str, Any]:
+    return Recipe.make(recipe, bits, settings).to_dict()
