@@ -3,9 +3,9 @@
 python studies/fp4dit_forms.py
 """
 
+from cases import measured
 from demo import RESULTS, write_table
 from plot import bars
-from cases import measured
 
 STEPS = 300  # of 2500, so that all cases take a quarter of an hour
 CASES = {

@@ -5,9 +5,9 @@ python studies/vq4dit_bits.py
 
 from pathlib import Path
 
+from cases import PLAIN, judged, measured
 from demo import RESULTS, write_table
 from plot import bars
-from cases import PLAIN, judged, measured
 
 CASES = {
     "uniform int2": ("rtn", {"bits": "w2", "adaln": "same"}),

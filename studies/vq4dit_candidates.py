@@ -1,8 +1,8 @@
 """How many candidates should a vector have?   python studies/vq4dit_candidates.py"""
 
+from cases import PLAIN, measured
 from demo import RESULTS, write_table
 from plot import bars
-from cases import PLAIN, measured
 
 CASES = {
     "uniform int2": ("rtn", {"bits": "w2", "adaln": "same"}),

@@ -3,9 +3,9 @@
 A step of the whole model costs as much as one step of every block, so equal steps are equal work.
 """
 
+from cases import measured
 from demo import RESULTS, write_table
 from plot import bars
-from cases import measured
 
 CASES = {
     "block by block": {},
