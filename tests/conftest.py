@@ -81,15 +81,16 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+def make_small(name: str = "DiTTransformer2DModel", seed: int = 0) -> Any:
+    """A new random transformer of width 64."""
+    diffusers = pytest.importorskip("diffusers")
+    common = {"num_attention_heads": 2, "attention_head_dim": 32, "sample_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return getattr(diffusers, name)(num_layers=2, **common, **SMALL[name]).eval()
+
+
 @pytest.fixture
 def small() -> Callable[..., Any]:
-    """A function from class name to a new random transformer of width 64."""
-    diffusers = pytest.importorskip("diffusers")
-
-    def make(name: str = "DiTTransformer2DModel", seed: int = 0) -> Any:
-        common = {"num_attention_heads": 2, "attention_head_dim": 32, "sample_size": 8}
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return getattr(diffusers, name)(num_layers=2, **common, **SMALL[name]).eval()
-
-    return make
+    pytest.importorskip("diffusers")
+    return make_small

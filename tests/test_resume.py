@@ -1,13 +1,8 @@
 """A run that was killed goes on at the last finished block, to the same bits."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
+from killed import bits_of, blocks_solved, kill_at
 from torch import nn
 
 import fewbit
@@ -51,46 +46,12 @@ def quantize(model, workdir=None, **arguments):
     return fewbit.quantize(model, "hq-dit", workdir=workdir, **given)
 
 
-def bits_of(model):
-    state = model.state_dict().items()
-    return {name: t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in state}
-
-
-KILLED = """
-    import os, signal, sys
-    sys.path.insert(0, {tests!r})
-    import test_resume as here
-    from fewbit.resume import Workdir
-    from fewbit.calibration.stream import Step
-    target, name = {{"written": (Workdir, "save"), "advanced": (Step, "advance")}}[{moment!r}]
-    before, calls = getattr(target, name), []
-    def once(*arguments):
-        result = before(*arguments)
-        calls.append(None)
-        if len(calls) == {count}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    setattr(target, name, once)
-    here.quantize(here.Tower(), {workdir!r})
-"""
-
-
 @pytest.mark.parametrize("moment", ["written", "advanced"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, moment, count):
-    code = KILLED.format(
-        tests=os.path.dirname(__file__), moment=moment, count=count, workdir=str(tmp_path)
-    )
-    died = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
-
-    solved = []
-    solve = _Run._solve
-    monkeypatch.setattr(
-        _Run,
-        "_solve",
-        lambda run, block, *steps: (solved.append(block), solve(run, block, *steps))[1],
-    )
+    code = f"import test_resume as here; here.quantize(here.Tower(), {str(tmp_path)!r})"
+    kill_at(moment, count, code)
+    solved = blocks_solved(monkeypatch)
     resumed, whole = Tower(), Tower()
     report = quantize(resumed, tmp_path)
     assert solved == list(range(count, BLOCKS))

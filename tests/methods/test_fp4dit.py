@@ -1,8 +1,11 @@
 """FP4DiT on small models of every family: formats by role, what is stored, what is refused."""
 
+import os
+
 import pytest
 import small_models
 import torch
+from killed import bits_of, blocks_solved, kill_at
 
 import fewbit
 from fewbit.attention import quantized_attentions
@@ -120,6 +123,26 @@ def test_saved_and_loaded_gives_the_same(small, tmp_path, settings):
     again = type(model).from_pretrained(tmp_path)
     assert torch.equal(run(again), run(model))
     assert fewbit.inspect(tmp_path).layers == fewbit.inspect(model).layers
+
+
+@pytest.mark.parametrize(
+    ("moment", "count", "blocks_left"), [("written", 1, 1), ("advanced", 1, 2), ("advanced", 3, 1)]
+)
+def test_killed_and_resumed_is_the_same_to_the_bit(
+    small, tmp_path, monkeypatch, moment, count, blocks_left
+):
+    code = (
+        "import test_fp4dit as here, conftest; import torch; torch.set_num_threads(1); "
+        f"here.quantize(conftest.make_small(), workdir={str(tmp_path)!r})"
+    )
+    kill_at(moment, count, code, os.path.dirname(__file__))
+    solved = blocks_solved(monkeypatch)
+    resumed, whole = small(), small()
+    report = quantize(resumed, workdir=tmp_path)
+    assert len(solved) == blocks_left
+    expected = quantize(whole)
+    assert bits_of(resumed) == bits_of(whole)
+    assert report.layers == expected.layers
 
 
 def test_an_image_does_not_depend_on_its_batch(small, monkeypatch):

@@ -1,19 +1,15 @@
 """VQ4DiT on small models: what is stored, what is resumed, what is refused."""
 
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
+from killed import bits_of, blocks_solved, kill_at
 
 import fewbit
 from fewbit.blueprint import quantized_layers
 from fewbit.calibration import CalibrationSet
 from fewbit.decibel import sqnr
-from fewbit.engine import _Run
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Codebook, Spec
 
@@ -44,11 +40,6 @@ def run(model):
     given = CalibrationSet.from_items(rows(4, seed=9)).take(range(4))
     with torch.no_grad():
         return model(**given).sample
-
-
-def bits_of(model):
-    state = model.state_dict().items()
-    return {name: t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in state}
 
 
 @pytest.mark.parametrize(
@@ -141,34 +132,6 @@ def test_a_half_precision_model_keeps_its_dtype(small):
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-KILLED = """
-    import os, signal, sys
-    sys.path.insert(0, {tests!r})
-    import torch
-    torch.set_num_threads(1)
-    import test_vq4dit as here
-    from conftest import SMALL
-    import diffusers
-    from fewbit.resume import Workdir
-    from fewbit.calibration.stream import Step
-    import fewbit.methods.vq4dit as method
-    target, name = {{"written": (Workdir, "save"), "advanced": (Step, "advance"),
-                    "tuned": (Workdir, "save_tuned")}}[{moment!r}]
-    before, calls = getattr(target, name), []
-    def once(*arguments):
-        result = before(*arguments)
-        calls.append(None)
-        if len(calls) == {count}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    setattr(target, name, once)
-    torch.manual_seed(0)
-    model = diffusers.DiTTransformer2DModel(num_layers=2, num_attention_heads=2,
-        attention_head_dim=32, sample_size=8, **SMALL["DiTTransformer2DModel"]).eval()
-    here.quantize(model, workdir={workdir!r}, tuning=4)
-"""
-
-
 @pytest.mark.parametrize(
     ("moment", "count", "blocks_left"),
     [
@@ -182,21 +145,12 @@ KILLED = """
 def test_killed_and_resumed_is_the_same_to_the_bit(
     small, tmp_path, monkeypatch, moment, count, blocks_left
 ):
-    tests = os.path.dirname(os.path.dirname(__file__))
-    code = KILLED.format(
-        tests=os.path.dirname(__file__), moment=moment, count=count, workdir=str(tmp_path)
+    code = (
+        "import test_vq4dit as here, conftest; import torch; torch.set_num_threads(1); "
+        f"here.quantize(conftest.make_small(), workdir={str(tmp_path)!r}, tuning=4)"
     )
-    died = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])},
-    )
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
-    solved = []
-    solve = _Run._solve
-    monkeypatch.setattr(
-        _Run, "_solve", lambda run, block, *steps: (solved.append(block), solve(run, block, *steps))
-    )
+    kill_at(moment, count, code, os.path.dirname(__file__))
+    solved = blocks_solved(monkeypatch)
     resumed, whole = small(), small()
     report = quantize(resumed, workdir=tmp_path, tuning=4)
     assert len(solved) == blocks_left
