@@ -11,14 +11,11 @@ import json
 import os
 import resource
 import tempfile
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import torch
 from environment import write_result
-from models import dit_xl_2
+from models import dit_rows, dit_xl_2
 
 import fewbit
 from fewbit.resume import KEY
@@ -38,7 +35,7 @@ def main() -> None:
             model,
             "hq-dit",
             bits=arguments.bits,
-            calibration=list(calibration()),
+            calibration=list(dit_rows(ROWS)),
             workdir=folder,
         )
         seconds = _seconds_per_block(Path(folder))
@@ -54,16 +51,6 @@ def main() -> None:
     }
     print(json.dumps(figures, indent=1))
     print(write_result("hq_dit", figures))
-
-
-def calibration() -> Iterator[dict[str, Any]]:
-    random = torch.Generator().manual_seed(0)
-    for row in range(ROWS):
-        yield {
-            "hidden_states": torch.randn(1, 4, 32, 32, generator=random),
-            "timestep": torch.tensor([(2 * row + 1) * 500 // ROWS]),
-            "class_labels": torch.randint(1000, (1,), generator=random),
-        }
 
 
 def _seconds_per_block(folder: Path) -> list[float]:

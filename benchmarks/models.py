@@ -1,6 +1,9 @@
-"""Models of published shapes with random weights, without the cost of initialising them."""
+"""Models of published shapes with random weights, without the cost of initialising them; rows
+of what they take."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from accelerate import init_empty_weights
@@ -29,3 +32,14 @@ def dit_xl_2(blocks: int = 28) -> DiTTransformer2DModel:
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, shared[tail])
     return model.eval()
+
+
+def dit_rows(count: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Random latents, spread over the timesteps."""
+    random = torch.Generator().manual_seed(0)
+    for row in range(count):
+        yield {
+            "hidden_states": torch.randn(1, 4, 32, 32, generator=random),
+            "timestep": torch.tensor([(2 * row + 1) * 500 // count]),
+            "class_labels": torch.randint(1000, (1,), generator=random),
+        }

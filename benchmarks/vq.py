@@ -11,15 +11,12 @@ import argparse
 import json
 import os
 import resource
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from environment import write_result
-from models import dit_xl_2
+from models import dit_rows, dit_xl_2
+from watch import Watch
 
 import fewbit
 from fewbit.formats import Spec
@@ -49,21 +46,6 @@ def main() -> None:
     print(write_result("vq", figures))
 
 
-@dataclass
-class Watch:
-    """Seconds by the clock and of the processor: on a busy machine the second ones count."""
-
-    clock: float = 0.0
-    processor: float = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        started = time.perf_counter(), time.process_time()
-        yield
-        self.clock += time.perf_counter() - started[0]
-        self.processor += time.process_time() - started[1]
-
-
 def k_means(blocks: int) -> dict[str, Any]:
     """Of each kind of layer, weights normal and counted by moments of their inputs."""
     random = torch.Generator().manual_seed(0)
@@ -88,7 +70,7 @@ def calibration(steps: int) -> dict[str, Any]:
     default = vq4dit.Settings().steps
     training, whole = Watch(), Watch()
     vq4dit.train = training.running()(vq4dit.train)  # type: ignore[attr-defined]
-    model, data = dit_xl_2(1), list(rows())
+    model, data = dit_xl_2(1), list(dit_rows(ROWS))
     with whole.running():
         fewbit.quantize(model, "vq4dit", calibration=data, steps=steps, progress=False)
 
@@ -109,16 +91,6 @@ def calibration(steps: int) -> dict[str, Any]:
         "processor_hours_for_28_blocks": round(BLOCKS * processor / 60, 1),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
-
-
-def rows() -> Iterator[dict[str, Any]]:
-    random = torch.Generator().manual_seed(0)
-    for row in range(ROWS):
-        yield {
-            "hidden_states": torch.randn(1, 4, 32, 32, generator=random),
-            "timestep": torch.tensor([(2 * row + 1) * 500 // ROWS]),
-            "class_labels": torch.randint(1000, (1,), generator=random),
-        }
 
 
 def size() -> dict[str, float]:
