@@ -44,7 +44,7 @@ def measured(recipe: str, demo: str = "shapes", **settings: Any) -> Measured:
         sqnr = fidelity(pipe, demo).sqnr
         return asdict(Measured(sqnr, psnr(pipe, demo), bits, report.bytes, seconds))
 
-    return Measured(**_once("measured", _place(recipe, demo, settings), measure))
+    return Measured(**once("measured", key_of(recipe, demo, settings), measure))
 
 
 def judged(recipe: str, grid: Path | None = None, **settings: Any) -> float:
@@ -58,7 +58,7 @@ def judged(recipe: str, grid: Path | None = None, **settings: Any) -> float:
             save_grid(images[: SHOWN * len(shapes.NAMES)], shapes.NAMES, grid)
         return float(recognised(images, label).float().mean())
 
-    return _once("judged", _place(recipe, "shapes", settings), judge)
+    return once("judged", key_of(recipe, "shapes", settings), judge)
 
 
 def faithful(recipe: str | None, **settings: Any) -> float:
@@ -69,7 +69,7 @@ def faithful(recipe: str | None, **settings: Any) -> float:
             return _faithfulness(pipeline("scenes"))
         return _faithfulness(_quantized(recipe, "scenes", place, settings)[0])
 
-    return _once("faithful", _place(recipe, "scenes", settings), judge)
+    return once("faithful", key_of(recipe, "scenes", settings), judge)
 
 
 def _faithfulness(pipe: Any) -> float:
@@ -87,7 +87,10 @@ def _quantized(recipe: str, demo: str, workdir: Path, settings: dict[str, Any]) 
     return pipe, fewbit.quantize(pipe, recipe, **given, **settings)
 
 
-def _once(what: str, place: Path, find: Callable[[Path], Any]) -> Any:
+def once(what: str, key: Any, find: Callable[[Path], Any]) -> Any:
+    """`find` is given a place for what it would not want to compute twice."""
+    CACHE.mkdir(exist_ok=True)
+    place = CACHE / sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     file = place.with_suffix(f".{what}.json")
     if not file.exists():
         found = find(place)
@@ -96,12 +99,9 @@ def _once(what: str, place: Path, find: Callable[[Path], Any]) -> Any:
     return json.loads(file.read_text())
 
 
-def _place(recipe: str | None, demo: str, settings: dict[str, Any]) -> Path:
-    """By all settings there are, so that other defaults are other cases."""
-    CACHE.mkdir(exist_ok=True)
-    whole = None if recipe is None else _recipe(recipe, **settings)
-    said = json.dumps([whole, demo, SAMPLES], sort_keys=True)
-    return CACHE / sha256(said.encode()).hexdigest()[:16]
+def key_of(recipe: str | None, demo: str, settings: dict[str, Any]) -> list[Any]:
+    """All settings there are, so that other defaults are other cases."""
+    return [None if recipe is None else _recipe(recipe, **settings), demo, SAMPLES]
 
 
 def _recipe(recipe: str, bits: str | None = None, **settings: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ CASES = {
     "w4a8, nearest rounding": {"bits": "w4a8", "steps": 0},
     "w4a6": {},
     "w4a6, integers": {"preset": "integer"},
+    "w4a6, formats by role": {"formats": "role"},
     "w4a6, nearest rounding": {"steps": 0},
 }
 STEPS = 300  # of 2500

@@ -52,7 +52,7 @@ def formats(model, role):
 
 def test_formats_go_by_role(small):
     model = small()
-    report = quantize(model, steps=0)
+    report = quantize(model, steps=0, formats="role")
     found = {(layer.role, layer.weight) for layer in report.layers}
     assert ("fc1", "e3m0/g64/bf16") in found
     assert {weight for role, weight in found if role != "fc1"} == {
@@ -103,7 +103,7 @@ def test_auto_takes_the_format_that_loses_least(small):
     assert errors[1].layers != errors[0].layers
 
 
-@pytest.mark.parametrize("settings", [{}, {"scale_aware": False}, {"first": "int4"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"scale_aware": False}, {"preset": "integer"}], ids=str)
 def test_learned_rounding_is_better_than_plain(small, settings):
     exact, learned, plain = run(small()), small(), small()
     quantize(learned, bits="w4a16", steps=60, **settings)
@@ -182,7 +182,6 @@ def test_what_stands_in_padding_changes_nothing(ranges):
             "fp4dit",
             calibration=data,
             progress=False,
-            formats="auto",
             ranges=ranges,
             **QUICK,
         )
@@ -196,7 +195,8 @@ def test_what_stands_in_padding_changes_nothing(ranges):
     [
         ({"bits": "w5"}, BadArgument, "no bits 'w5'; allowed: w4a6, w4a8, w4a16"),
         ({"first": "e9m9"}, BadArgument, "first cannot be 'e9m9'; allowed: e2m1, e1m2, e3m0, int4"),
-        ({"formats": "best"}, BadArgument, "formats cannot be 'best'; allowed: role, auto"),
+        ({"formats": "best"}, BadArgument, "formats cannot be 'best'; allowed: auto, role"),
+        ({"first": "e2m1"}, BadArgument, 'first and others are only read with formats="role"'),
         ({"inputs": "e3m4"}, BadArgument, "inputs of 6 bits cannot be e3m4; allowed: e2m3, e3m2"),
         ({"ranges": "row"}, BadArgument, "ranges cannot be 'row'; allowed: token, tensor"),
         ({"softmax": "int8"}, BadArgument, "softmax cannot be 'int8'; allowed: keep, fp8"),

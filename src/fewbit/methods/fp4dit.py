@@ -1,7 +1,7 @@
 """FP4DiT (2025): FP4 weights whose rounding is learned, FP6 or FP8 activations token by token.
 
-formats     the first linear of a feed-forward, before the GELU, in E3M0; all others in E2M1, or
-            in E1M2 for PixArt-Sigma; a scale for every 128 inputs
+formats     by role: the first linear of a feed-forward, before the GELU, in E3M0; all others in
+            E2M1, or in E1M2 for PixArt-Sigma; a scale for every 128 inputs
 rounding    scale-aware AdaRound: blocks are trained to give what they gave in full precision
 inputs      of every linear and of the attention's matmuls are rounded at run time, each token by
             its own range
@@ -9,7 +9,8 @@ inputs      of every linear and of the attention's matmuls are rounded at run ti
 The published code calibrates on latents that are almost clean, leaves out the masks of captions and
 quantizes q and k of HunyuanDiT before their norms. Here the rows are the sampler's own, all its
 timesteps shuffled, padding counts nowhere, and what enters a matmul is quantized. Ours are the
-training on inputs that are already rounded, and `formats="auto"`.
+training on inputs that are already rounded, and `formats="auto"`: of the three, each layer has the
+one in which it loses least, which is better than any by role (studies/fp4dit_forms.py).
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ TARGETS = True
 survey = finish = None
 PRESETS: dict[str, dict[str, object]] = {
     "fast": {"samples": 128, "steps": 300},
-    "sigma": {"others": "e1m2"},
-    "integer": {"first": "int4", "others": "int4", "inputs": "integer"},
-    "published": {"clip": False},
+    "sigma": {"formats": "role", "others": "e1m2"},
+    "integer": {"formats": "role", "first": "int4", "others": "int4", "inputs": "integer"},
+    "published": {"formats": "role", "clip": False},
 }
 FLOATS = ("e2m1", "e1m2", "e3m0")
 WEIGHTS = (*FLOATS, "int4")
+BY_ROLE = ("e3m0", "e2m1")  # of the first linear of a feed-forward, of all others
 INPUTS = {6: ("e2m3", "e3m2", "int6"), 8: ("e3m4", "e4m3", "int8")}
 SHARP, BLUNT = 20.0, 2.0  # the exponent of the regulariser, at first and in the end
 OPERANDS = ("query", "key", "value")  # of an attention's matmuls
@@ -73,9 +75,9 @@ class Settings:
     samples: int = 512  # forward rows seen in calibration
     steps: int = 2500  # of training, for each block; 0 rounds to nearest
     batch: int = 16  # rows in each
-    formats: str = "role"  # of weights: by role, or "auto", for each layer the one that loses least
-    first: str = "e3m0"  # the first linear of a feed-forward
-    others: str = "e2m1"
+    formats: str = "auto"  # of weights: for each layer the one that loses least; or by "role"
+    first: str = BY_ROLE[0]  # of the first linear of a feed-forward
+    others: str = BY_ROLE[1]
     inputs: str = "float"  # or "integer", or a format of as many bits
     ranges: str = "token"  # of inputs, measured at run time; or "tensor", known beforehand
     attention: str = "quantize"  # what its matmuls read, as other inputs; or "skip"
@@ -96,9 +98,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("clip", "scale_aware", "propagate"):
             one_of(name, getattr(self, name), (True, False))
-        one_of("formats", self.formats, ("role", "auto"))
+        one_of("formats", self.formats, ("auto", "role"))
         one_of("first", self.first, WEIGHTS)
         one_of("others", self.others, WEIGHTS)
+        if self.formats == "auto" and (self.first, self.others) != BY_ROLE:
+            raise BadArgument('first and others are only read with formats="role"')
         one_of("inputs", self.inputs, ("float", "integer", *INPUTS[6], *INPUTS[8]))
         one_of("ranges", self.ranges, ("token", "tensor"))
         one_of("attention", self.attention, ("quantize", "skip"))
@@ -116,7 +120,8 @@ class Settings:
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
     if layer.role is Role.ADALN and settings.adaln != "same":
         return None if settings.adaln == "keep" else Rule(Spec(FORMATS["int8"]))
-    fmt = FORMATS[settings.first if layer.role is Role.FC1 else settings.others]
+    early = settings.formats == "role" and layer.role is Role.FC1
+    fmt = FORMATS[settings.first if early else settings.others]
     columns = layer.shape[1]
     span = max(n for n in range(1, settings.group + 1) if columns % n == 0)
     weight = replace(variant.weight, format=fmt, span=span)
