@@ -42,13 +42,21 @@ def measured():
     return measure
 
 
-def test_learned_rounding_is_better_than_plain(one_thread, measured):
-    print(measured(), measured(steps=0))
+def test_learned_rounding_is_2_db_better_than_plain(one_thread, measured):
+    """Measured: 3.0 dB."""
+    assert measured() > measured(steps=0) + 2
 
 
-def test_floats_are_better_than_integers(one_thread, measured):
-    print(measured(preset="integer"))
+def test_floats_are_better_than_integers_of_as_many_bits(one_thread, measured):
+    """Measured: 1.2 dB."""
+    assert measured() > measured(preset="integer") + 0.6
 
 
-def test_known_ranges(one_thread, measured):
-    print(measured(ranges="tensor"), measured(formats="role"), measured(formats="auto"))
+def test_formats_by_error_are_better_than_by_role(one_thread, measured):
+    """Measured: 2.8 dB."""
+    assert measured() > measured(formats="role") + 1.5
+
+
+def test_ranges_of_tokens_are_better_than_known_ones(one_thread, measured):
+    """Measured: 1.9 dB."""
+    assert measured() > measured(ranges="tensor") + 1
