@@ -136,12 +136,13 @@ def test_the_embeddings_are_those_of_the_published_network(published, state):
         torch.testing.assert_close(ours, F.normalize(theirs), rtol=0, atol=1e-5)
 
 
-def test_a_picture_is_scored_by_the_cosine_with_its_words(published, state, pictures):
+def test_a_whole_picture_is_scored_by_the_cosine_with_its_words(published, state, pictures):
     metric = ClipScore("hpsv2", str(published))
-    drawn = pictures(2, 12, 12)
+    drawn = pictures(2, 6, 12)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
     deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
-    seen = pictures_embedded((drawn / 255 - mean) / deviation, state)
+    square = F.pad(drawn / 255, (0, 0, 3, 3))
+    seen = pictures_embedded((square - mean) / deviation, state)
     said = words_embedded(torch.tensor([[54, 53, 26, 55], [54, 53, 27, 55]]), state)
     cosine = 100 * torch.cosine_similarity(seen, said).clamp(min=0)
     assert metric.measure(drawn, ["Red a", "red  b"]) == pytest.approx(cosine.tolist(), abs=1e-3)
