@@ -25,7 +25,11 @@ def test_an_evaluation_is_told_whole(pipe, other_pipe, tmp_path):
     found = evaluate(Named(pipe, "small"), Named(other_pipe, "whole"), setting, tmp_path, Judges())
     drawn, exact = (picture_files(tmp_path / name) for name in (MODEL, REFERENCE))
     about = About("small beside whole", exact, "fewbit evaluate small --n 4", {"system": "Linux"})
-    write_page(tmp_path / "report.html", about, [Shown("rtn:w4a4", found, drawn)])
+    write_page(
+        tmp_path / "report.html",
+        about,
+        [Shown("rtn:w4a4", found, drawn, pipe.transformer.fewbit.recipe)],
+    )
     text = (tmp_path / "report.html").read_text()
     page = sound(text)
     words = "".join(page.words)
@@ -34,6 +38,10 @@ def test_an_evaluation_is_told_whole(pipe, other_pipe, tmp_path):
         assert heading in words
     assert "fewbit evaluate small --n 4" in words
     assert "smaller than bfloat16" in words
+    assert "Recipe of rtn:w4a4" in words
+    assert '"method": "rtn"' in words
+    rows = [line for line in text.splitlines() if line.startswith('<tr><th scope="row"')]
+    assert any("SSIM" in row and "higher" in row for row in rows)
     assert [one["data-row"] for one in page.all("img") if "data-row" in one] == ["0"] * 4 + (
         ["1"] * 4
     )
