@@ -50,8 +50,9 @@ def test_an_evaluation_is_told_whole(pipe, other_pipe, tmp_path):
     assert all(name in text for name in layers)
     assert found.score("noise prediction").value == found.trajectory.sqnr
     assert json.dumps(found.to_dict(), allow_nan=False)
-    printed = [line for line in str(found).splitlines() if not line.startswith("  note: ")]
+    printed = str(found).splitlines()
     assert max(map(len, printed)) <= 80
+    assert sum(line.startswith("  note: ") for line in printed) == len(found.notes) == 1
     assert any(line.split()[:2] == ["fc1", "2"] for line in printed)
 
 
