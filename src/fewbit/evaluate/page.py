@@ -223,12 +223,11 @@ def _point(row: Row, x: float) -> charts.Point:
 
 def _scores_of_one(one: Shown) -> str:
     """A row for each score, which a phone is wide enough for."""
-    header = ["score", one.label, "full precision", "bias", "unit", "better"]
+    header = ["score", one.label, "full precision", "bias", "better"]
     rows = [
         [
-            Cell(score.name),
+            Cell(score.name, None, score.unit),
             *map(_number, (score.value, score.full_precision, score.bias)),
-            Cell(score.unit or NOTHING),
             Cell(score.better),
         ]
         for score in one.evaluation.scores
