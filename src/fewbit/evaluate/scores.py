@@ -117,7 +117,7 @@ class Evaluation:
         return rows
 
     def _foot(self) -> list[str]:
-        gate = [f"  gate: {finding}" for finding in self.findings or ["passed"]]
+        gate = [_wrapped(f"  gate: {finding}") for finding in self.findings or ["passed"]]
         layer = [f"  first bad layer: {self.first_bad_layer}"] if self.first_bad_layer else []
         notes = [_wrapped(f"  note: {note}") for note in self.notes]
         bases = dict.fromkeys(
