@@ -1,11 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from fewbit.errors import BadArgument, BrokenFile
-from fewbit.evaluate.clip import ClipScore, _prepared, refuse_without_words
+from fewbit.evaluate.clip import ClipScore, _middle, _normalized, _whole, refuse_without_words
 
 WORDS = ["<|startoftext|>", "<|endoftext|>", "red", "star", "blue"]
 
@@ -48,7 +49,7 @@ def test_it_is_the_cosine_of_the_two_embeddings(weights, pictures):
         pixels = processor(images, return_tensors="pt")["pixel_values"]
     except ImportError:
         pytest.skip("transformers' own preparation needs torchvision here")
-    ours = torch.stack([_prepared(one, 16) for one in drawn])
+    ours = torch.stack([_normalized(_middle(one, 16)) for one in drawn])
     # up to a rounding of one level of 255 in the resampling, in units of CLIP's deviation
     torch.testing.assert_close(ours, pixels, rtol=0, atol=1.5 / 255 / 0.26)
     ids = torch.tensor([[2, 3], [4, 3], [3, 4]])
@@ -62,8 +63,22 @@ def test_it_is_the_cosine_of_the_two_embeddings(weights, pictures):
 def test_its_name_and_origin_are_kept(weights):
     metric = ClipScore("hpsv2", str(weights))
     assert metric.name == "HPSv2"
-    assert metric.resize == "bicubic and cropped to 16x16"
-    assert metric.weights_sha256 == ClipScore("clip", str(weights)).weights_sha256
+    assert metric.resize == "bicubic and padded to 16x16"
+    clip = ClipScore("clip", str(weights))
+    assert clip.resize == "bicubic and cropped to 16x16"
+    assert metric.weights_sha256 == clip.weights_sha256
+
+
+def test_hpsv2_sees_the_whole_picture_and_clip_its_middle():
+    picture = torch.full((3, 8, 16), 200, dtype=torch.uint8)
+    picture[:, :, :4] = picture[:, :, 12:] = 100  # beyond the middle square
+    middle, whole = (np.asarray(fit(picture, 8)) for fit in (_middle, _whole))
+    assert middle.shape == whole.shape == (8, 8, 3)
+    assert middle.min() == 200
+    assert (whole[:2] == 0).all()
+    assert (whole[6:] == 0).all()
+    assert (np.abs(whole[2:6, [0, 7]] - 100.0) < 3).all()  # bicubic overshoots a little
+    assert (np.abs(whole[2:6, [3, 4]] - 200.0) < 3).all()
 
 
 def test_scores_do_not_depend_on_the_company(weights, pictures):
@@ -79,7 +94,7 @@ def test_missing_weights_say_what_to_put_where(tmp_path, weights):
     with pytest.raises(BrokenFile, match=sentence):
         ClipScore("clip", str(tmp_path / "gone"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    with pytest.raises(BrokenFile, match=r"no HPSv2 weights at .*give --hpsv2 a folder"):
+    with pytest.raises(BrokenFile, match=r"no HPSv2 weights at .*give --hpsv2 the published HPS"):
         ClipScore("hpsv2", str(tmp_path))
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def test_each_recipe_is_quantized_drawn_scored_and_shown():
     assert best > worst
     page = Path("out/report.html").read_text()
     assert all(label in page for label in ("rtn:w8a8", "rtn:w4a4", "full precision"))
+    cards = re.findall(r"<dt>(.*?)</dt><dd><strong>(.*?)</strong>", page)
+    assert [name for name, _ in cards] == [
+        *("Closest to full precision", "Smallest", "Fastest", "On the front", "Quality gate")
+    ]
+    assert {label for _, label in cards[:3]} <= {"rtn:w8a8", "rtn:w4a4"}
     assert not list(Path("out/work").iterdir())
     from diffusers import DiTPipeline
 

@@ -25,7 +25,11 @@ def test_an_evaluation_is_told_whole(pipe, other_pipe, tmp_path):
     found = evaluate(Named(pipe, "small"), Named(other_pipe, "whole"), setting, tmp_path, Judges())
     drawn, exact = (picture_files(tmp_path / name) for name in (MODEL, REFERENCE))
     about = About("small beside whole", exact, "fewbit evaluate small --n 4", {"system": "Linux"})
-    write_page(tmp_path / "report.html", about, [Shown("rtn:w4a4", found, drawn)])
+    write_page(
+        tmp_path / "report.html",
+        about,
+        [Shown("rtn:w4a4", found, drawn, pipe.transformer.fewbit.recipe)],
+    )
     text = (tmp_path / "report.html").read_text()
     page = sound(text)
     words = "".join(page.words)
@@ -34,6 +38,10 @@ def test_an_evaluation_is_told_whole(pipe, other_pipe, tmp_path):
         assert heading in words
     assert "fewbit evaluate small --n 4" in words
     assert "smaller than bfloat16" in words
+    assert "Recipe of rtn:w4a4" in words
+    assert '"method": "rtn"' in words
+    rows = [line for line in text.splitlines() if line.startswith('<tr><th scope="row"')]
+    assert any("SSIM" in row and "higher" in row for row in rows)
     assert [one["data-row"] for one in page.all("img") if "data-row" in one] == ["0"] * 4 + (
         ["1"] * 4
     )
@@ -42,8 +50,9 @@ def test_an_evaluation_is_told_whole(pipe, other_pipe, tmp_path):
     assert all(name in text for name in layers)
     assert found.score("noise prediction").value == found.trajectory.sqnr
     assert json.dumps(found.to_dict(), allow_nan=False)
-    printed = [line for line in str(found).splitlines() if not line.startswith("  note: ")]
+    printed = str(found).splitlines()
     assert max(map(len, printed)) <= 80
+    assert sum(line.startswith("  note: ") for line in printed) == len(found.notes) == 1
     assert any(line.split()[:2] == ["fc1", "2"] for line in printed)
 
 

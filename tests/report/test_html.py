@@ -43,10 +43,19 @@ def test_cells_say_what_they_are_sorted_by():
     assert name["scope"] == "row"
     assert (number["class"], number["data-order"]) == ("number", "1.5")
     assert endless["data-order"] == "Infinity"
-    assert (nothing["class"], "data-order" in nothing) == ("number", False)
+    assert not {"class", "data-order"} & nothing.keys()
     assert "class" not in text
     assert len(page.all("button")) == 5
 
 
 def test_nothing_to_warn_of_is_no_empty_list():
     assert html.alerts([]) == ""
+
+
+def test_numbers_stand_under_their_heading_and_words_under_theirs():
+    rows = [[Cell("a"), Cell("q"), Cell("1.0", 1.0)], [Cell("b"), Cell(NOTHING), Cell(NOTHING)]]
+    page = Page(html.table("Layers", ["layer", "role", "dB"], rows))
+    assert [head.get("class") for head in page.all("th") if head["scope"] == "col"] == [
+        *(None, None, "number")
+    ]
+    assert [cell.get("class") for cell in page.all("td")] == [None, "number"] * 2

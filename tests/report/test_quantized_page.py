@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import torch
 from pages import sound
 
 from fewbit.report import LayerReport, Report
@@ -25,6 +26,8 @@ def test_it_says_what_was_saved_and_what_each_layer_lost(tmp_path):
     assert "dit quantized with rtn:w4a8" in words
     assert "4.00× smaller, saved and loaded" in words
     assert "look <here>" in words
+    assert "fewbit quantize MODEL --recipe fewbit_recipe.json --seed 3" in words
+    assert torch.__version__ in words
     assert all(layer.name in words for layer in REPORT.layers)
     orders = [cell["data-order"] for cell in page.all("td") if "data-order" in cell]
     assert {"17", "1.5", "Infinity"} <= set(orders)

@@ -129,7 +129,9 @@ def evaluate(
             found.save(output / "evaluation.json")
             drawn, exact = (picture_files(output / name)[:count] for name in (MODEL, REFERENCE))
             about = About(f"{model} beside {reference}", exact, command_line(), environment())
-            write_page(output / "report.html", about, [Shown(found.recipe, found, drawn)])
+            made = getattr(ours.pipe.transformer, "fewbit", None)
+            shown = Shown(found.recipe, found, drawn, made and made.recipe)
+            write_page(output / "report.html", about, [shown])
         if npz and found.scores:
             write_npz(picture_files(folder / MODEL)[:count], folder / f"{MODEL}.npz")
     if as_json or not quiet:

@@ -37,7 +37,7 @@ lpips_option = click.option(
     "--lpips", type=click.Path(path_type=Path), help="A folder with LPIPS's two weight files."
 )
 clip_option = click.option("--clip", help="A CLIPModel, folder or cached hub id: CLIP score.")
-hpsv2_option = click.option("--hpsv2", help="The same with the weights of HPSv2.")
+hpsv2_option = click.option("--hpsv2", help="HPSv2's .pt, or a CLIPModel of its weights.")
 fidelity_option = click.option(
     "--fidelity-only", is_flag=True, help="No scores of whole sets: fewer pictures do."
 )

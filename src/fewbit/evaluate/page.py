@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ from fewbit.evaluate.scores import Evaluation, Score
 from fewbit.evaluate.spread import EDGE
 from fewbit.evaluate.trajectory import TrajectoryFidelity
 from fewbit.files import write_text
-from fewbit.report import Report, charts, html
+from fewbit.report import charts, html
 from fewbit.report.gallery import PictureRow, gallery, slider
 from fewbit.report.html import NOTHING, Card, Cell
 from fewbit.report.summary import megabytes
@@ -35,7 +36,8 @@ class Shown:
     label: str
     evaluation: Evaluation
     pictures: Sequence[Path]
-    report: Report | None = None
+    recipe: Mapping[str, Any] | None = None
+    warnings: Sequence[str] = ()
     row: Row | None = None  # in a comparison
 
 
@@ -64,7 +66,8 @@ def shown_of(comparison: Comparison, pictures: Mapping[str, Sequence[Path]]) -> 
             row.candidate.label,
             row.candidate.evaluation,
             pictures[row.candidate.label],
-            row.candidate.report,
+            row.candidate.report.recipe,
+            row.candidate.report.warnings,
             row,
         )
         for row in comparison.rows
@@ -79,7 +82,8 @@ def _sections(about: About, shown: Sequence[Shown]) -> Iterator[str]:
         yield _pictures(about, drawn)
     if any(one.row for one in shown):
         yield _fronts(shown)
-    yield _scores(shown)
+    if any(one.evaluation.scores for one in shown):
+        yield _scores_of_one(shown[0]) if len(shown) == 1 else _scores_of_many(shown)
     inside = [(one.label, one.evaluation.trajectory) for one in shown]
     measured = {label: found for label, found in inside if found is not None}
     if measured:
@@ -94,6 +98,7 @@ def _sections(about: About, shown: Sequence[Shown]) -> Iterator[str]:
 def _cards_of_one(one: Shown) -> list[Card]:
     found, cost = one.evaluation, one.evaluation.cost
     psnr, inside = found.score("PSNR"), found.trajectory
+    right = found.score("accuracy") or found.score("faithfulness")
     cards = []
     if cost:
         cards += [
@@ -106,6 +111,9 @@ def _cards_of_one(one: Shown) -> list[Card]:
         cards.append(Card("Pictures", f"{psnr.value:.2f} dB", "PSNR to full precision"))
     if inside:
         cards.append(Card("Noise prediction", f"{inside.sqnr:.2f} dB", "SQNR over all timesteps"))
+    if right:
+        beside = f"full precision {right.full_precision:.1%}"
+        cards.append(Card(right.name.capitalize(), f"{right.value:.1%}", beside))
     return [*cards, _gate([one])]
 
 
@@ -117,9 +125,19 @@ def _cards_of_many(shown: Sequence[Shown]) -> list[Card]:
     return [
         Card("Closest to full precision", best.label, f"PSNR {best.quality:.2f} dB"),
         Card("Smallest", least.label, f"{megabytes(least.bytes)}, PSNR {least.quality:.2f} dB"),
+        *_fastest(rows),
         Card("On the front", f"{len(front)} of {len(rows)}", "nothing as small is better"),
         _gate(shown),
     ]
+
+
+def _fastest(rows: Sequence[Row]) -> list[Card]:
+    timed = [(row.candidate.evaluation.cost, row.candidate.label) for row in rows]
+    speeds = [(cost.faster, label) for cost, label in timed if cost]
+    if not speeds:
+        return []
+    speed, label = max(speeds)
+    return [Card("Fastest", label, f"{speed:.2f}× the speed of bfloat16")]
 
 
 def _gate(shown: Sequence[Shown]) -> Card:
@@ -136,10 +154,10 @@ def _alerts(shown: Sequence[Shown]) -> list[str]:
         if not one.evaluation.passed
     ]
     warned = [
-        f"{one.label}: {one.report.warnings[0]}"
-        + (f" (and {len(one.report.warnings) - 1} more)" if len(one.report.warnings) > 1 else "")
+        f"{one.label}: {one.warnings[0]}"
+        + (f" (and {len(one.warnings) - 1} more)" if len(one.warnings) > 1 else "")
         for one in shown
-        if one.report and one.report.warnings
+        if one.warnings
     ]
     return broken + warned
 
@@ -203,7 +221,26 @@ def _point(row: Row, x: float) -> charts.Point:
     return charts.Point(one.label, x, one.quality, row.quality.low, row.quality.high)
 
 
-def _scores(shown: Sequence[Shown]) -> str:
+def _scores_of_one(one: Shown) -> str:
+    """A row for each score, which a phone is wide enough for."""
+    header = ["score", one.label, "full precision", "bias", "better"]
+    rows = [
+        [
+            Cell(score.name, None, score.unit),
+            *map(_number, (score.value, score.full_precision, score.bias)),
+            Cell(score.better),
+        ]
+        for score in one.evaluation.scores
+    ]
+    lead = (
+        "Bias is about how much of a distance is only due to the number of pictures; it is in the "
+        "value and in full precision's alike."
+    )
+    body = html.table("Scores; a heading sorts", header, rows)
+    return html.section("scores", "Scores", lead, body)
+
+
+def _scores_of_many(shown: Sequence[Shown]) -> str:
     names = list(dict.fromkeys(score.name for one in shown for score in one.evaluation.scores))
     costs = any(one.evaluation.cost for one in shown)
     header = ["model", *(["MB", "× smaller", "ms a step", "× speed"] if costs else []), *names]
@@ -342,9 +379,9 @@ def _spread(layer: LayerError) -> str:
 
 def _repeat(about: About, shown: Sequence[Shown]) -> str:
     recipes = "".join(
-        html.folded(f"Recipe of {one.label}", html.code(json.dumps(one.report.recipe, indent=1)))
+        html.folded(f"Recipe of {one.label}", html.code(json.dumps(one.recipe, indent=1)))
         for one in shown
-        if one.report
+        if one.recipe
     )
     bases = html.folded("Where each score comes from", _bases(shown[0].evaluation))
     notes = html.alerts(list(dict.fromkeys(note for one in shown for note in one.evaluation.notes)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -116,9 +117,9 @@ class Evaluation:
         return rows
 
     def _foot(self) -> list[str]:
-        gate = [f"  gate: {finding}" for finding in self.findings or ["passed"]]
+        gate = [_wrapped(f"  gate: {finding}") for finding in self.findings or ["passed"]]
         layer = [f"  first bad layer: {self.first_bad_layer}"] if self.first_bad_layer else []
-        notes = [f"  note: {note}" for note in self.notes]
+        notes = [_wrapped(f"  note: {note}") for note in self.notes]
         bases = dict.fromkeys(
             (score.basis.reference, score.basis.reference_sha256) for score in self.scores
         )
@@ -154,6 +155,13 @@ def _inside(trajectory: TrajectoryFidelity) -> list[str]:
             f"  {role:<10} {len(layers):>4} {mean:>9.2f} {worst.sqnr:>9.2f}  {worst.name[-40:]}"
         )
     return rows
+
+
+def _wrapped(text: str) -> str:
+    """Paths stay whole, to be copied."""
+    return textwrap.fill(
+        text, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _number(value: float) -> str:

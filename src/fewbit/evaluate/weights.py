@@ -17,8 +17,10 @@ NO_WEIGHTS = (
 
 
 def read_state(file: Path, advice: str) -> dict[str, Tensor]:
+    """Of a training checkpoint, the weights in it."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
+        content = content.get("state_dict", content)
         return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
     except NO_WEIGHTS as error:
         raise BrokenFile(f"{file} holds no readable weights; {advice}") from error

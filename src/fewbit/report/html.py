@@ -88,11 +88,13 @@ def alerts(texts: Sequence[str]) -> str:
 
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Sortable by its headings; the first column names the row."""
+    """Sortable by its headings; the first column names the row, others may hold numbers."""
+    kinds = [_kind(number, rows) for number in range(len(header))]
     head = "".join(
-        f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in header
+        f'<th scope="col"{kind}><button type="button">{escape(name)}</button></th>'
+        for name, kind in zip(header, kinds, strict=True)
     )
-    body = "".join(f"<tr>{''.join(_cell(*one) for one in enumerate(row))}</tr>\n" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, range(len(row)), row, kinds))}</tr>\n" for row in rows)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}">\n'
         f"<table>\n<caption>{escape(caption)}</caption>\n"
@@ -125,12 +127,17 @@ def code(text: str) -> str:
     return f'<pre tabindex="0"><code>{escape(text)}</code></pre>\n'
 
 
-def _cell(number: int, cell: Cell) -> str:
+def _kind(column: int, rows: Sequence[Sequence[Cell]]) -> str:
+    """A column of numbers stands on the right, its heading too."""
+    counts = column > 0 and any(row[column].order is not None for row in rows)
+    return ' class="number"' if counts else ""
+
+
+def _cell(number: int, cell: Cell, kind: str) -> str:
     order = "" if cell.order is None else f' data-order="{_javascript(cell.order)}"'
     note = f" <small>{escape(cell.note)}</small>" if cell.note else ""
     if number == 0:
         return f'<th scope="row"{order}>{escape(cell.text)}{note}</th>'
-    kind = ' class="number"' if cell.order is not None or cell.text == NOTHING else ""
     return f"<td{kind}{order}>{escape(cell.text)}{note}</td>"
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 from fewbit.files import write_text
 from fewbit.report import charts, html
@@ -27,7 +30,8 @@ def _sections(report: Report) -> Iterator[str]:
     if report.layers:
         yield html.section("roles", "Error by role", _lead(report), _roles(report))
         yield html.section("layers", "Layers", "", _layers(report))
-    yield html.section("repeat", "How to repeat it", "", _repeat(report))
+    lead = "What it cost in pictures and gained in speed, the second command shows."
+    yield html.section("repeat", "How to repeat it", lead, _repeat(report))
 
 
 def _cards(report: Report) -> list[Card]:
@@ -90,10 +94,18 @@ def _db(value: float | None) -> Cell:
 
 
 def _repeat(report: Report) -> str:
+    """With the recipe that lies beside the page, and how to see what it cost in pictures."""
+    commands = (
+        f"fewbit quantize MODEL --recipe fewbit_recipe.json --seed {report.seed} --output OUTPUT\n"
+        "fewbit evaluate OUTPUT --reference MODEL --output SCORES"
+    )
     facts = {
         "SHA-256 of the source weights": report.source,
         "seed": str(report.seed),
-        "fewbit": report.fewbit_version,
+        "versions": f"fewbit {report.fewbit_version}, torch {torch.__version__}, "
+        f"python {platform.python_version()}",
+        "system": platform.platform(),
         **{f"seconds to {name}": f"{value:.1f}" for name, value in report.seconds.items()},
     }
-    return html.facts(facts) + html.code(json.dumps(report.recipe, indent=1))
+    recipe = html.folded("The recipe", html.code(json.dumps(report.recipe, indent=1)))
+    return html.code(commands) + html.facts(facts) + recipe
