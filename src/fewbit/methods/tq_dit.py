@@ -423,13 +423,17 @@ def _solve_attention(
         squares = (p @ v).sub_(products[rows]).square_()
         return (squares.sum(2) * of_products[rows]).sum(2)  # [rows, heads]
 
+    def share_error(v: Tensor, rows: slice, p: Tensor) -> Tensor:
+        return products_error(rows, p, v[rows]).sum(1, keepdim=True)
+
+    def value_error(p: Tensor, rows: slice, v: Tensor) -> Tensor:
+        return products_error(rows, p[rows], v)
+
     for _ in range(settings.rounds):
         query.search(seen.query, _score_error(seen.query, seen.key, key, of_scores))
         key.search(seen.key, _score_error(seen.key, seen.query, query, of_scores))
-        v = value.round(seen.value)
-        share.search(shares, lambda rows, p, v=v: products_error(rows, p, v[rows]).sum(1, True))
-        p = share.round(shares)
-        value.search(seen.value, lambda rows, v, p=p: products_error(rows, p[rows], v))
+        share.search(shares, partial(share_error, value.round(seen.value)))
+        value.search(seen.value, partial(value_error, share.round(shares)))
     return QAttention(
         query.activation(timing.all_bins),
         key.activation(timing.all_bins),
