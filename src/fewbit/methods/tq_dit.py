@@ -413,11 +413,7 @@ def _solve_attention(
     share = _share_steps(spec, shares, group, len(timing.bins.centres), settings)
     products = shares @ seen.value
     of_scores = _rows_of(_weights(job, f"{name}.scores"), group)  # [rows, heads or 1]
-    of_products = _rows_of(_weights(job, f"{name}.products"), group)
-    if of_products.shape[1] > 1:
-        of_products = of_products.unflatten(1, (seen.query.shape[1], -1))  # [rows, heads, width]
-    else:
-        of_products = of_products[..., None]
+    of_products = _by_head(_rows_of(_weights(job, f"{name}.products"), group), seen.query.shape[1])
 
     def products_error(rows: slice, p: Tensor, v: Tensor) -> Tensor:
         squares = (p @ v).sub_(products[rows]).square_()
@@ -430,8 +426,10 @@ def _solve_attention(
         return products_error(rows, p[rows], v)
 
     for _ in range(settings.rounds):
-        query.search(seen.query, _score_error(seen.query, seen.key, key, of_scores))
-        key.search(seen.key, _score_error(seen.key, seen.query, query, of_scores))
+        k = key.round(seen.key)
+        query.search(seen.query, _score_error(seen.query, seen.key, k, of_scores))
+        q = query.round(seen.query)
+        key.search(seen.key, _score_error(seen.key, seen.query, q, of_scores))
         share.search(shares, partial(share_error, value.round(seen.value)))
         value.search(seen.value, partial(value_error, share.round(shares)))
     return QAttention(
@@ -442,18 +440,23 @@ def _solve_attention(
     )
 
 
-def _score_error(mine: Tensor, other: Tensor, its_steps: _Steps, weights: Tensor) -> _RowError:
-    """Of one operand m of the scores as rounded, when the other is o and rounded ô: for m + e it is
-    |(m + e)·ôᵀ − m·oᵀ|² = |e·ôᵀ + m·(ô − o)ᵀ|², and what e has no part in is left out."""
-    rounded = its_steps.round(other)
-    gram = rounded.mT @ rounded
-    pull = 2 * (mine @ (rounded - other).mT) @ rounded
+def _score_error(mine: Tensor, other: Tensor, near: Tensor, weights: Tensor) -> _RowError:
+    """Of one operand m of the scores when it becomes m + e, and the other, o, has become ô: this is
+    |(m + e)·ôᵀ − m·oᵀ|² = |e·ôᵀ + m·(ô − o)ᵀ|², less what e has no part in. The scores, which are
+    many, need not be made; where keys are padding they are zeros."""
+    gram = near.mT @ near
+    pull = 2 * (mine @ (near - other).mT) @ near
 
     def error(rows: slice, rounded: Tensor) -> Tensor:
         e = rounded - mine[rows]
         return (e @ gram[rows]).add_(pull[rows]).mul_(e).sum((2, 3)) * weights[rows]
 
     return error
+
+
+def _by_head(weights: Tensor, heads: int) -> Tensor:
+    """[rows, heads·width or 1] to [rows, heads or 1, width or 1]."""
+    return weights[..., None] if weights.shape[1] == 1 else weights.unflatten(1, (heads, -1))
 
 
 def _share_steps(
