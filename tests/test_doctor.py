@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import fewbit
-from fewbit.doctor import examine, examine_layers
+from fewbit.doctor import LayerPath, LayerPaths, examine, examine_layers
 from fewbit.errors import BadArgument, BadModel
 from fewbit.kernels.choose import VARIABLE
 
@@ -21,7 +21,27 @@ def test_every_layer_has_a_path_and_a_reason(small: Any, monkeypatch: pytest.Mon
     assert query.why == "FEWBIT_BACKEND says so"
     adaln = paths["transformer_blocks.0.norm1.linear"]
     assert adaln.path == "torch._int_mm on the input's 8-bit digits"
-    assert str(found).count("\n") == 3  # two kinds of layers, two lines each
+    assert str(found).count(" x ") == 2  # kinds of layers
+
+
+def test_what_it_says_of_layers_fits_in_80_columns() -> None:
+    names = [f"transformer_blocks.{block}.attn1.to_out.0" for block in range(28)]
+    why = "cuda cannot: it computes on CUDA devices, not on cpu (no CUDA here)"
+    path = "native avx512-vnni, integer products, weights resting in 8 bits"
+    found = LayerPaths(
+        tuple(
+            LayerPath(name, "int8/row/fp32", "smooth > int8 t10", "native", path, why)
+            for name in names
+        )
+    )
+    lines = str(found).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("    28 x int8/row/fp32, input smooth > int8 t10: native")
+    assert all(line.startswith(" " * 9) for line in lines[1:])
+    assert lines[-1].endswith("and 25 more")
+    assert " ".join(line[9:] for line in lines).startswith(
+        f"int8/row/fp32, input smooth > int8 t10: native, {path} ({why})"
+    )
 
 
 def test_a_model_that_is_not_quantized_has_no_paths(small: Any) -> None:

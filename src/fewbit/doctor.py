@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fewbit.linear import QLinear
 from fewbit.models import transformer_of
 from fewbit.version import __version__
 
+WIDTH = 80
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
 CPU_FEATURES = {  # as we name them -> as Linux does
     "AVX2": "avx2",
@@ -119,8 +121,11 @@ class LayerPaths:
             key = (one.weight, one.input or "as it is", one.backend, one.path, one.why)
             kinds.setdefault(key, []).append(one.name)
         return "\n".join(
-            f"  {len(names):>4} x {weight}, input {rounded}: {backend}, {path} ({why})\n"
-            f"         {_few(names)}"
+            _beside(
+                f"{len(names):>6} x ",
+                f"{weight}, input {rounded}: {backend}, {path} ({why})",
+                _few(names),
+            )
             for (weight, rounded, backend, path, why), names in kinds.items()
         )
 
@@ -157,6 +162,13 @@ def _execution_path(
     home = device if backend.name == "cuda" else torch.device("cpu")
     why = backend.why_not(home) or "it could run, another is chosen"
     return ExecutionPath(backend.name, False, why)
+
+
+def _beside(label: str, *texts: str) -> str:
+    """Each text begins a line of its own, all beside the label."""
+    width = WIDTH - len(label)
+    lines = [line for text in texts for line in textwrap.wrap(text, width, break_on_hyphens=False)]
+    return label + f"\n{' ' * len(label)}".join(lines)
 
 
 def _few(names: list[str], count: int = 3) -> str:
@@ -211,7 +223,7 @@ def _memory() -> int | None:
         return None
 
 
-def _folded(text: str, width: int = 78) -> list[str]:
+def _folded(text: str, width: int = WIDTH - 2) -> list[str]:
     lines = [""]
     for part in text.split(", "):
         if len(lines[-1]) + len(part) + 2 > width:

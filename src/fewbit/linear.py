@@ -96,9 +96,9 @@ class QLinear(nn.Module):
 
     @property
     def activation(self) -> Spec | None:
-        """How the input is rounded."""
+        """How the codes are rounded that it multiplies, if it is handed any."""
         activation = None if self.stage is None else self.stage.activation
-        return None if activation is None else activation.spec
+        return None if activation is None else activation.handed_on
 
     def as_stored(self) -> None:
         """Codes in their own place again, and no layout."""

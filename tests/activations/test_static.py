@@ -7,8 +7,15 @@ from torch import Tensor
 from fewbit.activations.static import Static, from_config
 from fewbit.activations.time_groups import Clock, TimeBins
 from fewbit.errors import BadArgument, BrokenFile
-from fewbit.formats import Spec
+from fewbit.formats import QTensor, Spec
+from fewbit.input_stage import InputStage
+from fewbit.kernels.choose import BACKENDS as ALL
+from fewbit.kernels.choose import VARIABLE, backend_for
+from fewbit.kernels.coded import Coded, Rotation
+from fewbit.linear import QLinear
+from fewbit.transforms.hadamard import Hadamard
 
+BACKENDS = [one.name for one in ALL if one.why_not(torch.device("cpu")) is None]
 INT8 = Spec.parse("int8/tensor/fp32")
 
 
@@ -74,6 +81,66 @@ def test_nothing_is_measured_at_run_time(monkeypatch):
 
 def test_nan_stays_nan():
     assert static([[0.5]])(torch.tensor([[torch.nan, 1.0]])).isnan().tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("name", ["int8", "int6", "int4"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_product_is_handed_the_codes(name, backend, monkeypatch):
+    monkeypatch.setenv(VARIABLE, backend)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([120, 10])
+    quantizer = static([[0.1], [0.02]], Spec.parse(f"{name}/tensor/fp32"), times)
+    coded = quantizer.code(x, None)
+    assert isinstance(coded, Coded)
+    assert coded.integers.dtype == torch.int8
+    assert torch.equal(coded.scales[:, 0], torch.tensor([0.02, 0.1]).repeat_interleave(5))
+    assert torch.equal(coded.values(), quantizer(x).view(10, 8))
+
+
+def test_codes_of_a_lost_row_stand_for_nan_and_the_others_for_what_they_were():
+    x = torch.tensor([[1.0, torch.nan], [torch.inf, -torch.inf], [1.0, 0.5]])
+    quantizer = static([[0.5]])
+    values = quantizer.code(x, None).values()
+    assert values[0].isnan().all()
+    assert torch.equal(values[1:], quantizer(x)[1:])
+
+
+@pytest.mark.parametrize("spec", ["uint8/tensor/fp32", "e4m3/tensor/fp32"])
+def test_what_has_no_int8_codes_is_handed_on_as_values(spec):
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).abs()
+    quantizer = static([[0.5]], Spec.parse(spec))
+    assert quantizer.handed_on is None
+    assert torch.equal(quantizer.code(x, None), quantizer(x))
+
+
+def test_parts_with_steps_of_their_own_are_handed_on_as_values():
+    x = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
+    quantizer = static([[0.1, 0.2, 0.3]])
+    assert quantizer.handed_on is None
+    assert torch.equal(quantizer.code(x, None), quantizer(x)[0])
+
+
+def test_a_rotation_comes_before_the_codes():
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    hadamard = Hadamard(8, None, seed=3)
+    rotation = Rotation(hadamard.signs(), tuple(hadamard.matrices()))
+    quantizer = static([[0.1]])
+    assert torch.equal(
+        quantizer.code(x, rotation).values(), quantizer(backend_for(x).rotate(x, rotation))
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_layer_multiplies_the_codes_as_the_definition_does(backend, monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    x, matrix = torch.randn(2, 5, 64, generator=random), torch.randn(48, 64, generator=random)
+    stage = InputStage(None, static([[0.02], [0.03]], time=torch.tensor([120, 10])))
+    layer = QLinear(QTensor.quantize(matrix, Spec.parse("int8/row/fp32")), None, stage)
+    assert layer.activation == INT8
+    exact = stage.activation(x).double() @ layer.packed_weight.dequantize().double().T
+    monkeypatch.setenv(VARIABLE, backend)
+    # To 1e-6 of the largest: the sums are exact, and the scales are multiplied in float32.
+    assert (layer(x) - exact).abs().max() <= 1e-6 * exact.abs().max()
 
 
 def test_half_moves_nothing_but_the_device():

@@ -17,8 +17,12 @@ from fewbit.activations.static import Static
 from fewbit.attention import quantized_attentions
 from fewbit.blueprint import quantized_layers
 from fewbit.calibration import trajectories
+from fewbit.doctor import examine_layers
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
+from fewbit.formats import Spec
+from fewbit.methods import tq_dit
 from fewbit.models.original_dit import DiTConfig, OriginalDiT
+from fewbit.rounding.steps import Search, factors
 
 FEW = {"groups": 3, "rounds": 1, "candidates": 20, "progress": False}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -263,8 +267,6 @@ def test_q_k_and_v_of_a_joint_projection_have_a_step_each():
 
 
 def test_work_that_was_cut_off_goes_on_bit_equal(dit, tmp_path, monkeypatch):
-    from fewbit.methods import tq_dit
-
     solve, solved = tq_dit.solve, []
 
     def once(job, settings):
@@ -320,6 +322,44 @@ def test_numbers_that_are_none_are_refused(setting, value):
 def test_words_that_are_none_are_refused(setting):
     with pytest.raises(BadArgument, match=f"setting {setting} cannot be 'maybe'"):
         quantized(**{setting: "maybe"})
+
+
+@pytest.mark.parametrize("value", ["none", 0, 1, True])
+def test_a_smoothing_that_is_none_is_told_how_to_leave_it_out(value):
+    allowed = r"number between 0 and 1, or None \(null on the command line\) to leave it out, got "
+    with pytest.raises(BadArgument, match=f"setting smooth must be a {allowed}{value!r}"):
+        quantized(smooth=value)
+
+
+def test_the_error_of_scores_is_that_of_the_products_but_for_a_constant():
+    random = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(3, 2, n, 8, generator=random) for n in (5, 7))
+    group, spec = torch.zeros(3, dtype=torch.long), Spec.parse("int6/tensor/fp32")
+    steps = tq_dit._Steps(spec, None, group, [Search(torch.full((1, 2), 0.1), factors(10))])
+    weights = torch.rand(3, 2, generator=random)
+    error = tq_dit._score_error(query, key, steps.round(key), weights)
+
+    def exactly(rounded):
+        squares = (rounded @ steps.round(key).mT - query @ key.mT).square()
+        return squares.sum((2, 3)) * weights
+
+    one, two = (query + step * torch.rand(query.shape, generator=random) for step in (0.1, 0.2))
+    found, expected = (of(two) - of(one) for of in (lambda q: error(slice(0, 3), q), exactly))
+    assert torch.allclose(found, expected, rtol=1e-4)
+
+
+def test_linear_inputs_of_one_region_reach_the_products_as_codes(dit, monkeypatch):
+    monkeypatch.setenv("FEWBIT_BACKEND", "torch")
+    kinds = {}
+    for layer in examine_layers(dit).layers:
+        kinds.setdefault((layer.input, layer.path), []).append(layer.name)
+    digits = "torch._int_mm on the input's 8-bit digits"
+    assert set(kinds) == {
+        ("smooth > int8 t3", "torch._int_mm"),
+        ("smooth > int8x2 t3", digits),
+        (None, digits),
+    }
+    assert all(".ff.net.2" in name for name in kinds["smooth > int8x2 t3", digits])
 
 
 def test_more_groups_than_rows_say_how_many_there_may_be():

@@ -2,7 +2,7 @@
 
 import torch
 
-from fewbit.rounding.steps import Search, factors, powers
+from fewbit.rounding.steps import CACHED, Search, factors, in_cache, powers
 
 
 def valleys(targets, log=False):
@@ -61,6 +61,15 @@ def test_no_error_is_ever_compared_between_entries():
     search = Search(torch.ones(2), factors(100))
     search.run(lambda steps: torch.stack([(steps[0] - 0.3) ** 2, 1e-9 * (steps[1] - 0.9) ** 2]))
     assert (search.steps - torch.tensor([0.3, 0.9])).abs().max() < 0.007
+
+
+def test_rows_in_cache_are_all_rows_and_never_none():
+    for rows, each in ((5, 1), (7, CACHED // 2), (3, CACHED * 2)):
+        x = torch.empty(rows, each, device="meta")
+        parts = in_cache(x)
+        assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
+        assert all(len(x[part]) == 1 or x[part].numel() <= CACHED for part in parts)
+    assert len(in_cache(torch.empty(100, 10))) == 1
 
 
 def test_before_a_search_the_steps_are_the_start():

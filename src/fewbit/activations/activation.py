@@ -15,6 +15,11 @@ from fewbit.kernels.coded import Coded, Modulated, Rotation
 class Activation(nn.Module):
     spec: Spec
 
+    @property
+    def handed_on(self) -> Spec | None:
+        """How the codes are rounded that a product may get; None: it gets float32 values."""
+        return None
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in], rounded."""
@@ -22,11 +27,8 @@ class Activation(nn.Module):
     def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
         """x, rotated and rounded, as a product wants it: integers where the format has them, else
         float32 values; rows [tokens, in] either way."""
-        x = modulated(x)
-        width = x.shape[-1]
-        if rotation is not None:
-            x = backend_for(x).rotate(x.reshape(-1, width), rotation).view(x.shape)
-        return self(x).reshape(-1, width)
+        x = rotated(x, rotation)
+        return self(x).reshape(-1, x.shape[-1])
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -36,3 +38,10 @@ class Activation(nn.Module):
         """Refuse stored numbers that no writer would write; `name` is where this stands."""
 
     __call__: Any = nn.Module.__call__
+
+
+def rotated(x: Tensor | Modulated, rotation: Rotation | None) -> Tensor:
+    x = modulated(x)
+    if rotation is None:
+        return x
+    return backend_for(x).rotate(x.reshape(-1, x.shape[-1]), rotation).view(x.shape)

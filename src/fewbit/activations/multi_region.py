@@ -61,12 +61,12 @@ def from_config(config: dict[str, Any]) -> MultiRegion:
 def two_regions(x: Tensor, low: Tensor, high: Tensor, spec: Spec, regions: Regions) -> Tensor:
     """Half of the codes for each region; x rounded to the levels of the region it lies in."""
     half = 1 << (spec.format.bits - 1)
-    if regions == "signed":
-        below = x < 0
-        units = x * torch.where(below, low.reciprocal(), high.reciprocal())
-        return units.round_().clamp_(-half, half - 1).mul_(torch.where(below, low, high))
+    if regions == "signed":  # each region is zero where the other has its say
+        below = (x * low.reciprocal()).round_().clamp_(-half, 0).mul_(low)
+        above = (x * high.reciprocal()).round_().clamp_(0, half - 1).mul_(high)
+        return below.add_(above)
     end = (half - 1) * low  # of the fine region
     first = ((end / high).floor() + 1).clamp(max=half)  # of the coarse levels beyond it
-    fine = (x * low.reciprocal()).round().clamp(0, half - 1) * low
-    coarse = torch.maximum((x * high.reciprocal()).round().clamp(max=half), first) * high
+    fine = (x * low.reciprocal()).round_().clamp_(0, half - 1).mul_(low)
+    coarse = (x * high.reciprocal()).round_().clamp_(max=half).clamp_(min=first).mul_(high)
     return torch.where(x < (end + first * high) / 2, fine, coarse)

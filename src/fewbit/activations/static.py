@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewbit.activations.activation import Activation
+from fewbit.activations.activation import Activation, rotated
 from fewbit.activations.kept import Kept
 from fewbit.activations.time_groups import TimeBins
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import Spec
+from fewbit.kernels.coded import Coded, Modulated, Rotation, has_integer_rows
 
 KIND = "static"
 MOST_PARTS = 10_000
@@ -30,6 +31,23 @@ class Static(Activation, Kept):
     def forward(self, x: Tensor) -> Tensor:
         step = self.bins.pick(self.steps)[..., None]
         return one_region(by_part(x, step), step, self.spec).view(x.shape)
+
+    @property
+    def handed_on(self) -> Spec | None:
+        one_step = self.steps.shape[1] == 1
+        return self.spec if one_step and has_integer_rows(self.spec) else None
+
+    def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
+        if self.handed_on is None:
+            return super().code(x, rotation)
+        x = rotated(x, rotation)
+        step, fmt = self.bins.pick(self.steps), self.spec.format
+        units = by_part(x, step[..., None]) * step.reciprocal()[..., None]
+        levels = fmt.round(units).view(-1, x.shape[-1])
+        lost = levels.sum(1, keepdim=True).isnan()
+        scales = step.repeat_interleave(len(levels) // len(step), 0).masked_fill(lost, torch.nan)
+        integers = levels.masked_fill(lost, 0).div_(fmt.step).to(torch.int8)
+        return Coded(integers, scales * fmt.step, fmt.integer_max)
 
     def check(self, name: str) -> None:
         check_steps(f"{name}.steps", self.steps)
@@ -50,7 +68,7 @@ def from_config(config: dict[str, Any]) -> Static:
 
 
 def one_region(x: Tensor, step: Tensor, spec: Spec) -> Tensor:
-    return spec.format.round(x * step.reciprocal()) * step
+    return spec.format.round(x * step.reciprocal()).mul_(step)
 
 
 def by_part(x: Tensor, step: Tensor) -> Tensor:

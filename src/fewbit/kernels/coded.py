@@ -134,7 +134,7 @@ def has_integer_rows(spec: Spec) -> bool:
 
 
 def scaled_by_row(spec: Spec) -> bool:
-    return spec.span == "row" and spec.scale.name == "fp32" and spec.symmetric
+    return spec.span in ("row", "tensor") and spec.scale.name == "fp32" and spec.symmetric
 
 
 def has_integers(spec: Spec) -> bool:

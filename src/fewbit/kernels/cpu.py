@@ -33,7 +33,9 @@ class Native(Portable):
     def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
         if not _takes(weight, shape[1]):
             return super().path(weight, activation, shape)
-        return f"native {native.isa()}, weights resting in {_bits(weight)} bits"
+        coded = activation is not None and self.hands_on(activation)
+        how = f"{'integer' if coded else 'float32'} products"
+        return f"native {native.isa()}, {how}, weights resting in {_bits(weight)} bits"
 
     def modulate(self, given: Modulated) -> Tensor:
         if torch.compiler.is_compiling() or not given.x.numel():

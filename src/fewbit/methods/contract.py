@@ -162,12 +162,15 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise BadArgument(f"setting {name} cannot be {value!r}; allowed: {listed}")
 
 
-def within(name: str, value: object, low: float, high: float | None) -> None:
+def within(name: str, value: object, low: float, high: float | None, or_none: bool = False) -> None:
     """For Settings.__post_init__: strictly between, `high` None meaning without end."""
+    if or_none and value is None:
+        return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low < value < (float("inf") if high is None else high):  # type: ignore[operator]
         allowed = f"above {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise BadArgument(f"setting {name} must be a number {allowed}, got {value!r}")
+        without = ", or None (null on the command line) to leave it out" if or_none else ""
+        raise BadArgument(f"setting {name} must be a number {allowed}{without}, got {value!r}")
 
 
 def whole(name: str, value: object, least: int) -> None:

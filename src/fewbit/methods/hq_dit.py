@@ -89,8 +89,7 @@ class Settings:
         within("alpha", self.alpha, 0, 1)
         within("samples", self.samples, 0, None)
         within("damping", self.damping, 0, 1)
-        if self.smooth is not None:
-            within("smooth", self.smooth, 0, 1)
+        within("smooth", self.smooth, 0, 1, or_none=True)
         if not (self.block in ("auto", None) or (type(self.block) is int and self.block > 1)):
             raise BadArgument(f"setting block cannot be {self.block!r}; allowed: auto, None, N > 1")
 

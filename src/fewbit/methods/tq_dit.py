@@ -42,7 +42,7 @@ from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
 from fewbit.methods.contract import BlockJob, Rule, SurveyJob, one_of, whole, within
 from fewbit.models import Layer, Role
-from fewbit.rounding.steps import Search, factors, powers
+from fewbit.rounding.steps import Search, factors, in_cache, powers
 from fewbit.transforms.smooth import Smooth, smoothing_scales
 
 NAME = "tq-dit"
@@ -85,8 +85,7 @@ class Settings:
     propagate: bool = True  # later blocks see what the quantized earlier ones give
 
     def __post_init__(self) -> None:
-        if self.smooth is not None:
-            within("smooth", self.smooth, 0, 1)
+        within("smooth", self.smooth, 0, 1, or_none=True)
         for name in ("ho", "mrq", "tgq", "time_group_all", "propagate"):
             one_of(name, getattr(self, name), (True, False))
         one_of("granularity", self.granularity, ("channel", "tensor"))
@@ -195,9 +194,17 @@ def _weights(job: BlockJob, name: str) -> Tensor:
     return squares / squares.mean()
 
 
+def _some(table: Tensor, part: slice) -> Tensor:
+    """Rows of a table that may have one for all."""
+    return table if len(table) == 1 else table[part]
+
+
 def _rows_of(table: Tensor, group: Tensor) -> Tensor:
     """The entries of rows in these groups, of a table that may be the same for all."""
     return table[group.clamp(max=len(table) - 1)]
+
+
+_RowError = Callable[[slice, Tensor], Tensor]  # of some rows, as rounded: [rows, parts]
 
 
 class _Steps:
@@ -215,27 +222,26 @@ class _Steps:
         return torch.stack([search.steps for search in self.searches])
 
     def round(self, x: Tensor) -> Tensor:
-        return self._round(x, self.steps)
+        return torch.cat([self._round(x, self.steps, rows) for rows in in_cache(x)])
 
-    def _round(self, x: Tensor, steps: Tensor) -> Tensor:
-        mine = steps[:, self.group][..., None]  # [regions, rows, parts, 1]
-        rows = x.reshape(len(x), steps.shape[-1], -1)
+    def _round(self, x: Tensor, steps: Tensor, rows: slice) -> Tensor:
+        mine = steps[:, self.group[rows]][..., None]  # [regions, rows, parts, 1]
+        some = x[rows].flatten(1).unflatten(1, (steps.shape[-1], -1))
         if self.regions is None:
-            return one_region(rows, mine[0], self.spec).view(x.shape)
-        return two_regions(rows, mine[0], mine[1], self.spec, self.regions).view(x.shape)
+            rounded = one_region(some, mine[0], self.spec)
+        else:
+            rounded = two_regions(some, mine[0], mine[1], self.spec, self.regions)
+        return rounded.view(x[rows].shape)
 
-    def search(self, x: Tensor, row_error: Callable[[Tensor], Tensor]) -> None:
-        """row_error: of x as rounded, [rows, parts]."""
+    def search(self, x: Tensor, row_error: _RowError) -> None:
         for region, search in enumerate(self.searches):
             search.run(partial(self._error, x, row_error, region))
 
-    def _error(
-        self, x: Tensor, row_error: Callable[[Tensor], Tensor], region: int, step: Tensor
-    ) -> Tensor:
+    def _error(self, x: Tensor, row_error: _RowError, region: int, step: Tensor) -> Tensor:
         steps = self.steps
         steps[region] = step
-        found = row_error(self._round(x, steps))
-        return torch.zeros_like(step).index_add_(0, self.group, found)
+        found = [row_error(rows, self._round(x, steps, rows)) for rows in in_cache(x)]
+        return torch.zeros_like(step).index_add_(0, self.group, torch.cat(found))
 
     def activation(self, bins: TimeBins) -> Activation:
         own = TimeBins(bins.centres)
@@ -258,8 +264,8 @@ class _Reader:
     def packed(self) -> QTensor:
         return QTensor.quantize(self.weight, self.spec, self.spec.store(self.search.steps))
 
-    def rounded(self, step: Tensor) -> Tensor:
-        return self.spec.round(self.weight, self.spec.store(step))
+    def rounded(self, step: Tensor, part: slice = slice(None)) -> Tensor:
+        return self.spec.round(self.weight[part], self.spec.store(_some(step, part)))
 
     def pooled(self, errors: Tensor) -> Tensor:
         """errors [out] summed over what shares a step, in the shape of `step`."""
@@ -349,19 +355,23 @@ def _search_weight(
     rows, count = tokens.places.shape
     each = min(-(-TOKEN_MIXTURES // rows), count)
     mix = _signs((rows, each, count), random) * tokens.real[:, None]
-    mixed, exact = (mix @ rounded).flatten(0, 1), (mix @ tokens.x).flatten(0, 1) @ reader.weight.T
-    weights = _rows_of(reader.weights, group.repeat_interleave(each))
+    mixed, seen = ((mix @ x).flatten(0, 1).T for x in (rounded, tokens.x))  # [in, mixtures]
+    exact = reader.weight @ seen
+    weights = _rows_of(reader.weights, group.repeat_interleave(each)).T.contiguous()
+
+    def error_of(step: Tensor, part: slice) -> Tensor:
+        errors = torch.addmm(exact[part], reader.rounded(step, part), mixed, beta=-1)
+        return errors.square_().mul_(_some(weights, part)).sum(1)
 
     def error(step: Tensor) -> Tensor:
-        squares = (mixed @ reader.rounded(step).T - exact).square()
-        return reader.pooled((squares * weights).sum(0))
+        return reader.pooled(torch.cat([error_of(step, part) for part in in_cache(reader.weight)]))
 
     reader.search.run(error)
 
 
 def _output_error(
     readers: list[_Reader], tokens: Tokens, group: Tensor, random: torch.Generator
-) -> Callable[[Tensor], Tensor]:
+) -> _RowError:
     """Of the input as rounded, the error in the outputs of all readers, through a few random
     mixtures of the outputs, which keep the sums of squared errors."""
     each = max(OUTPUT_MIXTURES // len(readers), 1)
@@ -378,9 +388,9 @@ def _output_error(
     )
     target, near = torch.bmm(tokens.x, _rows_of(true, group)), _rows_of(near, group)
 
-    def error(rounded: Tensor) -> Tensor:
-        squares = (torch.bmm(rounded, near) - target).square()
-        return (squares.sum(-1) * tokens.real).sum(1, keepdim=True)
+    def error(rows: slice, rounded: Tensor) -> Tensor:
+        squares = torch.baddbmm(target[rows], rounded, near[rows], beta=-1).square_()
+        return (squares.sum(-1) * tokens.real[rows]).sum(1, keepdim=True)
 
     return error
 
@@ -401,35 +411,52 @@ def _solve_attention(
 
     query, key, value = steps_of(seen.query), steps_of(seen.key), steps_of(seen.value)
     share = _share_steps(spec, shares, group, len(timing.bins.centres), settings)
-    scores, products = seen.query @ seen.key.transpose(-1, -2), shares @ seen.value
+    products = shares @ seen.value
     of_scores = _rows_of(_weights(job, f"{name}.scores"), group)  # [rows, heads or 1]
-    of_products = _rows_of(_weights(job, f"{name}.products"), group)
-    if of_products.shape[1] > 1:
-        of_products = of_products.unflatten(1, (seen.query.shape[1], -1))  # [rows, heads, width]
-    else:
-        of_products = of_products[..., None]
+    of_products = _by_head(_rows_of(_weights(job, f"{name}.products"), group), seen.query.shape[1])
 
-    def scores_error(q: Tensor, k: Tensor) -> Tensor:
-        squares = (q @ k.transpose(-1, -2) - scores).square() * (shares > 0)
-        return squares.sum((2, 3)) * of_scores
+    def products_error(rows: slice, p: Tensor, v: Tensor) -> Tensor:
+        squares = (p @ v).sub_(products[rows]).square_()
+        return (squares.sum(2) * of_products[rows]).sum(2)  # [rows, heads]
 
-    def products_error(p: Tensor, v: Tensor, by_head: bool) -> Tensor:
-        errors = ((p @ v - products).square().sum(2) * of_products).sum(2)
-        return errors if by_head else errors.sum(1, keepdim=True)
+    def share_error(v: Tensor, rows: slice, p: Tensor) -> Tensor:
+        return products_error(rows, p, v[rows]).sum(1, keepdim=True)
+
+    def value_error(p: Tensor, rows: slice, v: Tensor) -> Tensor:
+        return products_error(rows, p[rows], v)
 
     for _ in range(settings.rounds):
-        query.search(seen.query, partial(scores_error, k=key.round(seen.key)))
-        key.search(seen.key, partial(scores_error, query.round(seen.query)))
-        v = value.round(seen.value)
-        share.search(shares, partial(products_error, v=v, by_head=False))
-        p = share.round(shares)
-        value.search(seen.value, partial(products_error, p, by_head=True))
+        k = key.round(seen.key)
+        query.search(seen.query, _score_error(seen.query, seen.key, k, of_scores))
+        q = query.round(seen.query)
+        key.search(seen.key, _score_error(seen.key, seen.query, q, of_scores))
+        share.search(shares, partial(share_error, value.round(seen.value)))
+        value.search(seen.value, partial(value_error, share.round(shares)))
     return QAttention(
         query.activation(timing.all_bins),
         key.activation(timing.all_bins),
         share.activation(timing.bins),
         value.activation(timing.all_bins),
     )
+
+
+def _score_error(mine: Tensor, other: Tensor, near: Tensor, weights: Tensor) -> _RowError:
+    """Of one operand m of the scores when it becomes m + e, and the other, o, has become ô: this is
+    |(m + e)·ôᵀ − m·oᵀ|² = |e·ôᵀ + m·(ô − o)ᵀ|², less what e has no part in. The scores, which are
+    many, need not be made; where keys are padding they are zeros."""
+    gram = near.mT @ near
+    pull = 2 * (mine @ (near - other).mT) @ near
+
+    def error(rows: slice, rounded: Tensor) -> Tensor:
+        e = rounded - mine[rows]
+        return (e @ gram[rows]).add_(pull[rows]).mul_(e).sum((2, 3)) * weights[rows]
+
+    return error
+
+
+def _by_head(weights: Tensor, heads: int) -> Tensor:
+    """[rows, heads·width or 1] to [rows, heads or 1, width or 1]."""
+    return weights[..., None] if weights.shape[1] == 1 else weights.unflatten(1, (heads, -1))
 
 
 def _share_steps(
