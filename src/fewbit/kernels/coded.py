@@ -48,16 +48,24 @@ class After:
     gate: Tensor | None = None  # float32 [images, columns]
     residual: Tensor | None = None  # [rows, columns], as many rows of each image
 
+    @property
+    def tokens(self) -> int | None:
+        """Rows that share a gate."""
+        if self.gate is None or self.residual is None:
+            return None
+        return len(self.residual) // len(self.gate)
+
     def __call__(self, product: Tensor, first: int = 0) -> Tensor:
-        """Of the rows from `first` on."""
+        """Of the rows from `first` on, which are whole images or part of one."""
         if self.gelu:
             return gelu(product, approximate="tanh")
         if self.gate is None or self.residual is None:
             return product
-        rows = slice(first, first + len(product))
-        tokens = len(self.residual) // len(self.gate)
-        gates = self.gate[torch.arange(rows.start, rows.stop, device=product.device) // tokens]
-        return self.residual[rows].float() + gates * product
+        end, tokens = first + len(product), len(self.residual) // len(self.gate)
+        gates = self.gate[first // tokens : -(-end // tokens), None]
+        rows = product.view(len(gates), -1, product.shape[1])
+        residual = self.residual[first:end].view(rows.shape)
+        return (residual.float() + gates * rows).view(product.shape)
 
 
 NOTHING = After()

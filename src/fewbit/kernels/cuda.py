@@ -76,7 +76,7 @@ class Cuda(Portable):
         if not x.numel():
             return Coded(x.to(FP8), x.new_ones(len(x), 1), fmt.integer_max)
         levels, scales = to_levels(x, fmt, rotation)
-        return Coded(levels.to(FP8), scales, fmt.integer_max)
+        return Coded(levels.to(FP8).contiguous(), scales, fmt.integer_max)
 
     def integer_linear(
         self,

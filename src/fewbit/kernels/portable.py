@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from math import pi
 
 import torch
 from torch import Tensor
@@ -21,9 +22,13 @@ from fewbit.kernels.coded import (
 )
 from fewbit.kernels.reference import Reference
 
-CACHED = 1 << 18  # float32 that stay in a core's cache from one pass to the next
+CACHED = 1 << 19  # float32 that stay near a core from one pass to the next
+LOOKED_UP = 1 << 17  # pairs of bytes at a time, for the same reason
+TOGETHER = 32  # rows that torch reduces at once where they stand side by side; fewer are slow
 SMALLEST_GROUP = 64  # columns: below, a product for each group costs more than it saves
 SHORT = 512  # tokens; beyond, the table of attention weights leaves the cache
+GELU_LINEAR = 2 * (2 / pi) ** 0.5
+GELU_CUBIC = 0.044715 * GELU_LINEAR
 DIGITS = 3  # of 8 bits, that together hold a float32 row to 2^-22 of its largest
 
 
@@ -47,12 +52,21 @@ class Portable(Reference):
 
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
         if x.dtype == torch.float64 or torch.compiler.is_compiling() or x.device.type != "cpu":
-            return _rotate(x, rotation)
+            return _turned_and_rotated(x, rotation)[0].t().contiguous()
         out = torch.empty(x.shape)
-        scratch = torch.empty(2, min(len(x), _rows_cached(x.shape[1])), x.shape[1])
+        scratch = torch.empty(2, min(len(x), _rows_cached(*x.shape)), x.shape[1])
+        rotation = _in_floats(rotation)
         for part in _cached(x):
-            out[part] = _rotate(x[part], rotation, *scratch[:, : len(x[part])])
+            out[part] = _turned_and_rotated(x[part], rotation, *scratch[:, : len(x[part])])[0].t()
         return out
+
+    def modulate(self, given: Modulated) -> Tensor:
+        x = given.x.float()
+        centred = x - x.double().mean(-1, keepdim=True).float()
+        length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True, dtype=torch.float64)
+        variance = length.square() / x.shape[-1]
+        normal = centred.mul_((variance + given.eps).sqrt().reciprocal().float())
+        return normal.mul_(1 + given.scale[:, None]).add_(given.shift[:, None])
 
     def quantize(
         self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
@@ -64,9 +78,12 @@ class Portable(Reference):
             return _quantize(self.rows(x), fmt, rotation)
         columns = given.shape[-1]
         rows = given.numel() // columns
-        integers = torch.empty(rows, columns, dtype=torch.int8)
+        turned = rotation is not None  # and stays so: the product reads it as quickly
+        integers = torch.empty((columns, rows) if turned else (rows, columns), dtype=torch.int8)
+        integers = integers.t() if turned else integers
         scales = torch.empty(rows, 1)
-        scratch = torch.empty(2, min(rows, _rows_cached(columns)), columns)
+        scratch = torch.empty(2, min(rows, _rows_cached(rows, columns)), columns)
+        rotation = None if rotation is None else _in_floats(rotation)
         for part, some in _parts(x):
             levels, scales[part] = to_levels(self.rows(some), fmt, rotation, scratch)
             integers[part] = levels if fmt.step == 1 else levels.mul_(1 / fmt.step)
@@ -110,8 +127,19 @@ class Portable(Reference):
         short = q.shape[2] <= SHORT and k.shape[2] <= SHORT and q.shape[:2] == k.shape[:2]
         if mask is not None or not short or q.dtype != torch.bfloat16 or not q.numel():
             return super().attention(q, k, v, mask, scale)
-        weights = ((q * scale) @ k.mT).softmax(-1)
-        return weights @ v
+        images, heads, _, width = q.shape
+        q, k, v = (tensor.reshape(images * heads, -1, width) for tensor in (q, k, v))
+        scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=scale)
+        return torch.bmm(scores.softmax(-1), v).view(images, heads, -1, width)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        if x.dtype not in (torch.float32, torch.bfloat16) or not x.numel():
+            return super().gelu(x)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        rows, results = x.reshape(-1, x.shape[-1]), out.view(-1, x.shape[-1])
+        for part in _cached(rows):
+            results[part] = _gelu(rows[part].float())
+        return out
 
     def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
         wanted = fast and _worth_it(packed.spec, packed.columns)
@@ -130,8 +158,14 @@ def integers_of(packed: QTensor) -> Tensor:
         return Weight(packed).integers()
     compiling = torch.compiler.is_compiling()
     table = _four_at_once(fmt) if compiling else _four_at_once_kept(fmt)
-    pairs = packed.packed.view(torch.uint16).flatten().int()
-    return table.to(pairs.device).index_select(0, pairs).view(torch.int8).view(packed.shape)
+    pairs = packed.packed.view(torch.uint16).flatten()
+    if compiling or pairs.device.type != "cpu":
+        found = table.to(pairs.device).index_select(0, pairs.int())
+    else:
+        found = torch.empty(len(pairs), dtype=torch.int32)
+        for some, out in zip(pairs.split(LOOKED_UP), found.split(LOOKED_UP), strict=True):
+            torch.index_select(table, 0, some.int(), out=out)
+    return found.view(torch.int8).view(packed.shape)
 
 
 def _four_at_once(fmt: Format) -> Tensor:
@@ -151,34 +185,49 @@ def _parts(x: Tensor | Modulated) -> Iterator[tuple[slice, Tensor | Modulated]]:
         rows = x.reshape(-1, x.shape[-1])
         yield from ((part, rows[part]) for part in _cached(rows))
         return
-    for image, tokens in enumerate(x.x):
-        shift, scale, before = x.shift[image, None], x.scale[image, None], image * len(tokens)
-        for part in _cached(tokens):
-            rows = tokens[None, part]
-            end = before + part.start + rows.shape[1]
-            yield slice(before + part.start, end), Modulated(rows, shift, scale, x.eps)
+    rows, tokens = x.x.flatten(0, 1), x.x.shape[1]
+    for part in _cached(rows, tokens):
+        image = part.start // tokens
+        shift, scale = x.shift[image, None], x.scale[image, None]
+        yield part, Modulated(rows[None, part], shift, scale, x.eps)
 
 
-def _cached(x: Tensor) -> Iterator[slice]:
-    whole = torch.compiler.is_compiling() or x.device.type != "cpu"
-    count = len(x) if whole else _rows_cached(x.shape[1])
-    return (slice(start, start + count) for start in range(0, len(x), max(count, 1)))
+def _cached(x: Tensor, tokens: int | None = None) -> Iterator[slice]:
+    """Rows, none of them of two images if those have so many tokens."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        yield slice(0, len(x))
+        return
+    tokens = tokens or len(x)
+    count = _rows_cached(tokens, x.shape[1])
+    for image in range(0, len(x), max(tokens, 1)):
+        for start in range(image, image + tokens, count):
+            yield slice(start, min(start + count, image + tokens))
 
 
-def _rows_cached(columns: int) -> int:
-    return max(1, CACHED // columns)
+def _rows_cached(rows: int, columns: int) -> int:
+    """Of parts about as long as each other."""
+    parts = max(-(-rows * columns // CACHED), 1)
+    return max(-(-rows // (parts * TOGETHER)), 1) * TOGETHER
 
 
-def _rotate(
+def _in_floats(rotation: Rotation) -> Rotation:
+    matrices = tuple(matrix.float() for matrix in rotation.matrices)
+    return Rotation(rotation.signs.float(), matrices)
+
+
+def _turned_and_rotated(
     x: Tensor, rotation: Rotation, one: Tensor | None = None, two: Tensor | None = None
-) -> Tensor:
-    """By matmuls: libraries sum so few terms one after another, as the definition does. They want
-    long rows behind the axis that is mixed, so tokens stand side by side as columns meanwhile.
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens as columns, and which of the scratch is free again.
+
+    By matmuls: libraries sum so few terms one after another, as the definition does. They want long
+    rows behind the axis that is mixed, so tokens stand side by side.
     """
     signs = rotation.signs.to(x.dtype if x.dtype == torch.float64 else torch.float32)
-    flipped = torch.mul(x, signs, out=one)
-    tokens, spare = _turned(flipped, two), None if two is None else flipped
-    inner = rotation.order
+    wide = x.to(signs.dtype) if one is None else one.copy_(x)  # quicker than a product of two types
+    flipped = torch.mul(wide, signs, out=one).t()
+    tokens = flipped.contiguous() if two is None else two.view(flipped.shape).copy_(flipped)
+    spare, inner = one, rotation.order
     for matrix in rotation.matrices:
         groups = x.shape[1] // inner
         inner //= len(matrix)
@@ -186,37 +235,43 @@ def _rotate(
         factor = matrix.to(signs).t().expand(groups, -1, -1)
         out = None if spare is None else spare.view(rows.shape)
         mixed = torch.bmm(factor, rows, out=out).view(tokens.shape)
-        tokens, spare = mixed, None if two is None else tokens
-    return _turned(tokens, spare).mul_(rotation.scale)
-
-
-def _turned(x: Tensor, out: Tensor | None) -> Tensor:
-    if out is None:
-        return x.t().contiguous()
-    return out.view(x.t().shape).copy_(x.t())
+        tokens, spare = mixed, None if spare is None else tokens
+    return tokens.mul_(rotation.scale), spare
 
 
 def _quantize(x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None) -> Coded:
     levels, scales = to_levels(x, fmt, rotation)
     integers = levels if fmt.step == 1 else levels.mul_(1 / fmt.step)
-    return Coded(integers.to(torch.int8), scales * fmt.step, fmt.integer_max)
+    return Coded(integers.to(torch.int8).contiguous(), scales * fmt.step, fmt.integer_max)
 
 
 def to_levels(
     x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None, scratch: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Each row's nearest levels, as float32, and the scale they are multiplied with.
+    """Each row's nearest levels, as float32, and the scale they are multiplied with; of a rotated
+    input both are views of its columns.
 
     `scratch`, float32 [2, at least as many rows, columns], is overwritten instead of memory that
     the system would have to clear first.
     """
     one, two = (None, None) if scratch is None else scratch[:, : len(x)]
-    x = x.float() if rotation is None else _rotate(x, rotation, one, two).float()
-    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
+    if rotation is None:
+        x = x.float()
+        scales = _scales(x, fmt, 1)
+        return _nearest(torch.mul(x, scales.reciprocal(), out=one), fmt, two), scales
+    columns, spare = _turned_and_rotated(x, rotation, one, two)
+    columns, scales = columns.float(), _scales(columns.float(), fmt, 0)
+    return _nearest(columns.mul_(scales.reciprocal()), fmt, spare).t(), scales.t()
+
+
+def _scales(x: Tensor, fmt: Minifloat | Integer, along: int) -> Tensor:
+    largest = torch.maximum(x.amax(along, keepdim=True), -x.amin(along, keepdim=True))
     scales = torch.where(largest == 0, 1.0, largest / fmt.max).clamp_(min=SMALLEST)
-    scales = scales.masked_fill_(scales.isinf(), torch.nan)
-    units = torch.mul(x, scales.reciprocal(), out=one)
-    return _minifloat(units, fmt, two) if isinstance(fmt, Minifloat) else units.round_(), scales
+    return scales.masked_fill_(scales.isinf(), torch.nan)
+
+
+def _nearest(units: Tensor, fmt: Minifloat | Integer, out: Tensor | None) -> Tensor:
+    return _minifloat(units, fmt, out) if isinstance(fmt, Minifloat) else units.round_()
 
 
 def _minifloat(x: Tensor, fmt: Minifloat, out: Tensor | None) -> Tensor:
@@ -224,13 +279,17 @@ def _minifloat(x: Tensor, fmt: Minifloat, out: Tensor | None) -> Tensor:
     float32 keeps just the mantissa bits that x keeps in the format; ties go to its even multiples,
     which are the even codes. Without mantissa bits those are every other power of two, and before
     them an odd number is added."""
-    smallest_normal = 127 + 1 - fmt.bias << 23
-    bits, out = x.view(torch.int32), None if out is None else out.view(torch.int32)
-    power = torch.bitwise_and(bits, 0xFF << 23, out=out).clamp_(min=smallest_normal)
+    exponents = torch.full((1,), 0xFF << 23, dtype=torch.int32, device=x.device)
+    out = None if out is None else out.view(x.shape).view(torch.int32)
+    power = torch.bitwise_and(x.view(torch.int32), exponents, out=out)
+    power.clamp_(min=127 + 1 - fmt.bias << 23)
+    times = 1.5 * 2.0 ** (23 - fmt.mantissa)
     if fmt.mantissa == 0:
-        power += (power >> 23 & 1) ^ 1
-    anchor = power.add_(23 - fmt.mantissa << 23 | 1 << 22).view(torch.float32)
-    return x.add_(anchor).sub_(anchor)
+        odd = (power >> 23 & 1) ^ 1
+        power.view(torch.float32).mul_(times)
+        power, times = power.add_(odd), 1.0
+    large = power.view(torch.float32)
+    return x.add_(large, alpha=times).sub_(large, alpha=times)
 
 
 def _digits(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,10 +330,17 @@ def scaled(
 ) -> Tensor:
     """after(sums · rows · columns + bias), a few rows at a time."""
     out = torch.empty(sums.shape, dtype=dtype, device=sums.device)
-    for part in _cached(sums):
-        product = (sums[part] * rows[part]).mul_(columns)
-        out[part] = after(product if bias is None else product.add_(bias), part.start)
+    for part in _cached(sums, after.tokens):
+        product = sums[part].float().mul_(rows[part]).mul_(columns)
+        product = product if bias is None else product.add_(bias)
+        out[part] = _gelu(product) if after.gelu else after(product, part.start)
     return out
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """x * (1 + tanh(z)) / 2, which is x * sigmoid(2 z), and sigmoids are quick."""
+    twice = torch.mul(x, x).mul_(GELU_CUBIC).add_(GELU_LINEAR).mul_(x)
+    return twice.sigmoid_().mul_(x)
 
 
 def _worth_it(weight: Spec, columns: int) -> bool:
