@@ -44,9 +44,10 @@ def output_errors(
 
     def receive(given: LayerInput) -> None:
         name = f"{job.name}.{given.name}"
-        exact = originals[name](given.x)
-        signal, noise = energies(exact, job.solved[name].layer.forward(given.x))
-        rounded = _plainly(given.x, plain[name], originals[name].bias, job.rules[name])
+        real = slice(None) if given.mask is None else given.mask > 0
+        exact = originals[name](given.x)[real]
+        signal, noise = energies(exact, job.solved[name].layer.forward(given.x)[real])
+        rounded = _plainly(given.x[real], plain[name], originals[name].bias, job.rules[name])
         error = errors[name]
         error.signal += signal
         error.noise += noise

@@ -32,7 +32,7 @@ def test_the_config_builds_it_again():
     assert (made.format.exponent, made.format.mantissa) == (5, 3)
 
 
-@pytest.mark.parametrize("bits", [(0, 4), (5, 4), (4, -1), (True, 3), ("4", 4)])
+@pytest.mark.parametrize("bits", [(0, 4), (5, 4), (8, 0), (4, -1), (True, 3), ("4", 4)])
 def test_what_is_no_unsigned_float_is_refused(bits):
     with pytest.raises(BadArgument, match="an unsigned float cannot be e"):
         UnitFloat(*bits)

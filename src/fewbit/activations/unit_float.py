@@ -11,7 +11,7 @@ from fewbit.errors import BadArgument
 from fewbit.formats import Minifloat
 
 KIND = "unit_float"
-MOST_BITS = 8
+MOST_BITS, MOST_EXPONENT = 8, 5
 
 
 class UnitFloat(Activation):
@@ -20,10 +20,11 @@ class UnitFloat(Activation):
     def __init__(self, exponent: int, mantissa: int) -> None:
         super().__init__()
         whole = type(exponent) is int and type(mantissa) is int
-        if not whole or exponent < 1 or mantissa < 0 or exponent + mantissa > MOST_BITS:
+        known = whole and 1 <= exponent <= MOST_EXPONENT and mantissa >= 0
+        if not known or exponent + mantissa > MOST_BITS:
             raise BadArgument(
-                f"an unsigned float cannot be e{exponent}m{mantissa}; allowed: one exponent bit or "
-                f"more, {MOST_BITS} bits at most"
+                f"an unsigned float cannot be e{exponent}m{mantissa}; allowed: 1 to "
+                f"{MOST_EXPONENT} exponent bits, {MOST_BITS} bits at most"
             )
         self.format = Minifloat(exponent, mantissa)
 

@@ -34,8 +34,10 @@ class Seen:
 class Observer:
     """Collects `Seen` from a stream of inputs; `minibatches` is how many will come."""
 
-    def __init__(self, channels: int, minibatches: int, seed: int) -> None:
-        self.moments = SecondMoments(channels)
+    def __init__(
+        self, channels: int, minibatches: int, seed: int, device: torch.device | None = None
+    ) -> None:
+        self.moments = SecondMoments(channels, device)
         self.share = -(-SAMPLE_ROWS // minibatches)
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.drawn: list[Tensor] = []
@@ -55,7 +57,9 @@ class Observer:
 
 def observe(step: Step, widths: Mapping[str, int], seed: int) -> dict[str, Seen]:
     """What the layers of a block see, by their paths in it; one pass over all rows."""
-    observers = {path: Observer(width, step.minibatches, seed) for path, width in widths.items()}
+    observers = {
+        path: Observer(width, step.minibatches, seed, step.device) for path, width in widths.items()
+    }
 
     def receive(given: LayerInput) -> None:
         observers[given.name].update(given.x, given.mask)

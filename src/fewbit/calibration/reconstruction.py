@@ -61,10 +61,10 @@ class Reconstruction:
     @classmethod
     def of_block(cls, step: Step, exact: Step) -> Reconstruction:
         """`exact` is the block's step, already advanced, in the full-precision stream."""
-        items = [
+        items = (
             {**{str(place): value for place, value in enumerate(call.args)}, **call.kwargs}
             for call in step.inputs()
-        ]
+        )
         stream = step.stream
         inputs = CalibrationSet.from_items(map(_floating, items))
         return cls(inputs, exact.given(), stream.times, stream.data.pair, step.device)

@@ -8,9 +8,10 @@ inputs      of every linear and of the attention's matmuls are rounded at run ti
 
 The published code calibrates on latents that are almost clean, leaves out the masks of captions and
 quantizes q and k of HunyuanDiT before their norms. Here the rows are the sampler's own, all its
-timesteps shuffled, padding counts nowhere, and what enters a matmul is quantized. Ours are the
-training on inputs that are already rounded, and `formats="auto"`: of the three, each layer has the
-one in which it loses least, which is better than any by role (studies/fp4dit_forms.py).
+timesteps shuffled, words that a mask hides count nowhere, and what enters a matmul is quantized.
+Ours are the training on inputs that are already rounded, of biases too and with every timestep
+counted alike; the search for clipping; and `formats="auto"`: each layer has that of the three in
+which it loses least, which is better than by role (studies/fp4dit_forms.py).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fewbit.activations.unit_float import UnitFloat
 from fewbit.attention import QAttention, quantize_attention, refuse_bare_blocks, without_padding
 from fewbit.calibration.operands import sample_operands
 from fewbit.calibration.reconstruction import Minibatch, Reconstruction
+from fewbit.calibration.stream import LayerInput
 from fewbit.calibration.training import Group, Schedule, train, trainable_copy
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, SCALES, QTensor, Spec
@@ -56,9 +58,10 @@ WEIGHTS = (*FLOATS, "int4")
 BY_ROLE = ("e3m0", "e2m1")  # of the first linear of a feed-forward, of all others
 INPUTS = {6: ("e2m3", "e3m2", "int6"), 8: ("e3m4", "e4m3", "int8")}
 SHARP, BLUNT = 20.0, 2.0  # the exponent of the regulariser, at first and in the end
-OPERANDS = ("query", "key", "value")  # of an attention's matmuls
+ROUNDED = ("query", "key", "value")  # of the operands of an attention's matmuls
 SOFTMAX = (4, 4)  # exponent and mantissa bits of its unsigned FP8
 ATTENDING_ROWS = 64  # that tell the largest operand
+LEAST_GROUP = 1 / 8  # of the group that was asked for
 LOOKS = 4  # minibatches that tell what plain and what learned rounding lose
 
 
@@ -82,7 +85,7 @@ class Settings:
     ranges: str = "token"  # of inputs, measured at run time; or "tensor", known beforehand
     attention: str = "quantize"  # what its matmuls read, as other inputs; or "skip"
     softmax: str = "keep"  # or "fp8", unsigned: what comes out of it
-    group: int = 128  # inputs that share a scale, or the next lower number that divides a layer's
+    group: int = 128  # inputs that share a scale, or a lower number that divides a layer's
     clip: bool = True  # scales may lie below the largest weight where that loses less
     scale_aware: bool = True  # a step of the training moves all weights alike
     rate: float = 0.2  # of the auxiliary variables
@@ -106,7 +109,7 @@ class Settings:
         one_of("inputs", self.inputs, ("float", "integer", *INPUTS[6], *INPUTS[8]))
         one_of("ranges", self.ranges, ("token", "tensor"))
         one_of("attention", self.attention, ("quantize", "skip"))
-        one_of("softmax", self.softmax, ("keep", "fp8"))
+        one_of("softmax", self.softmax, ("keep",) if self.attention == "skip" else ("keep", "fp8"))
         one_of("precision", self.precision, ("bf16", "fp32"))
         one_of("adaln", self.adaln, ("same", "int8", "keep"))
         for name, least in (("samples", 1), ("batch", 1), ("group", 1), ("steps", 0)):
@@ -123,14 +126,22 @@ def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
     early = settings.formats == "role" and layer.role is Role.FC1
     fmt = FORMATS[settings.first if early else settings.others]
     columns = layer.shape[1]
-    span = max(n for n in range(1, settings.group + 1) if columns % n == 0)
-    weight = replace(variant.weight, format=fmt, span=span)
+    weight = replace(variant.weight, format=fmt, span=_span(columns, settings.group))
     return Rule(weight, None if layer.role is Role.ADALN else _inputs(variant, settings))
+
+
+def _span(columns: int, group: int) -> int | str:
+    """The whole row where only groups much smaller than asked for would divide it."""
+    sizes = range(group, max(int(group * LEAST_GROUP), 1) - 1, -1)
+    return next((size for size in sizes if columns % size == 0), "row")
 
 
 def _inputs(variant: Rule, settings: Settings) -> Spec | None:
     spec = variant.activation
     if spec is None:
+        kept = settings.inputs in ("float", "integer") and settings.ranges == "token"
+        if not kept or settings.softmax != "keep":
+            raise BadArgument("inputs stay as they come: inputs, ranges and softmax say nothing")
         return None
     bits = spec.format.bits
     named = {"float": spec.format.name, "integer": f"int{bits}"}
@@ -142,30 +153,44 @@ def _inputs(variant: Rule, settings: Settings) -> Spec | None:
 
 
 def solve(job: BlockJob, settings: Settings) -> None:
-    attending = job.attending if settings.attention == "quantize" else ()
+    rounds_inputs = any(one.activation for one in job.rules.values())
+    attending = job.attending if rounds_inputs and settings.attention == "quantize" else ()
     refuse_bare_blocks(attending)
     inputs = _quantizers(job, attending, settings)
     stages, matmuls = _stages(job, inputs), _matmuls(attending, inputs, settings)
     moments = _moments(job) if settings.formats == "auto" else {}
-    layers = {}
+    starts = {}
     for name, one in job.rules.items():
-        weight, linear = job.weight(name), job.linear(name)
-        if one.weight.format.bits > 4:  # a modulation
+        weight = job.weight(name)
+        if one.weight.format.name in WEIGHTS:
+            starts[name] = _nearest(weight, one.weight, moments.get(name), settings)
+        else:  # a modulation
             packed = QTensor.quantize(weight, one.weight)
-            job.replace(name, QLinear(packed, linear.bias, stages[name]), weight)
-            continue
-        start = _nearest(weight, one.weight, moments.get(name), settings)
-        layers[name] = RoundingLinear(
-            weight, start, linear.bias, stages[name], settings.scale_aware
-        )
-    if settings.steps:
-        _learn(job, layers, matmuls, settings)
+            job.replace(name, QLinear(packed, job.linear(name).bias, stages[name]), weight)
+    layers = _undecided(job, starts, stages, settings)
+    if settings.steps and layers and not _learn(job, layers, matmuls, settings):
+        layers = _undecided(job, starts, stages, settings)
     for name, layer in layers.items():
         weight = job.weight(name)
         bias = None if layer.bias is None else layer.bias.detach().to(weight.dtype)
         job.replace(name, QLinear(layer.packed(), bias, stages[name]), weight)
     for name, quantized in matmuls.items():
         quantize_attention(job.module.get_submodule(job.path(name)), quantized)
+
+
+def _undecided(
+    job: BlockJob,
+    starts: Mapping[str, QTensor],
+    stages: Mapping[str, InputStage | None],
+    settings: Settings,
+) -> dict[str, RoundingLinear]:
+    """Each layer before it learned anything: its weights are nearest to those of its start."""
+    return {
+        name: RoundingLinear(
+            job.weight(name), start, job.linear(name).bias, stages[name], settings.scale_aware
+        )
+        for name, start in starts.items()
+    }
 
 
 def _quantizers(
@@ -176,29 +201,34 @@ def _quantizers(
     if spec is None:
         return {}
     read = [group[0] for group in job.groups if job.rules[group[0]].activation is not None]
-    names = [*read, *(f"{name}.{operand}" for name in attending for operand in OPERANDS)]
+    names = [*read, *(f"{name}.{operand}" for name in attending for operand in ROUNDED)]
     if settings.ranges == "token":
         return {name: Dynamic(spec) for name in names}
     largest = _largest(job, read, attending)
     return {
-        name: Static(spec, (largest[name] / spec.format.max).view(1, 1), TimeBins(torch.zeros(1)))
-        for name in names
+        name: Static(spec, (most / spec.format.max).view(1, 1), TimeBins(torch.zeros(1)))
+        for name, most in largest.items()
     }
 
 
 def _largest(job: BlockJob, read: Sequence[str], attending: Sequence[str]) -> dict[str, Tensor]:
-    """The largest magnitude of each tensor in calibration."""
+    """The largest magnitude of each tensor in calibration; of operands, in some of the rows."""
     assert job.step is not None
+    step, seen = job.step, dict.fromkeys(read, torch.zeros(()))
+
+    def receive(given: LayerInput) -> None:
+        name = f"{job.name}.{given.name}"
+        x = given.x if given.mask is None else given.x[given.mask > 0]
+        seen[name] = torch.maximum(seen[name].to(x.device), x.float().abs().amax())
+
+    step.layer_inputs([job.path(name) for name in read], receive)
     attentions = {name: job.module.get_submodule(job.path(name)) for name in attending}
-    rows = range(0, job.step.rows, -(-job.step.rows // ATTENDING_ROWS))
-    layers, operands = sample_operands(
-        job.step, [job.path(name) for name in read], attentions, rows, job.seed_of(0)
-    )
-    found = {name: layers[job.path(name)].x.abs().max() for name in read}
+    every = -(-step.rows // ATTENDING_ROWS) | 1  # odd: of both halves of the guidance
+    _, operands = sample_operands(step, (), attentions, range(0, step.rows, every), job.seed_of(0))
     for name, one in operands.items():
         real = without_padding(one)
-        found |= {f"{name}.{part}": getattr(real, part).abs().max() for part in OPERANDS}
-    return found
+        seen |= {f"{name}.{part}": getattr(real, part).abs().amax() for part in ROUNDED}
+    return {name: torch.where(most > 0, most, 1.0).to(step.device) for name, most in seen.items()}
 
 
 def _stages(job: BlockJob, inputs: Mapping[str, Activation]) -> dict[str, InputStage | None]:
@@ -217,7 +247,7 @@ def _matmuls(
         return {}
     matmuls = {}
     for name in attending:
-        query, key, value = (inputs[f"{name}.{operand}"] for operand in OPERANDS)
+        query, key, value = (inputs[f"{name}.{operand}"] for operand in ROUNDED)
         shares = UnitFloat(*SOFTMAX) if settings.softmax == "fp8" else None
         matmuls[name] = QAttention(query, key, shares, value)
     return matmuls
@@ -246,8 +276,8 @@ def _learn(
     layers: Mapping[str, RoundingLinear],
     matmuls: Mapping[str, QAttention],
     settings: Settings,
-) -> None:
-    """One block, its inputs rounded, on what it gave in full precision."""
+) -> bool:
+    """One block, its inputs rounded, on what it gave in full precision; whether that paid."""
     assert job.step is not None
     assert job.exact is not None
     block = trainable_copy(job.module)
@@ -261,6 +291,8 @@ def _learn(
     def lost(minibatch: Minibatch) -> Tensor:
         return minibatch.loss(block(*minibatch.args, **minibatch.kwargs))
 
+    plain = _settled(rows, lost, layers, job.seed_of(901), settings)
+
     def total(minibatch: Minibatch, progress: float) -> Tensor:
         done = (progress - settings.warmup) / (1 - settings.warmup)
         if done > 0:
@@ -269,7 +301,6 @@ def _learn(
                 layer.pull = pull
         return lost(minibatch)
 
-    plain = _settled(rows, lost, layers, job.seed_of(901), settings)
     biases = [one.bias for one in layers.values() if one.bias is not None]
     groups = [
         Group([layer.auxiliary for layer in layers.values()], settings.rate),
@@ -280,8 +311,9 @@ def _learn(
     if learned > plain:
         job.warn(
             f"{job.name}: learned rounding loses {100 * learned:.3g}% of what the block gives, "
-            f"plain rounding {100 * plain:.3g}%; more samples or a smaller rate may help"
+            f"plain rounding {100 * plain:.3g}% and is kept; more samples or a lower rate may help"
         )
+    return learned <= plain
 
 
 def _settled(
