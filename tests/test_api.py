@@ -5,7 +5,10 @@ import tiny_transformers as tiny
 import torch
 
 import fewbit
-from fewbit.errors import BadModel, BrokenFile
+from fewbit.bench.footprint import resident_bytes
+from fewbit.blueprint import quantized_layers
+from fewbit.errors import BadArgument, BadModel, BrokenFile
+from fewbit.kernels.choose import BACKENDS, VARIABLE
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -45,3 +48,34 @@ def test_dequantize_a_pipeline(tmp_path):
         fewbit.dequantize(pipe)
     pipe.save_pretrained(tmp_path)
     assert fewbit.inspect(tmp_path).recipe is None
+
+
+HERE = [b.name for b in BACKENDS if b.why_not(torch.device("cpu")) is None]
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("bits", ["w4a4", "w8a8"])
+def test_fast_is_a_byte_more_for_each_weight_of_four_bits_where_that_helps(
+    backend, bits, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(VARIABLE, backend)
+    model = tiny.make()
+    fewbit.quantize(model, "rtn", bits=bits, progress=False)
+    four_bit = [q for q in quantized_layers(model).values() if q.spec.format.bits == 4]
+    unpacked = sum(q.in_features * q.out_features for q in four_bit if backend == "torch")
+    compact, size = tiny.run(model), resident_bytes(model)
+    fewbit.prepare(model, "fast")
+    assert torch.equal(tiny.run(model), compact)
+    assert resident_bytes(model) == size + unpacked
+    fewbit.save(model, tmp_path)
+    fewbit.prepare(model, "compact")
+    assert torch.equal(tiny.run(model), compact)
+    assert resident_bytes(model) == size
+    assert torch.equal(tiny.run(fewbit.load(tmp_path)), compact)
+
+
+def test_only_what_is_quantized_is_prepared_and_only_in_known_ways():
+    with pytest.raises(BadModel, match="not quantized"):
+        fewbit.prepare(tiny.make())
+    with pytest.raises(BadArgument, match="unknown mode 'quick'; allowed: compact, fast"):
+        fewbit.prepare(tiny.quantized(), "quick")

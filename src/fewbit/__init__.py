@@ -12,7 +12,7 @@ from fewbit.registration import register_with_diffusers
 from fewbit.version import __version__
 
 if TYPE_CHECKING:
-    from fewbit.api import dequantize, inspect, load, save
+    from fewbit.api import dequantize, inspect, load, prepare, save
     from fewbit.diffusers_plugin import FewbitConfig
     from fewbit.engine import quantize
     from fewbit.errors import FewbitError
@@ -28,6 +28,7 @@ _HOMES = {
     "dequantize": "fewbit.api",
     "inspect": "fewbit.api",
     "load": "fewbit.api",
+    "prepare": "fewbit.api",
     "quantize": "fewbit.engine",
     "recipes": "fewbit.recipe",
     "save": "fewbit.api",
@@ -42,6 +43,7 @@ __all__ = [
     "dequantize",
     "inspect",
     "load",
+    "prepare",
     "quantize",
     "recipes",
     "save",

@@ -24,7 +24,8 @@ class QLinear(nn.Module):
 
     A backend may want the codes in an order of its own. That `layout` is made when it is first
     used; where the codes can be had back from it, it takes their place, so that a weight is in
-    memory once. `fast` also allows layouts that take more memory than the codes.
+    memory once. `fast`, which `fewbit.prepare` sets, also
+    allows layouts that take more memory than the codes.
     """
 
     def __init__(self, weight: QTensor, bias: Tensor | None, stage: InputStage | None) -> None:
@@ -86,7 +87,7 @@ class QLinear(nn.Module):
         self.as_stored()
         with torch.inference_mode(False):
             self.layout = backend.layout(self.packed_weight, self.activation, self.fast)
-            if self.layout is not None and backend.replaces_codes(self.spec, self.fast):
+            if self.layout is not None and backend.replaces_codes(self.spec):
                 self._maker, self.codes = backend, self.codes.new_empty(self.out_features, 0)
         self._made = self._made_of(backend)
 

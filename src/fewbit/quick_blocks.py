@@ -59,7 +59,8 @@ def _quick(block: Any, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 timestep, cross_attention_kwargs, class_labels, added_cond_kwargs,
             )  # fmt: skip
         x = hidden_states.contiguous()
-        modulation = _MODULATIONS[block.norm_type](block, x, timestep, class_labels)
+        with NO_MODES():
+            modulation = _MODULATIONS[block.norm_type](block, x, timestep, class_labels)
         shift, scale, gate, *for_feed_forward = modulation
         x = _attend(block, x, shift, scale, gate)
         if block.attn2 is not None:

@@ -15,7 +15,7 @@ from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, Format, FormatChoice, Spec
 from fewbit.kernels import native
-from fewbit.kernels.native_library import ISAS, load
+from fewbit.kernels.native_library import FILE, ISAS, load
 from fewbit.transforms.hadamard import Hadamard
 
 if not native.available():
@@ -352,6 +352,11 @@ def test_bad_arguments_are_named():
         native.linear(codes.float(), scales, packed, torch.ones(5, 1))
     with pytest.raises(BadArgument, match="beyond"):
         native.quantize_rows(torch.zeros(1).expand(2**16, 2**16), fmt)
+    many = torch.zeros(1, 1, dtype=torch.int8).expand(2**28, 16)
+    with pytest.raises(BadArgument, match="beyond"):
+        native.linear(many, torch.ones(1, 1).expand(2**28, 1), packed, torch.ones(5, 1))
+    with pytest.raises(BadArgument, match="beyond"):
+        native.float_linear(torch.zeros(1, 1).expand(2**28, 16), packed, torch.ones(5, 1))
     for gate, residual in (((2, 4), (2, 5)), ((3, 5), (2, 5)), ((1, 5), (3, 5)), ((0, 5), (2, 5))):
         given = {"gate": torch.ones(gate), "residual": torch.ones(residual)}
         with pytest.raises(BadArgument, match="is gated by"):
@@ -406,11 +411,20 @@ def test_a_damaged_library_is_no_library(fresh_load, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("fewbit.kernels.native_library.FILE", damaged)
         assert "was not built" in native.why_not()
-        damaged.write_bytes(b"\x7fELF and no more")
-        load.cache_clear()
-        assert "cannot be loaded" in native.why_not()
+        for content in _damaged(FILE.read_bytes()):
+            damaged.write_bytes(content)
+            load.cache_clear()
+            assert "cannot be loaded" in native.why_not()
         with pytest.raises(BadArgument, match=r"cannot run: _native\.so cannot be loaded"):
             native.pack_levels(torch.zeros(1, 1, dtype=torch.int8))
+
+
+def _damaged(library: bytes) -> Iterator[bytes]:
+    """What copies that were broken off leave behind, and files of other kinds."""
+    yield from (
+        library[:size] for size in (0, 3, 40, 64, 4096, len(library) // 2, len(library) - 1)
+    )
+    yield from (b"\x7fELF and no more", b"not a library at all")
 
 
 THREADS = """

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fewbit.activation_function import QuickGelu
+from fewbit.api import prepare
 from fewbit.bench import onednn
 from fewbit.bench.peers import (
     OpenVinoBlock,
@@ -23,7 +24,6 @@ from fewbit.bench.peers import (
 from fewbit.bench.subject import Subject
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import VARIABLE, backend_named
-from fewbit.linear import QLinear
 from fewbit.models import describe
 from fewbit.quick_attention import QuickAttention
 from fewbit.quick_blocks import quick_blocks
@@ -101,9 +101,7 @@ def forced(backend: str) -> Iterator[None]:
 
 
 def _unpacked(network: nn.Module, names: Collection[str]) -> nn.Module:
-    for module in network.modules():
-        if isinstance(module, QLinear):
-            module.fast = True
+    prepare(network, "fast")
     return network
 
 

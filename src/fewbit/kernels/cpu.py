@@ -106,10 +106,10 @@ class Native(Portable):
     def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
         if not _takes(packed.spec, packed.columns) or not (fast or _rests(packed.spec)):
             return None
-        return _panels(packed, fast)
+        return _panels(packed)
 
-    def replaces_codes(self, spec: Spec, fast: bool) -> bool:
-        return _rests(spec) and (not fast or isinstance(spec.format, Integer))
+    def replaces_codes(self, spec: Spec) -> bool:
+        return _rests(spec)
 
     def codes_in(self, layout: Tensor, spec: Spec) -> Tensor:
         mask = (1 << spec.format.bits) - 1
@@ -119,11 +119,12 @@ class Native(Portable):
         given = weight.layout is not None or torch.compiler.is_compiling()
         if given or not _takes(weight.spec, weight.packed.columns):
             return weight.layout
-        return _panels(weight.packed, fast=False)
+        return _panels(weight.packed)
 
 
-def _panels(packed: QTensor, fast: bool) -> Tensor:
-    if fast or not _rests(packed.spec) or packed.spec.format.bits > 4:
+def _panels(packed: QTensor) -> Tensor:
+    """In 4 bits where the codes are: measured, panels of 8 bits are not read any quicker."""
+    if not _rests(packed.spec) or packed.spec.format.bits > 4:
         return native.pack_levels(Weight(packed).integers())
     return native.pack_codes(packed.codes(), packed.spec.format, packed.scales.choices)
 

@@ -339,6 +339,7 @@ def _run_linear(
     residual: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
+    _counted(codes)
     rows, columns = codes.shape
     channels, groups = weight_scales.shape
     tokens = 1
@@ -359,7 +360,6 @@ def _run_linear(
         raise BadArgument(f"{rows} rows need scales [{rows}, 1 or {groups}]")
     codes, scales, weight_scales = _bytes(codes), _floats(scales), _floats(weight_scales)
     bias = _bias(bias, channels)
-    _counted(codes)
     _check(
         functions().fewbit_linear(
             codes.data_ptr(), scales.data_ptr(), packed.data_ptr(), packed.numel(),
@@ -378,12 +378,12 @@ def _run_float_linear(
     bias: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
+    _counted(x)
     rows, columns = x.shape
     channels, groups = weight_scales.shape
     if groups > 1 and columns % (8 * groups):
         raise BadArgument(f"{groups} groups of {columns} columns are not multiples of 8 columns")
     x, weight_scales, bias = _floats(x), _floats(weight_scales), _bias(bias, channels)
-    _counted(x)
     out = torch.empty(rows, channels, dtype=out_dtype)
     _check(
         functions().fewbit_float_linear(
@@ -401,6 +401,7 @@ def _run_vector_linear(
     weight_scales: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
+    _counted(x)
     rows, columns = x.shape
     channels, vectors = assignments.shape
     entries, length = codebook.shape
@@ -416,7 +417,6 @@ def _run_vector_linear(
     x, codebook, bias = _floats(x), _floats(codebook), _bias(bias, channels)
     scales = None if weight_scales is None else _floats(weight_scales)
     assignments = assignments.contiguous()
-    _counted(x)
     _check(
         functions().fewbit_float_linear(
             x.data_ptr(), None, 0, assignments.data_ptr(), codebook.data_ptr(), _pointer(scales),

@@ -10,12 +10,14 @@ from ctypes import CDLL, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from struct import unpack_from
 from typing import Any
 
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
 ABI = 4
+ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
 _P, _L, _I, _F = c_void_p, c_int64, c_int32, c_float
@@ -50,6 +52,8 @@ def load() -> Loaded | str:
     """The library, or why there is none."""
     if not FILE.exists():
         return "it was not built: there was no C++ compiler when fewbit was installed"
+    if _is_cut_off(FILE):  # to load such a file would end the process
+        return f"{FILE.name} cannot be loaded: its end is missing; install fewbit again"
     try:
         functions = _typed(CDLL(str(FILE)))
     except (OSError, AttributeError) as error:
@@ -75,6 +79,19 @@ def functions() -> CDLL:
     if isinstance(loaded, str):
         raise BadArgument(f"the native kernels cannot run: {loaded}")
     return loaded.functions
+
+
+def _is_cut_off(file: Path) -> bool:
+    """Whether an ELF file of 64 bits is shorter than its header says: its last part is the table
+    of sections."""
+    with file.open("rb") as opened:
+        header = opened.read(HEADER)
+    if not header.startswith(ELF64[: len(header)]):
+        return False
+    if len(header) < HEADER:
+        return True
+    (begin,), (size, count) = unpack_from("<Q", header, 40), unpack_from("<2H", header, 58)
+    return bool(file.stat().st_size < begin + size * count)
 
 
 def _typed(library: CDLL) -> CDLL:

@@ -168,7 +168,7 @@ class Reference:
         """The packed bytes that `layout` was made of, where it `replaces_codes`."""
         raise NotImplementedError
 
-    def replaces_codes(self, spec: Spec, fast: bool) -> bool:
+    def replaces_codes(self, spec: Spec) -> bool:
         """Whether a layout holds the codes bit for bit, so that it can stand in for them."""
         return False
 
