@@ -114,7 +114,15 @@ def test_learned_rounding_is_better_than_plain(small, settings):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"bits": "w4a8", "softmax": "fp8"}, {"ranges": "tensor"}, {"attention": "skip"}],
+    [
+        {},
+        {"bits": "w4a8", "softmax": "fp8"},
+        {"ranges": "tensor"},
+        {"attention": "skip"},
+        {"inputs": "e3m2", "adaln": "int8"},
+        {"bits": "w4a8", "inputs": "e4m3", "adaln": "keep"},
+        {"precision": "fp32", "propagate": False, "bias_rate": 0},
+    ],
     ids=str,
 )
 def test_saved_and_loaded_gives_the_same(small, tmp_path, settings):
@@ -173,6 +181,21 @@ def test_rounding_that_learned_nothing_good_is_not_kept(small):
     assert "plain rounding" in report.warnings[0]
     quantize(plain, steps=0)
     assert bits_of(worse) == bits_of(plain)
+
+
+def test_a_half_precision_model_keeps_its_dtype(small):
+    model = small().bfloat16()
+    given = [{**row, "hidden_states": row["hidden_states"].bfloat16()} for row in rows()]
+    quantize(model, calibration=given)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_modulation_may_be_kept_or_int8(small):
+    kept, eight = small(), small()
+    quantize(kept, adaln="keep", steps=1)
+    assert not any("norm1" in name for name in quantized_layers(kept))
+    report = quantize(eight, adaln="int8", steps=1)
+    assert {layer.weight for layer in report.layers if layer.role == "adaln"} == {"int8/row/fp32"}
 
 
 def test_an_image_does_not_depend_on_its_batch(small, monkeypatch):

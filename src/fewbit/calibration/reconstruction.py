@@ -76,7 +76,7 @@ class Reconstruction:
         return cls(data, outputs, data.timesteps(), data.pair, device)
 
     def minibatches(self, steps: int, size: int, seed: int) -> Iterator[Minibatch]:
-        """`steps` of about `size` rows each; every row comes once before any comes again."""
+        """`steps` of about `size` rows each; no row comes twice before all have come."""
         generator = Generator("cpu").manual_seed(seed)
         groups = len(self.together)
         each = min(max(size * groups // len(self.inputs), 1), groups)
