@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 from fewbit.calibration.stream import Step
 from fewbit.engine import _Run
 from fewbit.resume import Workdir
@@ -54,8 +52,3 @@ def blocks_solved(monkeypatch):
 
     monkeypatch.setattr(_Run, "_solve", noted)
     return solved
-
-
-def bits_of(model):
-    state = model.state_dict().items()
-    return {name: t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in state}

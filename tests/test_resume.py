@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from killed import bits_of, blocks_solved, kill_at
+from killed import blocks_solved, kill_at
+from small_dit import bits_of
 from torch import nn
 
 import fewbit

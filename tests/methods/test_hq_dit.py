@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_dit import bits_of, rows, run
 from torch import nn
 
 import fewbit
@@ -27,33 +28,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TOWER = ModelSpec("blocks", {"up": "fc1", "down": "fc2"})
 
 
-def rows(count=12, seed=0):
-    """For the DiT of the `small` fixture."""
-    random = torch.Generator().manual_seed(seed)
-    return [
-        {
-            "hidden_states": torch.randn(1, 4, 8, 8, generator=random),
-            "timestep": torch.tensor([10 * row + 1]),
-            "class_labels": torch.tensor([row % 10]),
-        }
-        for row in range(count)
-    ]
-
-
 def quantize(model, **settings):
     arguments = {"calibration": rows(), "progress": False, **settings}
     return fewbit.quantize(model, "hq-dit", **arguments)
-
-
-def run(model):
-    given = CalibrationSet.from_items(rows(4, seed=9)).take(range(4))
-    with torch.no_grad():
-        return model(**given).sample
-
-
-def bits_of(model):
-    state = model.state_dict().items()
-    return {name: t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in state}
 
 
 class Tower(nn.Module):

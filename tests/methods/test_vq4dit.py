@@ -4,11 +4,11 @@ import os
 
 import pytest
 import torch
-from killed import bits_of, blocks_solved, kill_at
+from killed import blocks_solved, kill_at
+from small_dit import bits_of, rows, run
 
 import fewbit
 from fewbit.blueprint import quantized_layers
-from fewbit.calibration import CalibrationSet
 from fewbit.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Codebook, Spec
@@ -18,28 +18,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = {"steps": 12, "batch": 4}
 
 
-def rows(count=12, seed=0):
-    """For the DiT of the `small` fixture."""
-    random = torch.Generator().manual_seed(seed)
-    return [
-        {
-            "hidden_states": torch.randn(1, 4, 8, 8, generator=random),
-            "timestep": torch.tensor([10 * row + 1]),
-            "class_labels": torch.tensor([row % 10]),
-        }
-        for row in range(count)
-    ]
-
-
 def quantize(model, **arguments):
     given = {"calibration": rows(), "progress": False, **QUICK, **arguments}
     return fewbit.quantize(model, "vq4dit", **given)
-
-
-def run(model):
-    given = CalibrationSet.from_items(rows(4, seed=9)).take(range(4))
-    with torch.no_grad():
-        return model(**given).sample
 
 
 @pytest.mark.parametrize(
