@@ -5,41 +5,17 @@ block. `studies/fp4dit_forms.py` has the figures of longer training.
 """
 
 import pytest
-
-import fewbit
-from fewbit.calibration import sample
-from fewbit.demo import load
-from fewbit.evaluate.trajectory import trajectory_fidelity
+from shapes_demo import measurer
 
 pytest.importorskip("diffusers")
-MANNER = {"steps": 25, "guidance": 2.5}
 SHORT = {"steps": 40, "batch": 8}
-
-
-def pipeline():
-    pipe = load("shapes")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")
 def measured():
-    """A function: trajectory SQNR of settings; each computed once."""
-    reference = pipeline()
-    calibration = sample(reference, samples=64, seed=0, **MANNER)
-    rows = sample(reference, samples=32, seed=1000, **MANNER)
-    known = {}
-
-    def measure(**settings):
-        key = tuple(settings.items())
-        if key not in known:
-            pipe = pipeline()
-            given = {"calibration": calibration, "progress": False, **SHORT, **settings}
-            fewbit.quantize(pipe, "fp4dit", **given)
-            known[key] = trajectory_fidelity(reference.transformer, pipe.transformer, rows).sqnr
-        return known[key]
-
-    return measure
+    """A function: trajectory SQNR with these settings."""
+    measure = measurer()
+    return lambda **settings: measure("fp4dit", **{**SHORT, **settings})[0]
 
 
 def test_learned_rounding_is_2_db_better_than_plain(one_thread, measured):

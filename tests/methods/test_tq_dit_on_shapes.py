@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 from row_by_row import RowByRow
+from shapes_demo import MANNER, pipeline
 
 import fewbit
 from fewbit.calibration import operands, sample
-from fewbit.demo import load
 from fewbit.evaluate.pixels import ssim
 from fewbit.evaluate.trajectory import picture_fidelity, trajectory_fidelity
 from fewbit.generate import generate
 
-MANNER = {"steps": 25, "guidance": 2.5}
 FAST = {"preset": "fast", "rounds": 1}
 BASELINE = {"granularity": "tensor", "ho": False, "mrq": False, "tgq": False, "smooth": None}
 
@@ -24,12 +23,6 @@ BASELINE = {"granularity": "tensor", "ho": False, "mrq": False, "tgq": False, "s
 def pixels(picture):
     """[channels, height, width]"""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def pipeline():
-    pipe = load("shapes")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")
