@@ -56,6 +56,14 @@ def test_every_level_measures_every_arm_and_finds_ours_exact(model: str, level: 
     assert len(result.tables) == (4 if model == "dit-xl-2" else 3) if level == "gemm" else 1
 
 
+@pytest.mark.parametrize("level", ["block", "step"])
+@pytest.mark.parametrize("recipe", [r.name for r in fewbit.recipes() if r.calibrated])
+def test_every_recipe_is_measured_without_its_search(recipe: str, level: str) -> None:
+    result = bench("dit-xl-2", level, recipe=recipe, arms=["fp32", OURS], rounds=5, threads=1)
+    assert result.asked["recipe"].startswith(f"{recipe}:")
+    assert rows(result)[OURS].sqnr_db > 3
+
+
 def test_a_plain_recipe_needs_no_data_and_counts_its_bytes() -> None:
     result = bench("dit-xl-2", "step", recipe="rtn", bits="w8a8", arms=["fp32", OURS], rounds=5)
     assert result.asked["recipe"] == "rtn:w8a8"

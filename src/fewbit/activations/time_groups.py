@@ -110,6 +110,13 @@ def share_clock(model: nn.Module) -> None:
         one.clock = known
 
 
+def tell_time(model: nn.Module, arguments: dict[str, Any]) -> None:
+    """As if the whole model were run on them, for the sake of parts that are called alone."""
+    bins = [module for module in model.modules() if isinstance(module, TimeBins)]
+    for clock in {one.clock for one in bins if one.clock is not None}:
+        clock.read(model, (), arguments)
+
+
 def remove_clock(model: nn.Module) -> None:
     for key, hook in list(model._forward_pre_hooks.items()):
         if isinstance(getattr(hook, "__self__", None), Clock):

@@ -6,6 +6,7 @@ import copy
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewbit.bench.subject import Subject
@@ -13,11 +14,13 @@ from fewbit.engine import quantize
 from fewbit.errors import BadArgument
 from fewbit.recipe import method_named
 
-NO_SEARCH = {"gptq": False, "clip": False, "propagate": False}
+OFF = ("gptq", "clip", "propagate", "ho", "weighted")
+NO_SEARCH = {**dict.fromkeys(OFF, False), "steps": 0}
+MOMENTS = 16  # for methods that tell early steps from late ones
 
 
 def quantized(subject: Subject, recipe: str | None, bits: str | None) -> nn.Module:
-    """A copy. A method that wants data sees the one step that is measured."""
+    """A copy. A method that wants data sees the one step that is measured, at many times."""
     if subject.quantized is not None:
         if recipe is not None or bits is not None:
             raise BadArgument(f"{subject.name} is already quantized; leave recipe and bits out")
@@ -26,6 +29,14 @@ def quantized(subject: Subject, recipe: str | None, bits: str | None) -> nn.Modu
     known = {field.name for field in fields(method.Settings)}  # type: ignore[arg-type]
     settings: dict[str, Any] = {k: v for k, v in NO_SEARCH.items() if k in known}
     network = copy.deepcopy(subject.network)
-    data = [subject.inputs] if method.CALIBRATED else None
+    data = _at_many_times(subject.inputs) if method.CALIBRATED else None
     quantize(network, method.NAME, bits=bits, calibration=data, progress=False, **settings)
     return network
+
+
+def _at_many_times(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    time = inputs.get("timestep")
+    if time is None:
+        return [inputs]
+    moments = torch.linspace(0, float(time.max()), MOMENTS).to(time)
+    return [{**inputs, "timestep": moment.expand_as(time)} for moment in moments]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit import demo
+from fewbit.activations.time_groups import share_clock, tell_time
 from fewbit.api import dequantize
 from fewbit.bench.random_models import BLOCKS, CONFIGS, grown, inputs_for, one_block
 from fewbit.blueprint import quantized_layers
@@ -44,8 +45,11 @@ class Subject:
         return frozenset(layer.name for layer in layers if layer.status == "quantize")
 
     def extended(self, network: nn.Module, blocks: int) -> nn.Module:
-        """With at least so many blocks."""
-        return grown(network, blocks) if self.repeats > 1 else network
+        """With at least so many blocks, each of which can be called alone."""
+        network = grown(network, blocks) if self.repeats > 1 else network
+        share_clock(network)
+        tell_time(network, self.inputs)
+        return network
 
     def blocks(self, count: int) -> list[str]:
         """The first of an extended network, as far as they are of one kind."""
