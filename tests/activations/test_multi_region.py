@@ -6,8 +6,14 @@ import torch
 from fewbit.activations.multi_region import MultiRegion, from_config, two_regions
 from fewbit.activations.time_groups import Clock, TimeBins
 from fewbit.errors import BadArgument, BrokenFile
-from fewbit.formats import Spec
+from fewbit.formats import QTensor, Spec
+from fewbit.input_stage import InputStage
+from fewbit.kernels.choose import BACKENDS as ALL
+from fewbit.kernels.choose import VARIABLE
+from fewbit.kernels.coded import After, Coded
+from fewbit.linear import QLinear
 
+BACKENDS = [one.name for one in ALL if one.why_not(torch.device("cpu")) is None]
 SPECS = {"signed": "int{}/tensor/fp32", "unit": "uint{}/tensor/fp32"}
 
 
@@ -67,6 +73,67 @@ def test_regions_have_steps_for_each_time_and_part():
             low, high = steps[:, group, part]
             alone = two_regions(x[row, part], low, high, spec, "signed")
             assert torch.equal(whole[row, part], alone)
+
+
+def signed(steps: torch.Tensor, times: torch.Tensor, bits: int = 8) -> MultiRegion:
+    bins = TimeBins(torch.tensor([0.0, 100.0]))
+    bins.clock = Clock("t", 0)
+    bins.clock.read(bins, (times,), {})
+    return MultiRegion(Spec.parse(f"int{bits}/tensor/fp32"), "signed", steps, bins)
+
+
+STEPS = torch.tensor([[[0.001], [0.002]], [[0.03], [0.01]]])
+
+
+@pytest.mark.parametrize("bits", [6, 8])
+def test_a_product_is_handed_the_codes_of_either_region(bits):
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    quantizer = signed(STEPS, torch.tensor([100, 0]), bits)
+    coded = quantizer.code(x, None)
+    assert isinstance(coded, Coded)
+    assert coded.integers.shape == (2 * 10, 8)
+    below, above = coded.integers.chunk(2)
+    assert bool(((below == 0) | (above == 0)).all())
+    assert int(below.max()) == 0 == int(above.min())
+    assert torch.equal(coded.values(), quantizer(x).view(10, 8))
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+def test_codes_of_a_lost_row_stand_for_nan_and_the_others_for_what_they_were(lost):
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    quantizer = signed(STEPS, torch.tensor([100, 0]))
+    exact = quantizer(x).view(6, 8)
+    x[1, 1, 5] = lost
+    values = quantizer.code(x, None).values()
+    assert values[4].isnan().all()
+    assert torch.equal(values[[0, 1, 2, 3, 5]], exact[[0, 1, 2, 3, 5]])
+
+
+def test_what_cannot_be_summed_is_handed_on_as_values():
+    """The coarse region of shares has a level, 1, that is no int8; and heads have own steps."""
+    x = torch.rand(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    bins = TimeBins(torch.zeros(1))
+    unit = MultiRegion(Spec.parse("uint8/tensor/fp32"), "unit", torch.full((2, 1, 1), 0.01), bins)
+    heads = MultiRegion(Spec.parse("int8/tensor/fp32"), "signed", torch.full((2, 1, 3), 0.01), bins)
+    for quantizer in (unit, heads):
+        assert quantizer.handed_on is None
+        assert torch.equal(quantizer.code(x, None), quantizer(x).view(6, 8))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_layer_sums_the_regions_before_anything_else(backend, monkeypatch):
+    monkeypatch.setenv(VARIABLE, backend)
+    random = torch.Generator().manual_seed(0)
+    x, matrix = torch.randn(2, 5, 64, generator=random), torch.randn(48, 64, generator=random)
+    bias, residual = torch.randn(48, generator=random), torch.randn(10, 48, generator=random)
+    gate = torch.randn(2, 48, generator=random)
+    quantizer = signed(STEPS, torch.tensor([100, 0]))
+    weight = QTensor.quantize(matrix, Spec.parse("int8/row/fp32"))
+    layer = QLinear(weight, bias, InputStage(None, quantizer))
+    product = quantizer(x).view(10, 64).double() @ weight.dequantize().double().T + bias
+    for after in (After(), After(gelu=True), After(gate=gate, residual=residual)):
+        exact = after(product.float())
+        assert (layer(x, after).view(10, 48) - exact).abs().max() <= 1e-6 * exact.abs().max()
 
 
 def test_config_builds_it_again_and_refuses_other_regions():

@@ -12,12 +12,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fewbit.activations.activation import Activation
+from fewbit.activations.activation import Activation, rotated
 from fewbit.activations.kept import Kept
-from fewbit.activations.static import by_part, check_steps, checked_parts, times
+from fewbit.activations.static import (
+    by_part,
+    check_steps,
+    checked_parts,
+    in_steps,
+    row_scales,
+    times,
+)
 from fewbit.activations.time_groups import TimeBins
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
+from fewbit.kernels.coded import Coded, Modulated, Rotation, has_integer_rows
 
 KIND = "multi_region"
 Regions = Literal["signed", "unit"]
@@ -38,6 +46,25 @@ class MultiRegion(Activation, Kept):
     def forward(self, x: Tensor) -> Tensor:
         low, high = (self.bins.pick(steps)[..., None] for steps in self.steps)
         return two_regions(by_part(x, low), low, high, self.spec, self.regions).view(x.shape)
+
+    @property
+    def handed_on(self) -> Spec | None:
+        summed = self.regions == "signed" and self.steps.shape[2] == 1
+        return self.spec if summed and has_integer_rows(self.spec) else None
+
+    def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
+        """Each region is zero where the other has its say: their sum is what they stand for."""
+        if self.handed_on is None:
+            return super().code(x, rotation)
+        x = rotated(x, rotation)
+        half = 1 << (self.spec.format.bits - 1)
+        integers, scales = [], []
+        for steps, least, most in ((self.steps[0], -half, 0), (self.steps[1], 0, half - 1)):
+            step = self.bins.pick(steps)
+            units = in_steps(x, step)
+            scales.append(row_scales(units, step))
+            integers.append(units.round_().clamp_(least, most).to(torch.int8))
+        return Coded(torch.cat(integers), torch.cat(scales), half, parts=2)
 
     def check(self, name: str) -> None:
         check_steps(f"{name}.steps", self.steps)

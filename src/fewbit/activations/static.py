@@ -40,14 +40,11 @@ class Static(Activation, Kept):
     def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
         if self.handed_on is None:
             return super().code(x, rotation)
-        x = rotated(x, rotation)
         step, fmt = self.bins.pick(self.steps), self.spec.format
-        units = by_part(x, step[..., None]) * step.reciprocal()[..., None]
-        levels = fmt.round(units).view(-1, x.shape[-1])
-        lost = levels.sum(1, keepdim=True).isnan()
-        scales = step.repeat_interleave(len(levels) // len(step), 0).masked_fill(lost, torch.nan)
-        integers = levels.masked_fill(lost, 0).div_(fmt.step).to(torch.int8)
-        return Coded(integers, scales * fmt.step, fmt.integer_max)
+        units = in_steps(rotated(x, rotation), step)
+        levels = fmt.round(units)
+        integers = levels if fmt.step == 1 else levels.div_(fmt.step)
+        return Coded(integers.to(torch.int8), row_scales(units, step) * fmt.step, fmt.integer_max)
 
     def check(self, name: str) -> None:
         check_steps(f"{name}.steps", self.steps)
@@ -76,6 +73,17 @@ def by_part(x: Tensor, step: Tensor) -> Tensor:
     if step.shape[-2] == 1:
         return x.float().reshape(len(step), 1, -1)
     return x.float().flatten(2)
+
+
+def in_steps(x: Tensor, step: Tensor) -> Tensor:
+    """[rows, columns], of one step for each image or for all."""
+    return (by_part(x, step[..., None]) * step.reciprocal()[..., None]).view(-1, x.shape[-1])
+
+
+def row_scales(units: Tensor, step: Tensor) -> Tensor:
+    """[rows, 1]; a row that holds what is not finite is lost."""
+    lost = ~units.sum(1, keepdim=True).isfinite()
+    return step.repeat_interleave(len(units) // len(step), 0).masked_fill(lost, torch.nan)
 
 
 def checked_parts(parts: object) -> int:

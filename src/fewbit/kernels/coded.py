@@ -22,10 +22,14 @@ class Coded:
     integers: Tensor  # [rows, columns]
     scales: Tensor  # float32 [rows, 1]
     largest: int  # magnitude in units of the smallest step: how wide an exact sum must be
+    parts: int = 1  # an input may be a sum: the rows of the first part, then of the second
 
     def values(self) -> Tensor:
         """What the integers stand for, float32 [rows, columns]."""
-        return self.integers.float() * self.scales
+        return self.summed(self.integers.float() * self.scales)
+
+    def summed(self, rows: Tensor) -> Tensor:
+        return rows if self.parts == 1 else rows.unflatten(0, (self.parts, -1)).sum(0)
 
 
 @dataclass(frozen=True)

@@ -98,14 +98,19 @@ class Reference:
         """after(x · weightᵀ + bias), [rows, out]. Integers are multiplied and summed as such."""
         bias = None if bias is None else bias.float()
         codebook = isinstance(weight.spec.format, Codebook)
-        if isinstance(x, Coded) and self.multiplies_codes(weight.spec) and not codebook:
-            return self.integer_linear(x, weight, bias, dtype, after)
-        given = x if isinstance(x, Tensor) else x.values()
         exact = dtype if after is NOTHING else torch.float32
-        if codebook:
-            product = self.codebook_linear(given, weight.packed, bias, exact)
+        if isinstance(x, Coded) and self.multiplies_codes(weight.spec) and not codebook:
+            if x.parts == 1:
+                return self.integer_linear(x, weight, bias, dtype, after)
+            product = x.summed(self.integer_linear(x, weight, None, torch.float32))
+            product = product if bias is None else product.add_(bias)
         else:
-            product = self.float_linear(given, weight, bias, exact)
+            given = x if isinstance(x, Tensor) else x.values()
+            product = (
+                self.codebook_linear(given, weight.packed, bias, exact)
+                if codebook
+                else self.float_linear(given, weight, bias, exact)
+            )
         return after(product).to(dtype)
 
     def integer_linear(
