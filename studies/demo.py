@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from plot import bars
+
 import fewbit
 from fewbit.calibration import CalibrationSet, sample
 from fewbit.demo import load
@@ -71,12 +73,19 @@ def _pictures(pipe: Any, demo: str) -> Sequence[Any]:
 
 
 def write_table(name: str, title: str, notes: str, header: Sequence[str],
-                rows: Sequence[Sequence[object]]) -> None:  # fmt: skip
-    """As Markdown, with the plot of the same name under it."""
+                rows: Sequence[Sequence[Any]], plotted: Sequence[str] = ()) -> None:  # fmt: skip
+    """As Markdown, with the plot of the same name under it: bars of these columns, or the
+    caller's own."""
     RESULTS.mkdir(exist_ok=True)
     shown = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in r] for r in rows]
     table = [header, ["---"] * len(header), *shown]
     body = "\n".join(f"| {' | '.join(row)} |" for row in table)
     text = f"# {title}\n\n{notes}\n\n{body}\n\n![{title}]({name}.svg)\n"
     (RESULTS / f"{name}.md").write_text(text)
+    if plotted:
+        columns = [list(header).index(one) for one in plotted]
+        full = [row for row in rows if all(isinstance(row[column], float) for column in columns)]
+        series = {header[c].partition(",")[0]: [row[c] for row in full] for c in columns}
+        unit = plotted[0].partition(", ")[2]
+        bars(RESULTS / f"{name}.svg", title, unit, [str(row[0]) for row in full], series)
     print(text)

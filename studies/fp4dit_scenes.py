@@ -3,8 +3,7 @@
 from typing import Any
 
 from cases import faithful, measured
-from demo import RESULTS, write_table
-from plot import bars
+from demo import write_table
 
 CASES = {
     "w4a8": {"bits": "w4a8"},
@@ -31,11 +30,5 @@ write_table(
     "captions say (sizes, colours, shapes, relation) that is read back from their pictures.",
     ("setting", "trajectory SQNR, dB", "picture PSNR, dB", "faithfulness, %"),
     rows,
-)
-bars(
-    RESULTS / "fp4dit_scenes.svg",
-    "FP4DiT on captions",
-    "dB",
-    [row[0] for row in rows[1:]],
-    {"trajectory SQNR": [row[1] for row in rows[1:]], "picture PSNR": [row[2] for row in rows[1:]]},
+    plotted=("trajectory SQNR, dB", "picture PSNR, dB"),
 )

@@ -1,7 +1,6 @@
 """What does each ingredient of HQ-DiT bring?   python studies/hq_dit_ablation.py"""
 
-from demo import RESULTS, fidelity, psnr, quantized, write_table
-from plot import bars
+from demo import fidelity, psnr, quantized, write_table
 
 CASES: dict[str, dict[str, object]] = {
     "hq-dit": {},
@@ -33,11 +32,5 @@ write_table(
     "next, the mean of 16 by more than 1 dB.",
     ("setting", "trajectory SQNR, dB", "picture PSNR, dB", "bytes"),
     rows,
-)
-bars(
-    RESULTS / "hq_dit_ablation.svg",
-    "Ingredients of HQ-DiT, w4a4",
-    "dB",
-    [row[0] for row in rows],
-    {"trajectory SQNR": [row[1] for row in rows], "picture PSNR": [row[2] for row in rows]},
+    plotted=("trajectory SQNR, dB", "picture PSNR, dB"),
 )

@@ -3,8 +3,7 @@
 from typing import Any
 
 import torch
-from demo import RESULTS, held_out, reference, write_table
-from plot import bars
+from demo import held_out, reference, write_table
 from torch import Tensor
 
 from fewbit.calibration import BlockStream
@@ -50,11 +49,5 @@ write_table(
     "distribution. Every token is divided by its own root mean square first.",
     ("input of", "skewness", "kurtosis", "skewness rotated", "kurtosis rotated"),
     rows,
-)
-bars(
-    RESULTS / "kurtosis.svg",
-    "Excess kurtosis of the inputs of each layer",
-    "excess kurtosis",
-    [row[0] for row in rows],
-    {"as it is": [row[2] for row in rows], "rotated": [row[4] for row in rows]},
+    plotted=("kurtosis", "kurtosis rotated"),
 )

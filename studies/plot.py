@@ -8,6 +8,7 @@ from math import ceil, floor, log2, log10
 from pathlib import Path
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 380, 64, 150, 36, 56
+THICK, ADVANCE = 13, 6.6  # of a bar, and of a letter
 COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8d5fb0", "#c98a1b", "#444444")
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
@@ -38,27 +39,33 @@ def lines(file: Path, title: str, x_label: str, y_label: str, series: Series,
     _write(file, parts)
 
 
-def bars(file: Path, title: str, y_label: str, names: Sequence[str],
+def bars(file: Path, title: str, unit: str, names: Sequence[str],
          series: Mapping[str, Sequence[float]]) -> None:  # fmt: skip
-    """A group of bars for each name, one bar in it for each of the series."""
-    low, high = _range([0.0, *(y for one in series.values() for y in one)])
-    step = _inner_width() / len(names)
-    width = 0.8 * step / len(series)
-    parts = [*_frame(title, "", y_label, low, high)]
+    """A group of bars for each name, one under the other, with their numbers."""
+    values = [0.0, *(x for one in series.values() for x in one)]
+    low, high = min(values), max(values)
+    left, right = ADVANCE * max(map(len, names)) + 16, WIDTH - 48
+    group = THICK * len(series) + 6
+    below = TOP + group * len(names)
+
+    def across(x: float) -> float:
+        return left + (x - low) / ((high - low) or 1.0) * (right - left)
+
+    parts = [_text(WIDTH / 2, 20, f"{title}, {unit}" if unit else title, "middle", size=14)]
     for number, (label, one) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
-        for index, y in enumerate(one):
-            x = LEFT + (index + 0.1) * step + number * width
-            top, foot = sorted((_height(y, low, high), _height(0, low, high)))
+        for index, x in enumerate(one):
+            y = TOP + index * group + number * THICK
+            start, end = sorted((across(0.0), across(x)))
             parts.append(
-                f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
-                f'height="{foot - top:.1f}" fill="{colour}"/>'
+                f'<rect x="{start:.1f}" y="{y:.1f}" width="{end - start:.1f}" '
+                f'height="{THICK - 1}" fill="{colour}"/>'
             )
-        parts.append(_text(WIDTH - RIGHT + 10, TOP + 14 + 18 * number, label, "start", colour))
+            parts.append(_text(end + 4, y + THICK - 4, f"{x:.1f}", "start", size=10))
+        parts.append(_text(left + number * 160, below + 18, label, "start", colour))
     for index, name in enumerate(names):
-        x = LEFT + (index + 0.5) * step
-        parts.append(_text(x, HEIGHT - BOTTOM + 14, name, "end", turn=-20))
-    _write(file, parts)
+        parts.append(_text(left - 8, TOP + (index + 0.5) * group + 1, name, "end"))
+    _write(file, parts, below + 30)
 
 
 def _frame(title: str, x_label: str, y_label: str, low: float, high: float) -> list[str]:
@@ -77,17 +84,16 @@ def _frame(title: str, x_label: str, y_label: str, low: float, high: float) -> l
 
 
 def _text(x: float, y: float, text: str, anchor: str, fill: str = "#222",
-          size: int = 12, turn: int = 0) -> str:  # fmt: skip
-    turned = f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ""
+          size: int = 12) -> str:  # fmt: skip
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}" '
-        f'font-size="{size}"{turned}>{escape(text)}</text>'
+        f'font-size="{size}">{escape(text)}</text>'
     )
 
 
-def _write(file: Path, parts: Sequence[str]) -> None:
+def _write(file: Path, parts: Sequence[str], height: float = HEIGHT) -> None:
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" '
         'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
     )
     file.write_text("\n".join([head, *parts, "</svg>\n"]))

@@ -2,8 +2,7 @@
 
 import sys
 
-from demo import RESULTS, fidelity, quantized, write_table
-from plot import bars
+from demo import fidelity, quantized, write_table
 
 ROWS, FEWER = 160, {"rounds": 1}  # half of the default data, a third of its rounds
 BASELINE = {"granularity": "tensor", "ho": False, "mrq": False, "tgq": False, "smooth": None}
@@ -47,11 +46,5 @@ write_table(
     "it brings next to nothing at 8 bits and a little below.",
     ("setting", "trajectory SQNR, dB", "last step", "middle", "first step"),
     rows,
-)
-bars(
-    RESULTS / f"tq_dit_ablation_{bits}.svg",
-    f"Ingredients of TQ-DiT, {bits}",
-    "dB",
-    [row[0] for row in rows],
-    {"trajectory SQNR": [row[1] for row in rows]},
+    plotted=("trajectory SQNR, dB",),
 )

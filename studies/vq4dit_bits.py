@@ -7,7 +7,6 @@ from pathlib import Path
 
 from cases import PLAIN, judged, measured
 from demo import RESULTS, write_table
-from plot import bars
 
 CASES = {
     "uniform int2": ("rtn", {"bits": "w2", "adaln": "same"}),
@@ -42,11 +41,5 @@ write_table(
     f"\n\n{shown}",
     ("setting", "bits per weight", "trajectory SQNR, dB", "picture PSNR, dB", "recognised"),
     rows,
-)
-bars(
-    RESULTS / "vq4dit_bits.svg",
-    "VQ4DiT at several bits",
-    "dB",
-    [row[0] for row in rows],
-    {"trajectory SQNR": [row[2] for row in rows], "picture PSNR": [row[3] for row in rows]},
+    plotted=("trajectory SQNR, dB", "picture PSNR, dB"),
 )

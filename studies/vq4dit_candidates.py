@@ -1,8 +1,7 @@
 """How many candidates should a vector have?   python studies/vq4dit_candidates.py"""
 
 from cases import PLAIN, measured
-from demo import RESULTS, write_table
-from plot import bars
+from demo import write_table
 
 CASES = {
     "uniform int2": ("rtn", {"bits": "w2", "adaln": "same"}),
@@ -24,11 +23,5 @@ write_table(
     "work. n = 1 trains codebooks, scales and biases and no assignments.",
     ("setting", "trajectory SQNR, dB", "picture PSNR, dB", "bits per weight", "seconds"),
     rows,
-)
-bars(
-    RESULTS / "vq4dit_candidates.svg",
-    "Candidates of VQ4DiT, 2 bits",
-    "dB",
-    [row[0] for row in rows],
-    {"trajectory SQNR": [row[1] for row in rows], "picture PSNR": [row[2] for row in rows]},
+    plotted=("trajectory SQNR, dB", "picture PSNR, dB"),
 )

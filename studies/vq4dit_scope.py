@@ -4,8 +4,7 @@ A step of the whole model costs as much as one step of every block, so equal ste
 """
 
 from cases import measured
-from demo import RESULTS, write_table
-from plot import bars
+from demo import write_table
 
 CASES = {
     "block by block": {},
@@ -27,11 +26,5 @@ write_table(
     "on two cores that were shared with other work.",
     ("setting", "trajectory SQNR, dB", "picture PSNR, dB", "seconds"),
     rows,
-)
-bars(
-    RESULTS / "vq4dit_scope.svg",
-    "What VQ4DiT is trained on, 2 bits",
-    "dB",
-    [row[0] for row in rows],
-    {"trajectory SQNR": [row[1] for row in rows], "picture PSNR": [row[2] for row in rows]},
+    plotted=("trajectory SQNR, dB", "picture PSNR, dB"),
 )
