@@ -64,7 +64,7 @@ class QLinear(nn.Module):
 
     def forward(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
         given = x.x if isinstance(x, Modulated) else x
-        staged = modulated(x) if self.stage is None else self.stage(x, reader=self)
+        staged = modulated(x).to(given.dtype) if self.stage is None else self.stage(x, reader=self)
         rows = staged if isinstance(staged, Coded) else staged.reshape(-1, self.in_features)
         backend = backend_for(given)
         with as_written(given):

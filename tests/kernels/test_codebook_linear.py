@@ -5,10 +5,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewbit.formats import QTensor, Scales, Spec
-from fewbit.kernels import reference
-from fewbit.kernels.coded import Weight
+from fewbit.kernels import native, reference
+from fewbit.kernels.choose import BACKENDS
+from fewbit.kernels.coded import After, Weight
+from fewbit.kernels.cpu import Native
 from fewbit.kernels.reference import Reference
 from fewbit.linear import QLinear
+
+CPU = torch.device("cpu")
 
 
 def normal(*shape, seed=0):
@@ -44,6 +48,44 @@ def test_whatever_the_tile_the_product_is_that_of_the_definition(monkeypatch, ti
     product = Reference().linear(x, Weight(weight), bias, torch.float32)
     assert torch.allclose(product.double(), expected, atol=1e-4)  # of 50
     assert torch.equal(product, Reference().linear(x, Weight(weight), None, torch.float32) + bias)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.why_not(CPU) is None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [0, 1, 8, 9, 65])
+@pytest.mark.parametrize(
+    "spec", ["vq16x4/row/fp16", "vq256x2/tensor/fp32", "vq2x3/row/fp16", "vq2x3/g12/fp16"]
+)
+def test_every_backend_gives_what_the_definition_gives(backend, dtype, rows, spec):
+    weight, x, bias = Weight(packed(spec)), normal(rows, 48, seed=2).to(dtype), normal(70, seed=3)
+    for after in (After(), After(gelu=True)):
+        expected = Reference().linear(x, weight, bias, dtype, after)
+        product = backend.linear(x, weight, bias, dtype, after)
+        assert product.dtype == dtype
+        half = 0 if dtype == torch.float32 else torch.finfo(dtype).eps
+        assert torch.allclose(product.float(), expected.float(), atol=1e-4, rtol=half)
+
+
+def test_a_bfloat16_input_meets_a_codebook_in_bfloat16():
+    weight, x = packed(), normal(9, 48, seed=2).bfloat16()
+    rounded = weight.with_codebook_in(torch.bfloat16)
+    expected = x.float() @ rounded.dequantize().T
+    assert not torch.equal(weight.dequantize(), rounded.dequantize())
+    assert torch.allclose(Reference().linear(x, Weight(weight), None, torch.float32), expected)
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason="there are no native kernels")
+def test_native_code_decodes_the_vectors_itself(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("decoded by torch")
+
+    monkeypatch.setattr(Reference, "codebook_linear", refuse)
+    for spec in ("vq16x4/row/fp16", "vq256x2/tensor/fp32", "vq2x3/row/fp16"):
+        weight = Weight(packed(spec))
+        assert "codebook" in Native().path(weight.spec, None, weight.packed.shape)
+        Native().linear(normal(9, 48), weight, None, torch.float32)
+    grouped = Weight(packed("vq2x3/g12/fp16"))
+    assert "native" not in Native().path(grouped.spec, None, grouped.packed.shape)
 
 
 def test_only_a_tile_of_the_weight_ever_exists(monkeypatch):

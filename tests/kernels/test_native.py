@@ -240,27 +240,34 @@ def test_gate_and_residual(isa, m, n, dtype, groups):
 @pytest.mark.parametrize("name", ["e2m1", "int8"])
 @pytest.mark.parametrize("m", [*range(1, 10), 130])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_floats_times_codes(isa, name, m, groups):
+@pytest.mark.parametrize("dtype", native.DTYPES)
+def test_floats_times_codes(isa, name, m, groups, dtype):
     fmt, n, k = FORMATS[name], 150, 320 if groups > 1 else 301
     codes = torch.randint(0, 1 << fmt.bits, (n, k), dtype=torch.uint8)
-    x, weight_scales, bias = torch.randn(m, k), torch.rand(n, groups), torch.randn(n)
+    x, weight_scales, bias = torch.randn(m, k).to(dtype), torch.rand(n, groups), torch.randn(n)
     weight = (levels(codes, fmt).view(n, groups, -1) * weight_scales[..., None]).view(n, k)
-    y = native.float_linear(x, native.pack_codes(codes, fmt), weight_scales, bias)
+    packed = native.pack_codes(codes, fmt)
+    y = native.float_linear(x, packed, weight_scales, bias, out_dtype=torch.float32)
     exact = x.double() @ weight.double().T + bias
-    naive = (x @ weight.T + bias - exact).abs().max()
+    naive = (x.float() @ weight.T + bias - exact).abs().max()
     assert (y - exact).abs().max() <= 16 * naive  # one after another, where torch sums in parts
 
 
 @pytest.mark.parametrize(("entries", "length"), [(256, 4), (64, 2), (7, 3), (5, 1)])
-@pytest.mark.parametrize("m", [1, 9])
-def test_vectors_of_a_codebook(isa, entries, length, m):
+@pytest.mark.parametrize("m", [1, 9, 130])
+@pytest.mark.parametrize("dtype", native.DTYPES)
+def test_vectors_of_a_codebook(isa, entries, length, m, dtype):
     assignments = torch.randint(0, entries, (70, 100), dtype=torch.uint8)
-    codebook, x = torch.randn(entries, length), torch.randn(m, 100 * length)
-    weight = codebook[assignments.int()].view(70, -1)
+    codebook, x = torch.randn(entries, length), torch.randn(m, 100 * length).to(dtype)
+    weight = codebook.to(dtype).float()[assignments.int()].view(70, -1)
     exact = x.double() @ weight.double().T
     y = native.vector_linear(x, assignments, codebook)
-    naive = (x @ weight.T - exact).abs().max()
-    assert (y - exact).abs().max() <= 16 * naive  # one after another, where torch sums in parts
+    naive = (x.float() @ weight.T - exact).abs().max()
+    assert y.dtype == dtype
+    if dtype == torch.float32:
+        assert (y - exact).abs().max() <= 16 * naive  # one after another, torch sums in parts
+    else:
+        assert ((y - exact).abs() <= torch.finfo(dtype).eps * exact.abs() + 16 * naive).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -371,11 +378,13 @@ def test_compiles_into_one_graph():
     fmt = FORMATS["e2m1"]
     packed = native.pack_codes(torch.randint(0, 16, (24, 16), dtype=torch.uint8), fmt)
     scales, bias = torch.rand(24, 1), torch.rand(24)
+    assignments, codebook = torch.randint(0, 7, (24, 4), dtype=torch.uint8), torch.randn(7, 4)
 
     def block(x: Tensor) -> Tensor:
         codes, by_row = native.quantize_rows(x, fmt)
         y = native.linear(codes, by_row, packed, scales, bias, gelu=True)
         z = native.float_linear(x, packed, scales, bias)
+        z = z + native.vector_linear(x, assignments, codebook)
         q = (y + z).view(1, 2, -1, 8)
         return (
             native.attention(q, q, q)

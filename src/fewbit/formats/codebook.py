@@ -12,6 +12,7 @@ from fewbit.formats.format import Format
 
 MOST_ENTRIES, MOST_COLUMNS = 256, 16
 CHUNK = 1 << 18  # distances at a time: they stay in the cache
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # entries that are one number: quick
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ class Codebook(Format):
 
     def decode_vectors(self, codes: Tensor, entries: Tensor) -> Tensor:
         """Codes [rows, n] to float32 values [rows, n * columns]."""
-        return entries.float()[codes.int()].flatten(1)
+        whole = _WHOLE.get(entries.element_size() * self.columns)
+        if whole is None or entries.requires_grad:
+            return entries.float()[codes.int()].flatten(1)
+        found = entries.contiguous().view(whole)[:, 0].index_select(0, codes.flatten().int())
+        return found.view(entries.dtype).view(len(codes), -1).float()
 
     def encode_vectors(self, values: Tensor, entries: Tensor) -> Tensor:
         """Values [rows, n * columns] to the codes [rows, n] of their nearest entries."""

@@ -49,6 +49,11 @@ class QTensor:
         }
         return replace(self, packed=self.packed[part], scales=replace(self.scales, **per_row))
 
+    def with_codebook_in(self, dtype: torch.dtype) -> QTensor:
+        assert self.scales.codebook is not None
+        codebook = self.scales.codebook.to(dtype)
+        return replace(self, scales=replace(self.scales, codebook=codebook))
+
     def dequantize(self) -> Tensor:
         return self.spec.decode(self.codes(), self.scales)
 

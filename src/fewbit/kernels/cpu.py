@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewbit.formats import Format, Integer, QTensor, Spec
+from fewbit.formats import Codebook, Format, Integer, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels import native
 from fewbit.kernels.coded import (
@@ -31,10 +31,12 @@ class Native(Portable):
         return native.why_not()
 
     def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
+        if _has_vectors(weight):
+            return f"native {native.isa()}, float products with vectors of a codebook"
         if not _takes(weight, shape[1]):
             return super().path(weight, activation, shape)
         coded = activation is not None and self.hands_on(activation)
-        how = f"{'integer' if coded else 'float32'} products"
+        how = f"{'integer' if coded else 'float'} products"
         return f"native {native.isa()}, {how}, weights resting in {_bits(weight)} bits"
 
     def modulate(self, given: Modulated) -> Tensor:
@@ -88,10 +90,22 @@ class Native(Portable):
         if layout is None or not x.numel():
             return super().float_linear(x, weight, bias, dtype)
         out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        x = x if x.dtype == out else x.float()
+        x = x if x.dtype in native.DTYPES else x.float()
         return native.float_linear(x, layout, weight.integer_scales(), bias, out_dtype=out).to(
             dtype
         )
+
+    def codebook_linear(
+        self, x: Tensor, packed: QTensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        codebook, spec = packed.scales.codebook, packed.spec
+        if codebook is None or not _has_vectors(spec) or not x.numel():
+            return super().codebook_linear(x, packed, bias, dtype)
+        x = x if x.dtype in native.DTYPES else x.float()
+        scales = spec.load(packed.scales).expand(packed.shape[0], 1)
+        out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        product = native.vector_linear(x, packed.codes(), codebook, scales, bias, out_dtype=out)
+        return product.to(dtype)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
@@ -127,6 +141,11 @@ def _panels(packed: QTensor) -> Tensor:
     if not _rests(packed.spec) or packed.spec.format.bits > 4:
         return native.pack_levels(Weight(packed).integers())
     return native.pack_codes(packed.codes(), packed.spec.format, packed.scales.choices)
+
+
+def _has_vectors(spec: Spec) -> bool:
+    """Of one scale for a channel or for all."""
+    return isinstance(spec.format, Codebook) and not isinstance(spec.span, int)
 
 
 def _takes(spec: Spec, columns: int) -> bool:

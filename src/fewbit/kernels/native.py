@@ -34,6 +34,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 MOST_OPTIONS = 4
 MOST_MATRICES = 16
 MOST_ELEMENTS = 2**31 - 1
+FEW_ROWS = 8  # up to here floats meet codes where they rest
 _ERRORS = {
     1: "the native kernels found no memory for their scratch",
     2: "the packed weight was not made by fewbit.kernels.native, or for another shape",
@@ -171,9 +172,14 @@ def vector_linear(
     codebook: Tensor,
     weight_scales: Tensor | None = None,
     bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """x [M, K] times vectors of a codebook [k, d], of which `assignments` [N, K/d] names each."""
-    return torch.ops.fewbit_native.vector_linear(x, assignments, codebook, weight_scales, bias)
+    """x [M, K] times vectors of a codebook [k, d], of which `assignments` [N, K/d] names each; the
+    codebook is rounded to bfloat16 if x is."""
+    return torch.ops.fewbit_native.vector_linear(
+        x, assignments, codebook, weight_scales, bias, out_dtype or x.dtype
+    )
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -383,12 +389,14 @@ def _run_float_linear(
     channels, groups = weight_scales.shape
     if groups > 1 and columns % (8 * groups):
         raise BadArgument(f"{groups} groups of {columns} columns are not multiples of 8 columns")
-    x, weight_scales, bias = _floats(x), _floats(weight_scales), _bias(bias, channels)
+    x = _floats(x) if rows <= FEW_ROWS else _as_multiplied(x)
+    weight_scales, bias = _floats(weight_scales), _bias(bias, channels)
     out = torch.empty(rows, channels, dtype=out_dtype)
     _check(
         functions().fewbit_float_linear(
             x.data_ptr(), packed.data_ptr(), packed.numel(), None, None, weight_scales.data_ptr(),
-            _pointer(bias), out.data_ptr(), rows, channels, columns, 1, groups, _dtype(out_dtype),
+            _pointer(bias), out.data_ptr(), rows, channels, columns, 1, groups, _dtype(x.dtype),
+            _dtype(out_dtype),
         )
     )  # fmt: skip
     return out
@@ -400,6 +408,7 @@ def _run_vector_linear(
     codebook: Tensor,
     weight_scales: Tensor | None,
     bias: Tensor | None,
+    out_dtype: torch.dtype,
 ) -> Tensor:
     _counted(x)
     rows, columns = x.shape
@@ -410,17 +419,19 @@ def _run_vector_linear(
             f"{vectors} vectors of {length} do not make {columns} columns, or the codebook has "
             f"more than 256 entries ({entries})"
         )
-    if assignments.numel() and int(assignments.max()) >= entries:
+    if entries < 256 and assignments.numel() and int(assignments.max()) >= entries:
         raise BadArgument(f"an assignment is beyond the {entries} entries of its codebook")
-    out = torch.empty(rows, channels, dtype=x.dtype)
-    dtype = _dtype(x.dtype)
-    x, codebook, bias = _floats(x), _floats(codebook), _bias(bias, channels)
+    out = torch.empty(rows, channels, dtype=out_dtype)
+    codebook = codebook.to(x.dtype) if x.dtype == torch.bfloat16 else codebook
+    x = _as_multiplied(x) if length % 2 == 0 else _floats(x)
+    codebook, bias = codebook.to(x.dtype).contiguous(), _bias(bias, channels)
     scales = None if weight_scales is None else _floats(weight_scales)
     assignments = assignments.contiguous()
     _check(
         functions().fewbit_float_linear(
             x.data_ptr(), None, 0, assignments.data_ptr(), codebook.data_ptr(), _pointer(scales),
-            _pointer(bias), out.data_ptr(), rows, channels, columns, length, 1, dtype,
+            _pointer(bias), out.data_ptr(), rows, channels, columns, length, 1, _dtype(x.dtype),
+            _dtype(out.dtype),
         )
     )  # fmt: skip
     return out
@@ -480,6 +491,12 @@ def _floats(x: Tensor) -> Tensor:
     return x.float().contiguous()
 
 
+def _as_multiplied(x: Tensor) -> Tensor:
+    """bfloat16 where there are products of it; their sums are float32 all the same."""
+    halves = x.dtype == torch.bfloat16 and functions().fewbit_has_bf16()
+    return x.contiguous() if halves else _floats(x)
+
+
 def _bytes(x: Tensor) -> Tensor:
     if x.dtype != torch.int8:
         raise BadArgument(f"codes, signs and Hadamard matrices are int8, got {x.dtype}")
@@ -534,9 +551,11 @@ _IMPLEMENTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         ),
     ),
     "vector_linear(Tensor x, Tensor assignments, Tensor codebook, Tensor? weight_scales, "
-    "Tensor? bias) -> Tensor": (
+    "Tensor? bias, ScalarType out_dtype) -> Tensor": (
         _run_vector_linear,
-        lambda x, assignments, *_: x.new_empty(x.shape[0], assignments.shape[0]),
+        lambda x, assignments, codebook, weight_scales, bias, out_dtype: x.new_empty(
+            x.shape[0], assignments.shape[0], dtype=out_dtype
+        ),
     ),
     "gelu(Tensor x) -> Tensor": (_run_gelu, lambda x: x.new_empty(x.shape)),
     "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> Tensor": (

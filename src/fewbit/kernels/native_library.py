@@ -16,7 +16,7 @@ from typing import Any
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 4
+ABI = 5
 ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
@@ -26,6 +26,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "supports": (_I, [c_char_p]),
     "choose": (None, [c_char_p]),
     "has_attention": (_I, [_I]),
+    "has_bf16": (_I, []),
     "has_crc32": (_I, []),
     "crc32": (None, [_P, _P, _P, _L]),
     "threads": (_I, []),
@@ -34,7 +35,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "pack": (None, [_P, _P, _P, _L, _L, _I, _I, _P]),
     "unpack": (_I, [_P, _L, _P]),
     "linear": (_I, [_P, _P, _P, _L, *[_P] * 5, *[_L] * 4, *[_I] * 4]),
-    "float_linear": (_I, [_P, _P, _L, _P, _P, _P, _P, _P, _L, _L, _L, _L, _I, _I]),
+    "float_linear": (_I, [_P, _P, _L, *[_P] * 5, *[_L] * 4, *[_I] * 3]),
     "rows": (_I, [*[_P] * 9, *[_L] * 3, *[_I] * 4, *[_F] * 4, c_double]),
     "gelu": (_I, [_P, _P, _L, _I]),
     "attention": (_I, [*[_P] * 5, *[_L] * 5, _P, _I, _F]),

@@ -110,15 +110,20 @@ class Portable(Reference):
     def float_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
-        """Rows cut into digits of 8 bits, each of which multiplies like any integer input."""
+        """Rows cut into digits of 8 bits, each of which multiplies like any integer input; a few
+        rows at a time, for all that is made of them is larger than they are."""
         many_scales = isinstance(weight.spec.span, int)
         if many_scales or not x.numel() or not _worth_it(weight.spec, x.shape[1]):
             return super().float_linear(x, weight, bias, dtype)
-        digits, scales = _digits(x.float())
-        sums = torch._int_mm(digits.flatten(0, 1), self._integers(weight).t())
-        high, middle, low = sums.view(DIGITS, len(x), -1).float()
-        total = (high * 256.0 + middle) * 256.0 + low
-        return scaled(total, scales, weight.integer_scales().reshape(1, -1), bias, dtype)
+        integers, columns = self._integers(weight), weight.integer_scales().reshape(1, -1)
+        out = torch.empty(len(x), len(integers), dtype=dtype, device=x.device)
+        for part in _cached(out):
+            digits, rows = _digits(x[part].float())
+            sums = torch._int_mm(digits.flatten(0, 1), integers.t())
+            high, middle, low = sums.view(DIGITS, len(rows), -1)
+            total = high.float().mul_(256.0).add_(middle).mul_(256.0).add_(low)
+            out[part] = scaled(total, rows, columns, bias, dtype)
+        return out
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
@@ -301,9 +306,9 @@ def _digits(x: Tensor) -> tuple[Tensor, Tensor]:
     parts = []
     for _ in range(DIGITS - 1):
         low = ((rest + 128) & 255) - 128
-        parts.append(low)
+        parts.append(low.to(torch.int8))
         rest = (rest - low) >> 8
-    digits = torch.stack([rest, *reversed(parts)]).to(torch.int8)
+    digits = torch.stack([rest.to(torch.int8), *reversed(parts)])
     return digits, scales.masked_fill(~largest.isfinite(), torch.nan)
 
 

@@ -146,7 +146,9 @@ class Reference:
         self, x: Tensor, packed: QTensor, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """As `float_linear`, some output channels after the others: only the packed codes and the
-        codebook rest in memory."""
+        codebook rest in memory. A bfloat16 input meets a codebook in bfloat16."""
+        if x.dtype == torch.bfloat16:
+            packed = packed.with_codebook_in(x.dtype)
         rows, columns = packed.shape
         step, given = max(TILE // columns, 1), x.float()
         parts = [

@@ -136,9 +136,17 @@ bool is_packed(const uint8_t* bytes, int64_t size) {
 
 int64_t panels(int64_t n) { return up(n, kPanel) / kPanel; }
 
+// Six rows are a tile; what a thread has for itself should be many of them.
+int64_t rows_at_once(int64_t m, int64_t most, int64_t n) {
+    int64_t rows = m < most ? m : most;
+    while (rows > 96 && panels(n) * (up(m, rows) / rows) < 2 * threads_for(1 << 20))
+        rows = up((rows + 1) / 2, kMaxRows);
+    return rows;
+}
+
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 4; }
+EXPORT int32_t fewbit_abi() { return 5; }
 
 EXPORT int32_t fewbit_supports(const char* name) { return supported(name) != nullptr; }
 
@@ -247,11 +255,7 @@ EXPORT int32_t fewbit_linear(const int8_t* codes, const float* scales, const uin
     });
     Linear task = {codes, scales, sums, weight_scales, bias, gate, residual, out, m, pitch, tokens,
                    scale_groups, groups, largest, gelu, out_dtype, threads_for(panels(n))};
-    // Six rows are a tile; what a thread has for itself should be many of them.
-    int64_t rows = m < kIntegerRows ? m : kIntegerRows;
-    while (rows > 96 && panels(n) * (up(m, rows) / rows) < 2 * threads_for(1 << 20))
-        rows = up((rows + 1) / 2, kMaxRows);
-    int64_t count = panels(n);
+    int64_t rows = rows_at_once(m, kIntegerRows, n), count = panels(n);
     int64_t wanted = (groups + 1) * kPanel * int64_t(sizeof(float)) + pitch * (3 * kPanel + 2 * kMaxRows);
     return for_each(count * (up(m, rows) / rows), wanted, [&](int64_t i, uint8_t* own) {
         int64_t row = i / count * rows;
@@ -259,21 +263,26 @@ EXPORT int32_t fewbit_linear(const int8_t* codes, const float* scales, const uin
     });
 }
 
+// Where bfloat16 is multiplied as such.
+EXPORT int32_t fewbit_has_bf16() { return has_bf16(); }
+
 // `bytes` holds the weight, or else `assignments` and `codebook` do.
-EXPORT int32_t fewbit_float_linear(const float* x, const uint8_t* bytes, int64_t size,
-                                   const uint8_t* assignments, const float* codebook,
+// x, and a codebook with it, is bfloat16 only where there is `fewbit_has_bf16`.
+EXPORT int32_t fewbit_float_linear(const void* x, const uint8_t* bytes, int64_t size,
+                                   const uint8_t* assignments, const void* codebook,
                                    const float* weight_scales, const float* bias, void* out,
                                    int64_t m, int64_t n, int64_t k, int64_t d, int32_t groups,
-                                   int32_t out_dtype) {
+                                   int32_t dtype, int32_t out_dtype) {
     if (bytes && !is_packed(bytes, size)) return kNotPacked;
     if (m == 0 || n == 0) return kDone;
-    int64_t pitch = bytes ? up(k, kDepth) : k;
+    int64_t pitch = bytes ? up(k, kDepth) : k, element = dtype == kBfloat16 ? 2 : 4;
     if (pitch != k) {
-        float* padded = reinterpret_cast<float*>(inputs.at_least(m * pitch * int64_t(sizeof(float))));
+        uint8_t* padded = inputs.at_least(m * pitch * element);
         if (!padded) return kNoMemory;
         for (int64_t i = 0; i < m; ++i) {
-            std::memcpy(padded + i * pitch, x + i * k, k * sizeof(float));
-            std::memset(padded + i * pitch + k, 0, (pitch - k) * sizeof(float));
+            std::memcpy(padded + i * pitch * element,
+                        static_cast<const uint8_t*>(x) + i * k * element, k * element);
+            std::memset(padded + (i * pitch + k) * element, 0, (pitch - k) * element);
         }
         x = padded;
     }
@@ -282,13 +291,17 @@ EXPORT int32_t fewbit_float_linear(const float* x, const uint8_t* bytes, int64_t
     if (packed && (packed->header->n != n || packed->header->k != k)) return kNotPacked;
     FloatLinear task = {x, weight_scales, bias, out, assignments, codebook, m, n, k, pitch, d,
                         groups, out_dtype};
-    int64_t rows = m < kFloatRows ? m : kFloatRows, count = panels(n);
+    int64_t rows = rows_at_once(m, dtype == kBfloat16 ? kHalfRows : kFloatRows, n);
+    int64_t count = panels(n);
     int64_t wanted = int64_t(sizeof(float)) * kPanel * (groups + 1 + 2 * rows + kFloatDepth + kDepth);
-    const Kernels* kernels = chosen;
+    auto kernel = chosen->float_linear;
+#ifdef FEWBIT_AVX512BF16
+    if (dtype == kBfloat16) kernel = float_linear_avx512bf16;
+#endif
     return for_each(count * (up(m, rows) / rows), wanted, [&](int64_t i, uint8_t* own) {
         int64_t row = i / count * rows;
-        kernels->float_linear(task, packed, i % count, row, m - row < rows ? m - row : rows,
-                              reinterpret_cast<float*>(own));
+        kernel(task, packed, i % count, row, m - row < rows ? m - row : rows,
+               reinterpret_cast<float*>(own));
     });
 }
 

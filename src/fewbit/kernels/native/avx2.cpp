@@ -274,7 +274,7 @@ static void decode_codes(const Packed& w, int64_t panel, int64_t k0, int64_t dep
 template <int ROWS>
 static void gemv_rows(const FloatLinear& t, const Packed& w, int64_t panel, int64_t row, int64_t k0,
                       int64_t depth, float* sums) {
-    const float* x = t.x + row * t.pitch + k0;
+    const float* x = static_cast<const float*>(t.x) + row * t.pitch + k0;
     for (int64_t part = 0; part < 8; ++part) {
         Levels levels(w, panel, part);
         const uint8_t* bytes = w.panel(panel) + k0 * kPanel * levels.bits / 8 + part * 32;
@@ -315,7 +315,7 @@ static void gemv(const FloatLinear& t, const Packed& w, int64_t panel, int64_t r
 
 }  // namespace avx2
 
-const Kernels kAvx2 = {"avx2", avx2::sums, avx2::linear_kernel, avx2::float_kernel,
+const Kernels kAvx2 = {"avx2", avx2::sums, avx2::linear_kernel, avx2::float_kernel<avx2::Floats>,
                        avx2::row_kernel, avx2::gelu_kernel, avx2::attention<avx2::Fp32Attention>};
 
 }  // namespace fewbit

@@ -1,4 +1,5 @@
-// Attention in bfloat16 with float32 sums, by the dot products of AVX512-BF16.
+// Attention, and products with decoded weights, of bfloat16 with float32 sums: by the dot products
+// of AVX512-BF16.
 #include <immintrin.h>
 
 #include "tasks.h"
@@ -13,6 +14,9 @@ namespace avx512bf16 {
 #include "vec.h"
 #include "tile.h"
 #include "attention.h"
+#include "avx512_levels.h"
+#include "panel_factors.h"
+#include "float_linear.h"
 
 struct Bf16Product {
     static inline f32 broadcast(uint32_t a) { return (f32)_mm512_set1_epi32(int32_t(a)); }
@@ -37,7 +41,30 @@ struct Bf16Attention {
     }
 };
 
+// Levels of 8 bits lose nothing by it: their lower halves are zeros.
+struct Halves {
+    using Product = Bf16Product;
+    static constexpr int kPair = 2;
+
+    static inline void pack(float* decoded, int64_t depth) {
+        const __m512i upper = _mm512_set1_epi32(int(0xffff0000u));
+        for (int64_t k = 0; k < depth; k += 2)
+            for (int64_t j = 0; j < kPanel; j += LANES) {
+                __m512i even = _mm512_loadu_si512(decoded + k * kPanel + j);
+                __m512i odd = _mm512_loadu_si512(decoded + (k + 1) * kPanel + j);
+                __m512i both = _mm512_or_si512(_mm512_srli_epi32(even, 16),
+                                               _mm512_and_si512(odd, upper));
+                _mm512_storeu_si512(decoded + k / 2 * kPanel + j, both);
+            }
+    }
+};
+
 }  // namespace avx512bf16
+
+void float_linear_avx512bf16(const FloatLinear& t, const Packed* w, int64_t panel, int64_t row,
+                             int64_t rows, float* scratch) {
+    avx512bf16::float_kernel<avx512bf16::Halves>(t, w, panel, row, rows, scratch);
+}
 
 void attention_avx512bf16(const Attention& t, int64_t head, uint8_t* scratch) {
     avx512bf16::attention<avx512bf16::Bf16Attention>(t, head, scratch);

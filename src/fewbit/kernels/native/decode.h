@@ -15,11 +15,12 @@ static void decode_codes(const Packed& w, int64_t panel, int64_t k0, int64_t dep
 
 static void gemv(const FloatLinear& t, const Packed& w, int64_t panel, int64_t row, int64_t rows,
                  int64_t k0, int64_t depth, float* sums) {
+    const float* x = static_cast<const float*>(t.x);
     for (int64_t i = 0; i < rows * kPanel; ++i) sums[i] = 0;
     for (int64_t k = k0; k < k0 + depth; ++k)
         for (int64_t j = 0; j < kPanel; ++j) {
             float weight = float(level(w, panel, k, j));
             for (int64_t i = 0; i < rows; ++i)
-                sums[i * kPanel + j] += t.x[(row + i) * t.pitch + k] * weight;
+                sums[i * kPanel + j] += x[(row + i) * t.pitch + k] * weight;
         }
 }

@@ -74,7 +74,7 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened opened, int
 
 }  // namespace neon
 
-const Kernels kNeon = {"neon", neon::sums, neon::linear_kernel, neon::float_kernel, neon::row_kernel, neon::gelu_kernel,
+const Kernels kNeon = {"neon", neon::sums, neon::linear_kernel, neon::float_kernel<neon::Floats>, neon::row_kernel, neon::gelu_kernel,
                        neon::attention<neon::Fp32Attention>};
 
 }  // namespace fewbit

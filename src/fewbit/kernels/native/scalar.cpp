@@ -44,7 +44,7 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t 
 
 }  // namespace scalar
 
-const Kernels kScalar = {"scalar", scalar::sums, scalar::linear_kernel, scalar::float_kernel, scalar::row_kernel, scalar::gelu_kernel,
+const Kernels kScalar = {"scalar", scalar::sums, scalar::linear_kernel, scalar::float_kernel<scalar::Floats>, scalar::row_kernel, scalar::gelu_kernel,
                          nullptr};
 
 }  // namespace fewbit

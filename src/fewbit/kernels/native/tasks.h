@@ -28,12 +28,12 @@ struct Linear {  // integers times integers
 };
 
 struct FloatLinear {  // floats times a weight that is decoded in the panel
-    const float* x;             // [m, pitch], zeros beyond k
+    const void* x;              // [m, pitch], zeros beyond k
     const float* weight_scales; // [n, groups] or null
     const float* bias;          // [n] or null
     void* out;                  // [m, n]
     const uint8_t* assignments; // [n, k / d], when the weight is a codebook
-    const float* codebook;      // [entries, d]
+    const void* codebook;       // [entries, d], of the type of x
     int64_t m, n, k, pitch, d;
     int32_t groups, out_dtype;
 };
@@ -82,6 +82,7 @@ constexpr int64_t kKeys = 256;        // keys of one step of the softmax
 constexpr int64_t kQueries = 24;      // queries of one step
 constexpr int64_t kIntegerRows = 512; // rows for which one panel is opened
 constexpr int64_t kFloatRows = 128;
+constexpr int64_t kHalfRows = 512;
 constexpr int64_t kSumsAtOnce = 64;   // rows that one task adds up
 
 extern const Kernels kScalar;
@@ -90,6 +91,8 @@ extern const Kernels kAvx512;
 extern const Kernels kNeon;
 #ifdef FEWBIT_AVX512BF16
 void attention_avx512bf16(const Attention&, int64_t head, uint8_t* scratch);
+void float_linear_avx512bf16(const FloatLinear&, const Packed*, int64_t panel, int64_t row,
+                             int64_t rows, float* scratch);
 #endif
 
 }  // namespace fewbit
