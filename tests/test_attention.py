@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewbit.activations.activation import Activation
+from fewbit.activations.multi_region import MultiRegion
 from fewbit.activations.static import Static
 from fewbit.activations.time_groups import TimeBins
 from fewbit.attention import (
@@ -14,10 +15,15 @@ from fewbit.attention import (
     quantize_attention,
     quantized_attentions,
     restore_attention,
+    scores_of,
 )
 from fewbit.errors import BadModel
 from fewbit.formats import Spec
+from fewbit.kernels import native
+from fewbit.kernels.choose import BACKENDS, VARIABLE
 from fewbit.models.original_dit import SelfAttention
+
+CPU = torch.device("cpu")
 
 
 class Exact(Activation):
@@ -65,6 +71,37 @@ def test_unrounded_it_is_the_fused_attention(mask, scale):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_result_has_the_dtype_of_the_query(dtype):
     assert exact()(*operands(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("backend", [b.name for b in BACKENDS if b.why_not(CPU) is None])
+def test_shares_of_two_regions_are_rounded_alike_by_every_backend(mask, backend, monkeypatch):
+    monkeypatch.setenv(VARIABLE, backend)
+    q, k, v = operands()
+    bins, steps = TimeBins(torch.zeros(1)), torch.tensor([0.001, 1 / 128])[:, None, None]
+    shares = MultiRegion(Spec.parse("uint8/tensor/fp32"), "unit", steps, bins)
+    found = QAttention(Exact(), Exact(), shares, Exact())(q, k, v, attn_mask=MASKS[mask])
+    by_hand = shares(scores_of(q, k, MASKS[mask], None).softmax(-1)) @ v
+    with torch.no_grad():
+        fused = QAttention(Exact(), Exact(), shares, Exact())(q, k, v, attn_mask=MASKS[mask])
+    for one in (found, fused):
+        torch.testing.assert_close(one, by_hand, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not native.has_attention(torch.float32), reason="there is no such kernel")
+def test_native_code_rounds_the_shares_on_its_way(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "native")
+    shares = MultiRegion(
+        Spec.parse("uint8/tensor/fp32"),
+        "unit",
+        torch.full((2, 1, 1), 0.01),
+        TimeBins(torch.zeros(1)),
+    )
+    matmuls = QAttention(Exact(), Exact(), shares, Exact())
+    with torch.no_grad():
+        expected = matmuls(*operands())
+        monkeypatch.setattr("fewbit.attention.scores_of", None)
+        assert torch.equal(matmuls(*operands()), expected)
 
 
 def test_all_four_operands_are_rounded():

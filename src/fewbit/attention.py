@@ -13,8 +13,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit import registry
 from fewbit.activations.activation import Activation
+from fewbit.activations.multi_region import MultiRegion
 from fewbit.calibration.operands import Operands
 from fewbit.errors import BadModel
+from fewbit.kernels.choose import backend_for
 from fewbit.models.fused_attention import run_with
 from fewbit.straight_through import straight_through
 
@@ -63,8 +65,7 @@ class QAttention(nn.Module):
                 )
                 result = scaled_dot_product_attention(q, k, v, mask, scale=scale)
             else:
-                shares = scores_of(q, k, attn_mask, scale).softmax(-1)
-                result = _rounded(self.shares, shares) @ v
+                result = _rounding_shares(self.shares, q, k, v, attn_mask, scale)
         return result.to(query.dtype)
 
     def config(self) -> dict[str, Any]:
@@ -78,6 +79,19 @@ class QAttention(nn.Module):
         }
         built = {name: registry.build("activations", part) for name, part in asked.items()}
         return cls(**{"shares": None, **built})
+
+
+def _rounding_shares(
+    shares: Activation, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    regions = shares.of_shares() if isinstance(shares, MultiRegion) and not traced else None
+    if regions is not None:
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        found = backend_for(q).rounded_attention(q, k, v, mask, factor, regions)
+        if found is not None:
+            return found
+    return _rounded(shares, scores_of(q, k, mask, scale).softmax(-1)) @ v
 
 
 def _rounded(activation: Activation, x: Tensor) -> Tensor:

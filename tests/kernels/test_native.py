@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
+from fewbit.activations.multi_region import MultiRegion, two_regions
+from fewbit.activations.time_groups import Clock, TimeBins
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, Format, FormatChoice, Spec
 from fewbit.kernels import native
@@ -297,6 +299,68 @@ def test_attention_to_nothing_is_zero_and_nan_spreads_no_further_than_its_row(is
     assert lost.flatten().nonzero().flatten().tolist() == [7]
 
 
+def regions_of(low: list[float], high: list[float], half: int = 128) -> Tensor:
+    steps = torch.tensor([low, high])[..., None]
+    spec = Spec.parse(f"uint{half.bit_length()}/tensor/fp32")
+    bins = TimeBins(torch.arange(len(low)) * 100.0)
+    bins.clock = Clock("t", 0)
+    bins.clock.read(bins, (torch.arange(len(low)) * 100,), {})
+    regions = MultiRegion(spec, "unit", steps, bins).of_shares()
+    assert regions is not None
+    return regions
+
+
+def rounded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, low, high) -> Tensor:
+    """By the definition: one step after the other, the shares in double precision before."""
+    scores = q.double() @ k.double().mT * q.shape[-1] ** -0.5
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    low, high = (torch.tensor(step)[:, None, None, None] for step in (low, high))
+    spec = Spec.parse("uint8/tensor/fp32")
+    return two_regions(scores.softmax(-1).float(), low, high, spec, "unit") @ v
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "width"), [(256, 256, 72), (5, 7, 16), (50, 333, 64), (30, 700, 8)]
+)
+@pytest.mark.parametrize("steps", [([1 / 1024], [1 / 128]), ([2e-5, 0.003], [0.009, 1 / 128])])
+def test_shares_may_be_rounded_to_two_regions(isa, queries, keys, width, steps):
+    if not native.has_attention(torch.float32):
+        pytest.skip("there is no such kernel")
+    q = 2 * torch.randn(2, queries, 3, width).transpose(1, 2)
+    k, v = torch.randn(2, 2, keys, 3, width).transpose(2, 3)
+    mask = torch.rand(2, 1, queries, keys) < 0.8
+    mask[..., 0] = True
+    for masked in (None, mask):
+        exact = rounded_attention(q, k, v, masked, *steps)
+        error = (native.attention(q, k, v, masked, None, regions_of(*steps)) - exact).abs()
+        # A share in the very middle of two levels may become either.
+        assert (error > 1e-5).float().mean() < 0.02
+        assert error.max() <= 2 * max(steps[1]) * v.abs().max()
+        assert (native.attention(q, k, v, masked) - exact).abs().mean() > 10 * error.mean()
+
+
+def test_equal_shares_become_the_nearest_level(isa):
+    if not native.has_attention(torch.float32):
+        pytest.skip("there is no such kernel")
+    for keys in (1, 2, 3, 50, 128, 129, 300, 1000):
+        zeros, ones = torch.zeros(1, 1, 4, 16), torch.ones(1, 1, keys, 16)
+        share = two_regions(
+            torch.tensor([1 / keys]), torch.tensor(1e-4), torch.tensor(1 / 128),
+            Spec.parse("uint8/tensor/fp32"), "unit",
+        )  # fmt: skip
+        y = native.attention(zeros, 0 * ones, ones, None, None, regions_of([1e-4], [1 / 128]))
+        torch.testing.assert_close(y, (share * keys).expand_as(y), rtol=1e-5, atol=0)
+
+
+def test_rounded_shares_of_a_lost_row_are_lost_and_of_no_other(isa):
+    if not native.has_attention(torch.float32):
+        pytest.skip("there is no such kernel")
+    q, k, v = torch.randn(3, 1, 1, 30, 16)
+    q[0, 0, 7, 3] = torch.nan
+    lost = native.attention(q, k, v, None, None, regions_of([1e-4], [1 / 128])).isnan().all(-1)
+    assert lost.flatten().nonzero().flatten().tolist() == [7]
+
+
 def test_zero_sizes_give_empty_results(isa):
     fmt = FORMATS["e2m1"]
     packed = native.pack_codes(torch.zeros(5, 16, dtype=torch.uint8), fmt)
@@ -370,6 +434,11 @@ def test_bad_arguments_are_named():
             native.linear(codes, scales, packed, torch.ones(5, 1), **given)
     with pytest.raises(BadArgument, match="as many biases"):
         native.linear(codes, scales, packed, torch.ones(5, 1), torch.ones(4))
+    q = torch.zeros(2, 1, 3, 16)
+    for shape, dtype in (((3, 8), q.dtype), ((1, 7), q.dtype), ((1, 8), torch.bfloat16)):
+        wrong = torch.ones(shape)
+        with pytest.raises(BadArgument, match="only shares of a float32 attention"):
+            native.attention(*[q.to(dtype)] * 3, None, None, wrong)
     with pytest.raises(BadArgument, match="beyond the 3 entries"):
         native.vector_linear(x, torch.full((5, 4), 3, dtype=torch.uint8), torch.zeros(3, 4))
 

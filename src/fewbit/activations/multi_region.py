@@ -66,6 +66,18 @@ class MultiRegion(Activation, Kept):
             integers.append(units.round_().clamp_(least, most).to(torch.int8))
         return Coded(torch.cat(integers), torch.cat(scales), half, parts=2)
 
+    def of_shares(self) -> Tensor | None:
+        """[rows or 1, 8], what `two_regions` makes of the steps, for code that rounds on its way;
+        None if the parts have steps of their own, or the regions are not `unit`."""
+        if self.regions != "unit" or self.steps.shape[2] > 1:
+            return None
+        low, high = (self.bins.pick(steps) for steps in self.steps)
+        half = float(1 << (self.spec.format.bits - 1))
+        first, split = _coarse(low, high, half)
+        fine = [low, low.reciprocal(), torch.full_like(low, half - 1)]
+        coarse = [high, high.reciprocal(), first, torch.full_like(high, half)]
+        return torch.cat([*fine, *coarse, split], 1)
+
     def check(self, name: str) -> None:
         check_steps(f"{name}.steps", self.steps)
         self.bins.check(f"{name}.bins")
@@ -92,8 +104,14 @@ def two_regions(x: Tensor, low: Tensor, high: Tensor, spec: Spec, regions: Regio
         below = (x * low.reciprocal()).round_().clamp_(-half, 0).mul_(low)
         above = (x * high.reciprocal()).round_().clamp_(0, half - 1).mul_(high)
         return below.add_(above)
-    end = (half - 1) * low  # of the fine region
-    first = ((end / high).floor() + 1).clamp(max=half)  # of the coarse levels beyond it
+    first, split = _coarse(low, high, half)
     fine = (x * low.reciprocal()).round_().clamp_(0, half - 1).mul_(low)
     coarse = (x * high.reciprocal()).round_().clamp_(max=half).clamp_(min=first).mul_(high)
-    return torch.where(x < (end + first * high) / 2, fine, coarse)
+    return torch.where(x < split, fine, coarse)
+
+
+def _coarse(low: Tensor, high: Tensor, half: float) -> tuple[Tensor, Tensor]:
+    """The first of the coarse levels beyond the fine region, and the middle between the two."""
+    end = (half - 1) * low
+    first = ((end / high).floor() + 1).clamp(max=half)
+    return first, (end + first * high) / 2

@@ -114,6 +114,13 @@ class Native(Portable):
             return super().attention(q, k, v, mask, scale)
         return native.attention(q, k, v, mask, scale)
 
+    def rounded_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, regions: Tensor
+    ) -> Tensor | None:
+        if q.dtype != torch.float32 or not native.has_attention(q.dtype) or not q.numel():
+            return None
+        return native.attention(q, k, v, mask, scale, regions)
+
     def gelu(self, x: Tensor) -> Tensor:
         return native.gelu(x) if x.dtype in native.DTYPES else super().gelu(x)
 

@@ -188,10 +188,19 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    regions: Tensor | None = None,
 ) -> Tensor:
-    """scaled_dot_product_attention, [B, H, L, D]; laid out in memory as [B, L, H, D]."""
-    return torch.ops.fewbit_native.attention(q, k, v, mask, scale or q.shape[-1] ** -0.5)
+    """scaled_dot_product_attention, [B, H, L, D]; laid out in memory as [B, L, H, D].
+
+    Where `has_attention` of float32, the shares of the softmax may be rounded, by `regions` [1 or
+    B, 8] of `fewbit.activations.multi_region`.
+    """
+    return torch.ops.fewbit_native.attention(q, k, v, mask, scale or q.shape[-1] ** -0.5, regions)
 
 
 @lru_cache
@@ -444,8 +453,10 @@ def _run_gelu(x: Tensor) -> Tensor:
     return out
 
 
-def _run_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    out = _attention_shape(q, k, v, mask, scale)
+def _run_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, regions: Tensor | None
+) -> Tensor:
+    out = _attention_shape(q)
     batch, heads, queries, width = q.shape
     if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != width:
         raise BadArgument(
@@ -454,6 +465,12 @@ def _run_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
         )
     if not k.dtype == v.dtype == q.dtype:
         raise BadArgument(f"attention of {q.dtype}, {k.dtype} and {v.dtype}: they must agree")
+    many = regions is not None and len(regions) > 1
+    if regions is not None:
+        fits = regions.dim() == 2 and regions.shape[1] == 8 and len(regions) in (1, batch)
+        if not fits or q.dtype != torch.float32 or not has_attention(q.dtype):
+            raise BadArgument("only shares of a float32 attention are rounded, by [1 or B, 8]")
+        regions = _floats(regions)
     if not has_attention(q.dtype):
         return out.copy_(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
@@ -463,14 +480,15 @@ def _run_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
         strides += mask.stride()
     _check(
         functions().fewbit_attention(
-            q.data_ptr(), k.data_ptr(), v.data_ptr(), _pointer(mask), out.data_ptr(), batch, heads,
-            queries, k.shape[2], width, (c_int64 * 13)(*strides), DTYPES[q.dtype], scale,
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), _pointer(mask), _pointer(regions),
+            out.data_ptr(), batch, heads, queries, k.shape[2], width, (c_int64 * 13)(*strides),
+            DTYPES[q.dtype], many, scale,
         )
     )  # fmt: skip
     return out
 
 
-def _attention_shape(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _attention_shape(q: Tensor, *_: object) -> Tensor:
     batch, heads, queries, width = q.shape
     return q.new_empty(batch, queries, heads, width).transpose(1, 2)
 
@@ -558,10 +576,8 @@ _IMPLEMENTED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         ),
     ),
     "gelu(Tensor x) -> Tensor": (_run_gelu, lambda x: x.new_empty(x.shape)),
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> Tensor": (
-        _run_attention,
-        _attention_shape,
-    ),
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, Tensor? regions) "
+    "-> Tensor": (_run_attention, _attention_shape),
 }
 for _schema, (_run, _shape) in _IMPLEMENTED.items():
     _name = _OPERATORS.define(_schema)

@@ -38,7 +38,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "float_linear": (_I, [_P, _P, _L, *[_P] * 5, *[_L] * 4, *[_I] * 3]),
     "rows": (_I, [*[_P] * 9, *[_L] * 3, *[_I] * 4, *[_F] * 4, c_double]),
     "gelu": (_I, [_P, _P, _L, _I]),
-    "attention": (_I, [*[_P] * 5, *[_L] * 5, _P, _I, _F]),
+    "attention": (_I, [*[_P] * 6, *[_L] * 5, _P, _I, _I, _F]),
 }
 
 

@@ -363,10 +363,13 @@ EXPORT int32_t fewbit_gelu(const void* x, void* out, int64_t count, int32_t dtyp
     });
 }
 
+// `regions` are [1 or b][8] floats; see tasks.h.
 EXPORT int32_t fewbit_attention(const void* q, const void* k, const void* v, const float* mask,
-                                void* out, int64_t b, int64_t h, int64_t queries, int64_t keys,
-                                int64_t d, const int64_t* strides, int32_t dtype, float scale) {
-    Attention task = {q, k, v, mask, out, b, h, queries, keys, d, {}, {}, {}, {}, dtype, scale};
+                                const float* regions, void* out, int64_t b, int64_t h,
+                                int64_t queries, int64_t keys, int64_t d, const int64_t* strides,
+                                int32_t dtype, int32_t many_regions, float scale) {
+    Attention task = {q, k, v, mask, reinterpret_cast<const Regions*>(regions), out, b, h, queries,
+                      keys, d, {}, {}, {}, {}, dtype, many_regions, scale};
     std::memcpy(task.q_stride, strides, sizeof(task.q_stride));
     std::memcpy(task.k_stride, strides + 3, sizeof(task.k_stride));
     std::memcpy(task.v_stride, strides + 6, sizeof(task.v_stride));

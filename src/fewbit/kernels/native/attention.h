@@ -103,6 +103,47 @@ static void soften(int64_t count, int64_t keys, Buffers<P>& b) {
     }
 }
 
+// A share to the nearest level of both regions, as fewbit.activations.multi_region has it. NaN, which
+// is below nothing, stays.
+static inline f32 rounded_share(const Regions& r, f32 x) {
+    f32 fine = pick_min(nearest_even(x * r.per_low), splat(r.most_low)) * r.low;
+    f32 coarse = pick_max(splat(r.least_high), nearest_even(x * r.per_high));
+    coarse = pick_min(splat(r.most_high), coarse) * r.high;
+    return x < splat(r.split) ? fine : coarse;
+}
+
+// Of one block of scores, when the maximum and the sum of all are known.
+template <class P>
+static void share_out(const Regions& regions, int64_t count, int64_t keys, Buffers<P>& b) {
+    typedef typename P::Element Element;
+    int64_t padded = up(keys, LANES);
+    for (int64_t i = 0; i < count; ++i) {
+        float* s = b.s + i * kKeys;
+        for (int64_t j = keys; j < padded; ++j) s[j] = -__builtin_inff();
+        float around = b.most[i] == -__builtin_inff() ? 0.0f : b.most[i];
+        Element* p = reinterpret_cast<Element*>(b.p) + i * kKeys;
+        for (int64_t j = 0; j < padded; j += LANES) {
+            f32 share = exponential_of_bounded(load(s + j) - around) / b.total[i];
+            P::put_vector(p + j, rounded_share(regions, share));
+        }
+        for (int64_t j = padded; j < kKeys; ++j) P::put(p + j, 0.0f);
+    }
+}
+
+template <class P>
+static void find_scores(const Attention& t, const float* mask, int64_t query, int64_t count,
+                        int64_t key, int64_t keys, Buffers<P>& b) {
+    typedef typename P::Product Product;
+    int64_t padded = up(keys, LANES);
+    for (int64_t e = 0; e < padded; e += kPanel)
+        multiply<Product>(count, padded - e < kPanel ? padded - e : kPanel, b.depth, b.q, b.depth,
+                          b.k + (key + e) * b.depth, kPanel, b.s + e, kKeys, false);
+    for (int64_t r = 0; r < count; ++r)
+        for (int64_t e = 0; e < padded; e += LANES)
+            store(b.s + r * kKeys + e, load(b.s + r * kKeys + e) * t.scale);
+    if (mask) add_mask(t, mask, query, count, key, keys, b.s);
+}
+
 template <class P>
 static void attention(const Attention& t, int64_t head, uint8_t* scratch) {
     typedef typename P::Element Element;
@@ -113,6 +154,7 @@ static void attention(const Attention& t, int64_t head, uint8_t* scratch) {
     pack_keys<P>(t, static_cast<const Element*>(t.k) + i * t.k_stride[0] + j * t.k_stride[1], b);
     pack_values<P>(t, static_cast<const Element*>(t.v) + i * t.v_stride[0] + j * t.v_stride[1], b);
     const float* mask = t.mask ? t.mask + i * t.mask_stride[0] + j * t.mask_stride[1] : nullptr;
+    const Regions* regions = t.regions ? t.regions + (t.many_regions ? i : 0) : nullptr;
     for (int64_t query = 0; query < t.queries; query += kQueries) {
         int64_t count = t.queries - query < kQueries ? t.queries - query : kQueries;
         Element* packed = reinterpret_cast<Element*>(b.q);
@@ -124,22 +166,21 @@ static void attention(const Attention& t, int64_t head, uint8_t* scratch) {
             b.total[r] = 0;
         }
         for (int64_t e = 0; e < count * b.wide; ++e) b.o[e] = 0;
+        for (int64_t key = 0; regions && key < t.keys; key += kKeys) {
+            int64_t keys = t.keys - key < kKeys ? t.keys - key : kKeys;
+            find_scores<P>(t, mask, query, count, key, keys, b);
+            soften<P>(count, keys, b);
+        }
         for (int64_t key = 0; key < t.keys; key += kKeys) {
             int64_t keys = t.keys - key < kKeys ? t.keys - key : kKeys;
-            int64_t padded = up(keys, LANES);
-            for (int64_t e = 0; e < padded; e += kPanel)
-                multiply<Product>(count, padded - e < kPanel ? padded - e : kPanel, b.depth, b.q,
-                                  b.depth, b.k + (key + e) * b.depth, kPanel, b.s + e, kKeys, false);
-            for (int64_t r = 0; r < count; ++r)
-                for (int64_t e = 0; e < padded; e += LANES)
-                    store(b.s + r * kKeys + e, load(b.s + r * kKeys + e) * t.scale);
-            if (mask) add_mask(t, mask, query, count, key, keys, b.s);
-            soften<P>(count, keys, b);
+            find_scores<P>(t, mask, query, count, key, keys, b);
+            if (regions) share_out<P>(*regions, count, keys, b);
+            else soften<P>(count, keys, b);
             multiply<Product>(count, b.wide, up(keys, P::kPair) / P::kPair, b.p, kKeys / P::kPair,
                               b.v + key / P::kPair * b.wide, b.wide, b.o, b.wide, true);
         }
         for (int64_t r = 0; r < count; ++r) {
-            float inverse = b.total[r] == 0 ? 0.0f : 1.0f / b.total[r];
+            float inverse = regions ? 1.0f : b.total[r] == 0 ? 0.0f : 1.0f / b.total[r];
             int64_t at = ((i * t.queries + query + r) * t.h + j) * t.d;
             for (int64_t e = 0; e < t.d; e += LANES)
                 store_some(t.out, at + e, t.dtype, load(b.o + r * b.wide + e) * inverse, t.d - e);

@@ -56,13 +56,18 @@ struct Rows {  // what is done to every row before a product
     double eps;
 };
 
+struct Regions {  // of shares: `most_low` fine levels, coarse ones beyond `split`
+    float low, per_low, most_low, high, per_high, least_high, most_high, split;
+};
+
 struct Attention {
     const void *q, *k, *v;      // strides in elements, the last dimension is contiguous
     const float* mask;          // added; null where there is none
+    const Regions* regions;     // the shares are rounded, of each image or of all; or null
     void* out;                  // [b, queries, h, d]
     int64_t b, h, queries, keys, d;
     int64_t q_stride[3], k_stride[3], v_stride[3], mask_stride[4];
-    int32_t dtype;
+    int32_t dtype, many_regions;
     float scale;
 };
 

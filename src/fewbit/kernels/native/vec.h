@@ -151,6 +151,10 @@ static inline double sum(f64 x) {
 }
 
 static inline f32 pick_max(f32 a, f32 b) { return a > b ? a : b; }
+static inline f32 pick_min(f32 a, f32 b) { return a < b ? a : b; }
+
+// Of less than 2^22: numbers that large keep no fractions.
+static inline f32 nearest_even(f32 x) { return (x + 12582912.0f) - 12582912.0f; }
 
 // e^x within two units in the last place for x <= 88.9: 0 below -87.7 and infinite above 88.4, for
 // such powers of two have these bits. NaN stays NaN.
