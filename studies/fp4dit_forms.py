@@ -39,7 +39,7 @@ write_table(
     "inputs are as good as FP4 weights with them, and FP4 weights with int6 inputs as bad as int4 "
     "ones. A token's values spread over more binades than 31 equal steps can tell apart. What w4a8 "
     "leaves, 32.6 dB, is the error of the weights; beyond it E2M3 inputs add one of 34.4 dB and "
-    "int6 inputs one of 30.5 dB. The weights' error, which both have, makes of these 4 dB the 2 in "
+    "int6 inputs one of 30.6 dB. The weights' error, which both have, makes of these 4 dB the 2 in "
     "the table. More steps fit the rounding of the weights to either error of the inputs and bring "
     "the two a little nearer to each other.\n\n"
     "With 8 bits either form of input is nearly exact and what is left is the weights: E1M2 has "

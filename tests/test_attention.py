@@ -9,7 +9,7 @@ from torch import nn
 from fewbit.activations.activation import Activation
 from fewbit.activations.multi_region import MultiRegion
 from fewbit.activations.static import Static
-from fewbit.activations.time_groups import TimeBins
+from fewbit.activations.time_groups import Clock, TimeBins
 from fewbit.attention import (
     QAttention,
     quantize_attention,
@@ -86,6 +86,20 @@ def test_shares_of_two_regions_are_rounded_alike_by_every_backend(mask, backend,
         fused = QAttention(Exact(), Exact(), shares, Exact())(q, k, v, attn_mask=MASKS[mask])
     for one in (found, fused):
         torch.testing.assert_close(one, by_hand, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", [b.name for b in BACKENDS if b.why_not(CPU) is None])
+def test_images_that_were_laid_side_by_side_keep_the_regions_of_their_time(backend, monkeypatch):
+    monkeypatch.setenv(VARIABLE, backend)
+    q, k, v = (torch.cat([x, x.flip(0)]) for x in operands())
+    bins, steps = TimeBins(torch.tensor([0.0, 100.0])), torch.rand(2, 2, 1) / 100
+    bins.clock = Clock("t", 0)
+    bins.clock.read(bins, (torch.tensor([100, 0]),), {})
+    shares = MultiRegion(Spec.parse("uint8/tensor/fp32"), "unit", steps, bins)
+    with torch.no_grad():
+        found = QAttention(Exact(), Exact(), shares, Exact())(q, k, v)
+    by_hand = shares(scores_of(q, k, None, None).softmax(-1)) @ v
+    torch.testing.assert_close(found, by_hand, atol=1e-5, rtol=0)
 
 
 @pytest.mark.skipif(not native.has_attention(torch.float32), reason="there is no such kernel")

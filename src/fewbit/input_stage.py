@@ -74,15 +74,15 @@ class InputStage(nn.Module):
     def values(self, x: Tensor, reader: object = None) -> Tensor:
         """What a layer multiplies in place of x, as float32 like x: for whoever calibrates."""
         result = self(x, reader)
-        rows = result.values() if isinstance(result, Coded) else result.float()
+        rows = result.values() if isinstance(result, Coded) else result
         return rows.view(x.shape)
 
     def _compute(self, x: Tensor | Modulated) -> Coded | Tensor:
         rotation: Rotation | None = None
         with as_written(_tensor(x)):
             if self.activation is None:
-                dtype, x = _tensor(x).dtype, modulated(x)
-                return (x if self.transform is None else self.transform(x.float())).to(dtype)
+                x = modulated(x)
+                return x if self.transform is None else self.transform(x.float())
             if self.transform is not None:
                 x, rotation = self.transform.ahead(x)
             return self.activation.code(x, rotation)

@@ -64,7 +64,7 @@ class QLinear(nn.Module):
 
     def forward(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
         given = x.x if isinstance(x, Modulated) else x
-        staged = modulated(x).to(given.dtype) if self.stage is None else self.stage(x, reader=self)
+        staged = _modulated(x) if self.stage is None else self.stage(x, reader=self)
         rows = staged if isinstance(staged, Coded) else staged.reshape(-1, self.in_features)
         backend = backend_for(given)
         with as_written(given):
@@ -108,7 +108,8 @@ class QLinear(nn.Module):
         self.layout, self._maker, self._made, self._laid = None, None, (), None
 
     def effective_weight(self) -> Tensor:
-        """The float32 matrix this layer multiplies its untransformed, unrounded input with."""
+        """The matrix this layer multiplies its untransformed, unrounded input with, in float32; a
+        codebook is rounded further where it meets bfloat16."""
         weight = self.packed_weight.dequantize()
         transform = None if self.stage is None else self.stage.transform
         if transform is None:
@@ -157,6 +158,14 @@ class QLinear(nn.Module):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.as_stored()
         super()._load_from_state_dict(*arguments)
+
+
+def _modulated(x: Tensor | Modulated) -> Tensor:
+    """As a model in bfloat16 hands it to its layers, whose products are quick; float16 would lose
+    large numbers."""
+    rows = modulated(x)
+    halves = isinstance(x, Modulated) and x.x.dtype == torch.bfloat16
+    return rows.bfloat16() if halves else rows
 
 
 def _scales_of(weight: Weight) -> Tensor | None:

@@ -10,7 +10,7 @@ from fewbit.formats import QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.kernels.choose import BACKENDS as ALL
 from fewbit.kernels.choose import VARIABLE
-from fewbit.kernels.coded import After, Coded
+from fewbit.kernels.coded import After, Coded, Weight
 from fewbit.linear import QLinear
 
 BACKENDS = [one.name for one in ALL if one.why_not(torch.device("cpu")) is None]
@@ -120,20 +120,45 @@ def test_what_cannot_be_summed_is_handed_on_as_values():
         assert torch.equal(quantizer.code(x, None), quantizer(x).view(6, 8))
 
 
+@pytest.mark.parametrize("backend", ALL, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    ("spec", "columns"),
+    [("int8/row", 64), ("int4/g32", 64), ("int4/g12", 48), ("e2m1/g20", 40), ("int8/row", 1)],
+)
+@pytest.mark.parametrize("tokens", [5, 7])
+def test_a_product_sums_the_regions_before_anything_else(backend, spec, columns, tokens):
+    random = torch.Generator().manual_seed(0)
+    x, matrix = (torch.randn(*n, columns, generator=random) for n in ((2, tokens), (40,)))
+    bias, residual = (torch.randn(*n, 40, generator=random) for n in ((), (2 * tokens,)))
+    gate = torch.randn(2, 40, generator=random)
+    quantizer = signed(STEPS, torch.tensor([100, 0]))
+    weight = QTensor.quantize(matrix, Spec.parse(f"{spec}/fp32"))
+    product = quantizer(x).flatten(0, 1).double() @ weight.dequantize().double().T + bias
+    for after in (After(), After(gelu=True), After(gate=gate, residual=residual)):
+        exact, coded = after(product.float()), quantizer.code(x, None)
+        found = backend.linear(coded, Weight(weight), bias, torch.float32, after)
+        assert found.shape == exact.shape
+        assert (found - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_layer_sums_the_regions_before_anything_else(backend, monkeypatch):
+def test_a_layer_multiplies_the_codes(backend, monkeypatch):
     monkeypatch.setenv(VARIABLE, backend)
     random = torch.Generator().manual_seed(0)
     x, matrix = torch.randn(2, 5, 64, generator=random), torch.randn(48, 64, generator=random)
-    bias, residual = torch.randn(48, generator=random), torch.randn(10, 48, generator=random)
-    gate = torch.randn(2, 48, generator=random)
     quantizer = signed(STEPS, torch.tensor([100, 0]))
     weight = QTensor.quantize(matrix, Spec.parse("int8/row/fp32"))
-    layer = QLinear(weight, bias, InputStage(None, quantizer))
-    product = quantizer(x).view(10, 64).double() @ weight.dequantize().double().T + bias
-    for after in (After(), After(gelu=True), After(gate=gate, residual=residual)):
-        exact = after(product.float())
-        assert (layer(x, after).view(10, 48) - exact).abs().max() <= 1e-6 * exact.abs().max()
+    layer = QLinear(weight, None, InputStage(None, quantizer))
+    exact = quantizer(x).double() @ weight.dequantize().double().T
+    assert (layer(x) - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("regions", SPECS)
+def test_what_is_not_finite_does_not_look_like_a_number(lost, regions):
+    spec, bins = Spec.parse(SPECS[regions].format(8)), TimeBins(torch.zeros(1))
+    quantizer = MultiRegion(spec, regions, torch.full((2, 1, 1), 0.01), bins)
+    assert quantizer(torch.tensor([[lost, 0.5]])).isnan().tolist() == [[True, False]]
 
 
 def test_config_builds_it_again_and_refuses_other_regions():

@@ -79,8 +79,9 @@ def test_nothing_is_measured_at_run_time(monkeypatch):
     assert torch.equal(static([[0.5]])(x), torch.tensor([[-64.0, 63.5]]))
 
 
-def test_nan_stays_nan():
-    assert static([[0.5]])(torch.tensor([[torch.nan, 1.0]])).isnan().tolist() == [[True, False]]
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_does_not_look_like_a_number(lost):
+    assert static([[0.5]])(torch.tensor([[lost, 1.0]])).isnan().tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("name", ["int8", "int6", "int4"])

@@ -66,6 +66,18 @@ def test_every_backend_gives_what_the_definition_gives(backend, dtype, rows, spe
         assert torch.allclose(product.float(), expected.float(), atol=1e-4, rtol=half)
 
 
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.why_not(CPU) is None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_sums_are_as_near_to_the_definition_as_short_ones(backend, dtype):
+    spec, x = Spec.parse("vq256x4/row/fp16"), normal(12, 4608, seed=2).to(dtype)
+    codebook = normal(256, 4).to(torch.bfloat16).half()
+    scales = Scales(torch.ones(64, 1, dtype=torch.float16), codebook=codebook)
+    weight = QTensor.quantize(normal(64, 4608), spec, scales)
+    exact = x.double() @ weight.dequantize().double().T
+    product = backend.linear(x, Weight(weight), None, torch.float32)
+    assert (product - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
 def test_a_bfloat16_input_meets_a_codebook_in_bfloat16():
     weight, x = packed(), normal(9, 48, seed=2).bfloat16()
     rounded = weight.with_codebook_in(torch.bfloat16)

@@ -367,6 +367,13 @@ def test_zero_sizes_give_empty_results(isa):
     codes, scales = native.quantize_rows(torch.zeros(0, 16), fmt)
     assert native.linear(codes, scales, packed, torch.ones(5, 1)).shape == (0, 5)
     assert native.float_linear(torch.zeros(0, 16), packed, torch.ones(5, 1)).shape == (0, 5)
+    narrow, bias = native.pack_codes(torch.zeros(5, 0, dtype=torch.uint8), fmt), torch.ones(5)
+    for m in (3, 9):
+        x, vectors = torch.zeros(m, 0), torch.zeros(5, 0, dtype=torch.uint8)
+        y = native.float_linear(x, narrow, torch.ones(5, 1), bias)
+        assert torch.equal(y, torch.ones(m, 5))
+        y = native.vector_linear(x, vectors, torch.zeros(3, 4), None, bias)
+        assert torch.equal(y, torch.ones(m, 5))
     none = native.pack_codes(torch.zeros(0, 16, dtype=torch.uint8), fmt)
     codes, scales = native.quantize_rows(torch.zeros(4, 16), fmt)
     assert native.linear(codes, scales, none, torch.ones(0, 1)).shape == (4, 0)
@@ -439,6 +446,11 @@ def test_bad_arguments_are_named():
         wrong = torch.ones(shape)
         with pytest.raises(BadArgument, match="only shares of a float32 attention"):
             native.attention(*[q.to(dtype)] * 3, None, None, wrong)
+    vectors = torch.zeros(5, 4, dtype=torch.uint8)
+    with pytest.raises(BadArgument, match="assignments are uint8"):
+        native.vector_linear(x, vectors.to(torch.int8), torch.zeros(3, 4))
+    with pytest.raises(BadArgument, match="as many scales"):
+        native.vector_linear(x, vectors, torch.zeros(3, 4), torch.ones(1, 1))
     with pytest.raises(BadArgument, match="beyond the 3 entries"):
         native.vector_linear(x, torch.full((5, 4), 3, dtype=torch.uint8), torch.zeros(3, 4))
 

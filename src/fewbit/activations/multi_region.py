@@ -19,6 +19,7 @@ from fewbit.activations.static import (
     check_steps,
     checked_parts,
     in_steps,
+    lost_as_nan,
     row_scales,
     times,
 )
@@ -45,7 +46,8 @@ class MultiRegion(Activation, Kept):
 
     def forward(self, x: Tensor) -> Tensor:
         low, high = (self.bins.pick(steps)[..., None] for steps in self.steps)
-        return two_regions(by_part(x, low), low, high, self.spec, self.regions).view(x.shape)
+        rounded = two_regions(by_part(x, low), low, high, self.spec, self.regions)
+        return lost_as_nan(rounded.view(x.shape), x)
 
     @property
     def handed_on(self) -> Spec | None:

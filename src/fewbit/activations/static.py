@@ -30,7 +30,7 @@ class Static(Activation, Kept):
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.bins.pick(self.steps)[..., None]
-        return one_region(by_part(x, step), step, self.spec).view(x.shape)
+        return lost_as_nan(one_region(by_part(x, step), step, self.spec).view(x.shape), x)
 
     @property
     def handed_on(self) -> Spec | None:
@@ -68,6 +68,11 @@ def one_region(x: Tensor, step: Tensor, spec: Spec) -> Tensor:
     return spec.format.round(x * step.reciprocal()).mul_(step)
 
 
+def lost_as_nan(rounded: Tensor, x: Tensor) -> Tensor:
+    """Where x is not finite: what saturates must not look like a number."""
+    return rounded.masked_fill_(~x.isfinite(), torch.nan)
+
+
 def by_part(x: Tensor, step: Tensor) -> Tensor:
     """x as float32 [rows, parts, rest], so that step [rows or 1, parts, 1] fits."""
     if step.shape[-2] == 1:
@@ -82,7 +87,7 @@ def in_steps(x: Tensor, step: Tensor) -> Tensor:
 
 def row_scales(units: Tensor, step: Tensor) -> Tensor:
     """[rows, 1]; a row that holds what is not finite is lost."""
-    lost = ~units.sum(1, keepdim=True).isfinite()
+    lost = ~torch.maximum(units.amax(1, keepdim=True), -units.amin(1, keepdim=True)).isfinite()
     return step.repeat_interleave(len(units) // len(step), 0).masked_fill(lost, torch.nan)
 
 

@@ -99,8 +99,9 @@ class Native(Portable):
         self, x: Tensor, packed: QTensor, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         codebook, spec = packed.scales.codebook, packed.spec
-        if codebook is None or not _has_vectors(spec) or not x.numel():
+        if not _has_vectors(spec) or not x.numel():
             return super().codebook_linear(x, packed, bias, dtype)
+        assert codebook is not None
         x = x if x.dtype in native.DTYPES else x.float()
         scales = spec.load(packed.scales).expand(packed.shape[0], 1)
         out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32

@@ -34,7 +34,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 MOST_OPTIONS = 4
 MOST_MATRICES = 16
 MOST_ELEMENTS = 2**31 - 1
-FEW_ROWS = 8  # up to here floats meet codes where they rest
+FEW_ROWS = 8  # up to here floats meet codes where they rest, which is quicker: kFewRows
 _ERRORS = {
     1: "the native kernels found no memory for their scratch",
     2: "the packed weight was not made by fewbit.kernels.native, or for another shape",
@@ -160,7 +160,7 @@ def float_linear(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """x [M, K], not quantized, times a packed weight, with float32 products and sums."""
+    """x [M, K], not quantized, times a packed weight, with exact products and float32 sums."""
     return torch.ops.fewbit_native.float_linear(
         x, packed, weight_scales, bias, out_dtype or x.dtype
     )
@@ -398,6 +398,8 @@ def _run_float_linear(
     channels, groups = weight_scales.shape
     if groups > 1 and columns % (8 * groups):
         raise BadArgument(f"{groups} groups of {columns} columns are not multiples of 8 columns")
+    if not columns:
+        return _bias_alone(bias, rows, channels, out_dtype)
     x = _floats(x) if rows <= FEW_ROWS else _as_multiplied(x)
     weight_scales, bias = _floats(weight_scales), _bias(bias, channels)
     out = torch.empty(rows, channels, dtype=out_dtype)
@@ -428,6 +430,12 @@ def _run_vector_linear(
             f"{vectors} vectors of {length} do not make {columns} columns, or the codebook has "
             f"more than 256 entries ({entries})"
         )
+    if assignments.dtype != torch.uint8:
+        raise BadArgument(f"assignments are uint8, got {assignments.dtype}")
+    if weight_scales is not None and weight_scales.numel() != channels:
+        raise BadArgument(f"{channels} channels have as many scales, got {weight_scales.numel()}")
+    if not columns:
+        return _bias_alone(bias, rows, channels, out_dtype)
     if entries < 256 and assignments.numel() and int(assignments.max()) >= entries:
         raise BadArgument(f"an assignment is beyond the {entries} entries of its codebook")
     out = torch.empty(rows, channels, dtype=out_dtype)
@@ -509,10 +517,18 @@ def _floats(x: Tensor) -> Tensor:
     return x.float().contiguous()
 
 
+def _bias_alone(bias: Tensor | None, rows: int, channels: int, dtype: torch.dtype) -> Tensor:
+    """Of inputs without columns."""
+    bias = _bias(bias, channels)
+    return torch.zeros(rows, channels, dtype=dtype) + (0 if bias is None else bias.to(dtype))
+
+
 def _as_multiplied(x: Tensor) -> Tensor:
     """bfloat16 where there are products of it; their sums are float32 all the same."""
-    halves = x.dtype == torch.bfloat16 and functions().fewbit_has_bf16()
-    return x.contiguous() if halves else _floats(x)
+    if x.dtype != torch.bfloat16 or not functions().fewbit_has_bf16():
+        return _floats(x)
+    x = x.contiguous()
+    return x if x.data_ptr() % 4 == 0 else x.clone()  # two are read at a time
 
 
 def _bytes(x: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class Portable(Reference):
             return super().float_linear(x, weight, bias, dtype)
         integers, columns = self._integers(weight), weight.integer_scales().reshape(1, -1)
         out = torch.empty(len(x), len(integers), dtype=dtype, device=x.device)
-        for part in _cached(out):
+        for part in _cached(x if x.shape[1] > out.shape[1] else out):
             digits, rows = _digits(x[part].float())
             sums = torch._int_mm(digits.flatten(0, 1), integers.t())
             high, middle, low = sums.view(DIGITS, len(rows), -1)

@@ -6,6 +6,8 @@ bits, and products agree to 1e-6 of the largest, for only their float32 rounding
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
@@ -102,7 +104,8 @@ class Reference:
         if isinstance(x, Coded) and self.multiplies_codes(weight.spec) and not codebook:
             if x.parts == 1:
                 return self.integer_linear(x, weight, bias, dtype, after)
-            product = x.summed(self.integer_linear(x, weight, None, torch.float32))
+            each = replace(x, parts=1)
+            product = x.summed(self.integer_linear(each, weight, None, torch.float32))
             product = product if bias is None else product.add_(bias)
         else:
             given = x if isinstance(x, Tensor) else x.values()

@@ -51,7 +51,7 @@ static void float_kernel(const FloatLinear& t, const Packed* w, int64_t panel, i
     for (int64_t i = 0; i < rows * kPanel; ++i) sums[i] = 0;
     int64_t group = (w ? up(t.k, kDepth) : t.k) / t.groups;
     for (int64_t g = 0; g < t.groups; ++g) {
-        if (w && P::kPair == 1 && rows <= kFewRows)
+        if (w && rows <= kFewRows && P::kPair == 1)
             gemv(t, *w, panel, row, rows, g * group, group, part);
         else
             multiply_decoded<P>(t, w, panel, row, rows, g * group, group, part, decoded);

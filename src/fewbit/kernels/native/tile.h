@@ -1,5 +1,5 @@
-// c = a * b in registers, for small matrices of floats: k runs in ascending order and starts from
-// zero or from c, which is what makes the rotation the same bits everywhere.
+// c = a * b or c += a * b in registers, for small matrices of floats: k runs in ascending order and
+// starts from zero, which is what makes the rotation the same bits everywhere.
 //
 // A step is one dword of a row of `a`, broadcast, and one row of dwords of `b`: a float, or two
 // bfloat16 of neighbouring k. P says how they are multiplied and added.
@@ -28,7 +28,7 @@ static inline void tile(const uint32_t* a, int64_t lda, const float* b, int64_t 
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) acc[i][j] = add ? load(c + i * ldc + j * LANES) : f32{};
+        for (int j = 0; j < NV; ++j) acc[i][j] = f32{};
 #pragma GCC unroll 1
     for (int64_t s = 0; s < steps; ++s) {
         f32 row[NV];
@@ -44,7 +44,10 @@ static inline void tile(const uint32_t* a, int64_t lda, const float* b, int64_t 
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) store(c + i * ldc + j * LANES, acc[i][j]);
+        for (int j = 0; j < NV; ++j) {
+            float* to = c + i * ldc + j * LANES;
+            store(to, add ? load(to) + acc[i][j] : acc[i][j]);
+        }
 }
 
 template <class P, int NV>
