@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
-from fewbit.formats import FORMATS, FormatChoice, QTensor, Spec
+from fewbit.formats import FORMATS, FormatChoice, Minifloat, QTensor, Spec
 from fewbit.kernels.choose import BACKENDS, backend_named
 from fewbit.kernels.coded import (
     After,
@@ -241,12 +241,37 @@ def test_strided_rows(backend):
     alike(ours, DEFINITION.linear(x, Weight(packed), None, torch.float32))
 
 
+WIDE = [
+    name
+    for name, fmt in FORMATS.items()
+    if isinstance(fmt, Minifloat) and not fmt.exact_in(8) and fmt.signed
+]
+
+
+@copies
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("text", WEIGHTS)
+@pytest.mark.parametrize("rows", [0, 1, 8, 9, 65])
+def test_levels_too_wide_for_int8_are_multiplied_exactly(backend, name, text, rows):
+    if not backend.hands_on(Spec(FORMATS[name])):
+        pytest.skip("it is handed values")
+    for dtype in (torch.float32, torch.bfloat16):
+        packed, x, bias = weight_of(text, 40, 128), normal(rows, 128).to(dtype), normal(40, seed=2)
+        coded, exact = backend.quantize(x, FORMATS[name]), Spec(FORMATS[name]).round(x)
+        assert torch.equal(coded.values(), exact)
+        for after in (After(), After(gelu=True)):
+            ours = backend.linear(coded, Weight(packed), bias, dtype, after)
+            alike(ours, DEFINITION.linear(exact, Weight(packed), bias, dtype, after))
+
+
 @copies
 @pytest.mark.parametrize("lost", [torch.nan, torch.inf])
-@pytest.mark.parametrize("activation", ["e2m1", None])
+@pytest.mark.parametrize("activation", ["e2m1", "e3m4", None])
 def test_a_lost_row_gives_no_number_and_spoils_no_other(backend, activation, lost):
     packed, x = weight_of("e2m1/row/fp32", 24, 64), normal(5, 64)
     x[3, 9] = lost
+    if activation is not None and not backend.hands_on(Spec(FORMATS[activation])):
+        pytest.skip("it is handed values")
     given = x if activation is None else backend.quantize(x, FORMATS[activation])
     finite = backend.linear(given, Weight(packed), None, torch.float32).isfinite()
     assert finite.all(1).tolist() == [True, True, True, False, True]

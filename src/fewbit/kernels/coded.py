@@ -16,7 +16,8 @@ from fewbit.formats import FormatChoice, QTensor, Spec
 class Coded:
     """Rows, each of them small exact numbers times one scale; that of a lost row is NaN.
 
-    The numbers are int8, in units of the format's smallest step, or for FP8 tensor cores E4M3.
+    The numbers are int8, in units of the format's smallest step; or where those would be wider, and
+    a backend multiplies such, the levels themselves in bfloat16 or E4M3, both exactly.
     """
 
     integers: Tensor  # [rows, columns]

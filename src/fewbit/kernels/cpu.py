@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewbit.formats import Codebook, Format, Integer, QTensor, Spec
+from fewbit.formats import Codebook, Format, Integer, Minifloat, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels import native
 from fewbit.kernels.coded import (
@@ -15,7 +15,9 @@ from fewbit.kernels.coded import (
     Modulated,
     Rotation,
     Weight,
+    has_integer_rows,
     has_integers,
+    scaled_by_row,
 )
 from fewbit.kernels.portable import Portable
 
@@ -35,9 +37,15 @@ class Native(Portable):
             return f"native {native.isa()}, float products with vectors of a codebook"
         if not _takes(weight, shape[1]):
             return super().path(weight, activation, shape)
-        coded = activation is not None and self.hands_on(activation)
+        coded = activation is not None and has_integer_rows(activation)
         how = f"{'integer' if coded else 'float'} products"
         return f"native {native.isa()}, {how}, weights resting in {_bits(weight)} bits"
+
+    def hands_on(self, spec: Spec) -> bool:
+        """Also what is exact in bfloat16, FP8, where that is multiplied as such."""
+        if super().hands_on(spec) or torch.compiler.is_compiling():
+            return super().hands_on(spec)
+        return isinstance(spec.format, Minifloat) and scaled_by_row(spec) and native.has_bf16()
 
     def modulate(self, given: Modulated) -> Tensor:
         if torch.compiler.is_compiling() or not given.x.numel():
@@ -48,7 +56,8 @@ class Native(Portable):
         self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
     ) -> Coded:
         given = x.x if isinstance(x, Modulated) else x
-        if torch.compiler.is_compiling() or not given.numel():  # a compiler fuses passes itself
+        compiling = torch.compiler.is_compiling()  # a compiler fuses passes itself
+        if compiling or not given.numel() or not fmt.exact_in(8):
             return super().quantize(x, fmt, rotation)
         given = given if given.dtype in native.DTYPES else given.float()
         turned = None if rotation is None else (rotation.signs, rotation.matrices)
@@ -68,6 +77,8 @@ class Native(Portable):
         dtype: torch.dtype,
         after: After = NOTHING,
     ) -> Tensor:
+        if x.integers.dtype != torch.int8:
+            return after(self._wide_linear(x, weight, bias)).to(dtype)
         layout = self._layout(weight)
         if layout is None or not x.integers.numel():
             return super().integer_linear(x, weight, bias, dtype, after)
@@ -82,6 +93,15 @@ class Native(Portable):
             residual=after.residual,
             out_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
         ).to(dtype)
+
+    def _wide_linear(self, x: Coded, weight: Weight, bias: Tensor | None) -> Tensor:
+        layout, scales = self._layout(weight), weight.integer_scales()
+        if layout is None or not x.integers.numel():
+            return super().float_linear(x.values(), weight, bias, torch.float32)
+        rows = x.integers.contiguous()
+        product = native.float_linear(rows, layout, scales, out_dtype=torch.float32)
+        product.mul_(x.scales)
+        return product if bias is None else product.add_(bias)
 
     def float_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype

@@ -63,6 +63,11 @@ def has_attention(dtype: torch.dtype) -> bool:
     return known and bool(functions().fewbit_has_attention(DTYPES[dtype]))
 
 
+def has_bf16() -> bool:
+    """Whether bfloat16 is multiplied as such here."""
+    return available() and bool(functions().fewbit_has_bf16())
+
+
 def threads() -> int:
     """How many threads a large operation uses: as many as torch, but one in a forked child."""
     return int(functions().fewbit_threads())
@@ -525,7 +530,7 @@ def _bias_alone(bias: Tensor | None, rows: int, channels: int, dtype: torch.dtyp
 
 def _as_multiplied(x: Tensor) -> Tensor:
     """bfloat16 where there are products of it; their sums are float32 all the same."""
-    if x.dtype != torch.bfloat16 or not functions().fewbit_has_bf16():
+    if x.dtype != torch.bfloat16 or not has_bf16():
         return _floats(x)
     x = x.contiguous()
     return x if x.data_ptr() % 4 == 0 else x.clone()  # two are read at a time

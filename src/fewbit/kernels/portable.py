@@ -79,15 +79,16 @@ class Portable(Reference):
         columns = given.shape[-1]
         rows = given.numel() // columns
         turned = rotation is not None  # and stays so: the product reads it as quickly
-        integers = torch.empty((columns, rows) if turned else (rows, columns), dtype=torch.int8)
+        unit, dtype = _unit(fmt)
+        integers = torch.empty((columns, rows) if turned else (rows, columns), dtype=dtype)
         integers = integers.t() if turned else integers
         scales = torch.empty(rows, 1)
         scratch = torch.empty(2, min(rows, _rows_cached(rows, columns)), columns)
         rotation = None if rotation is None else _in_floats(rotation)
         for part, some in _parts(x):
             levels, scales[part] = to_levels(self.rows(some), fmt, rotation, scratch)
-            integers[part] = levels if fmt.step == 1 else levels.mul_(1 / fmt.step)
-        scales *= fmt.step
+            integers[part] = levels if unit == 1 else levels.mul_(1 / unit)
+        scales *= unit
         return Coded(integers, scales, fmt.integer_max)
 
     def integer_linear(
@@ -246,8 +247,14 @@ def _turned_and_rotated(
 
 def _quantize(x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None) -> Coded:
     levels, scales = to_levels(x, fmt, rotation)
-    integers = levels if fmt.step == 1 else levels.mul_(1 / fmt.step)
-    return Coded(integers.to(torch.int8).contiguous(), scales * fmt.step, fmt.integer_max)
+    unit, dtype = _unit(fmt)
+    integers = levels if unit == 1 else levels.mul_(1 / unit)
+    return Coded(integers.to(dtype).contiguous(), scales * unit, fmt.integer_max)
+
+
+def _unit(fmt: Minifloat | Integer) -> tuple[float, torch.dtype]:
+    """What levels are counted in, and how: those too wide for int8 stay as they are."""
+    return (fmt.step, torch.int8) if fmt.exact_in(8) else (1.0, torch.bfloat16)
 
 
 def to_levels(
