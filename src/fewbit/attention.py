@@ -17,6 +17,7 @@ from fewbit.activations.multi_region import MultiRegion
 from fewbit.calibration.operands import Operands
 from fewbit.errors import BadModel
 from fewbit.kernels.choose import backend_for
+from fewbit.kernels.modes import unasked
 from fewbit.models.fused_attention import run_with
 from fewbit.straight_through import straight_through
 
@@ -65,7 +66,8 @@ class QAttention(nn.Module):
                 )
                 result = scaled_dot_product_attention(q, k, v, mask, scale=scale)
             else:
-                result = _rounding_shares(self.shares, q, k, v, attn_mask, scale)
+                with unasked():
+                    result = _rounding_shares(self.shares, q, k, v, attn_mask, scale)
         return result.to(query.dtype)
 
     def config(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _rounding_shares(
 
 
 def _rounded(activation: Activation, x: Tensor) -> Tensor:
-    with torch.no_grad():
+    with unasked(), torch.no_grad():
         rounded = activation(x)
     return straight_through(x.float(), rounded)
 

@@ -13,6 +13,7 @@ from fewbit.formats import QTensor, Scales, Spec
 from fewbit.input_stage import InputStage
 from fewbit.kernels.choose import backend_for, modulated
 from fewbit.kernels.coded import NOTHING, After, Coded, Modulated, Weight, has_integers
+from fewbit.kernels.modes import unasked
 from fewbit.kernels.precision import as_written
 from fewbit.kernels.reference import Reference
 
@@ -64,12 +65,12 @@ class QLinear(nn.Module):
 
     def forward(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
         given = x.x if isinstance(x, Modulated) else x
-        staged = _modulated(x) if self.stage is None else self.stage(x, reader=self)
-        rows = staged if isinstance(staged, Coded) else staged.reshape(-1, self.in_features)
-        backend = backend_for(given)
-        with as_written(given):
+        with unasked(), as_written(given):
+            staged = _modulated(x) if self.stage is None else self.stage(x, reader=self)
+            rows = staged if isinstance(staged, Coded) else staged.reshape(-1, self.in_features)
+            backend = backend_for(given)
             product = backend.linear(rows, self._laid_out(backend), self.bias, given.dtype, after)
-        return product.view(*given.shape[:-1], self.out_features)
+            return product.view(*given.shape[:-1], self.out_features)
 
     def _laid_out(self, backend: Reference) -> Weight:
         """The weight as the backend wants it, made again if the codes or the backend changed."""

@@ -18,11 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.attention import CHILD as QUANTIZED
 from fewbit.kernels.coded import After, Modulated
+from fewbit.kernels.modes import unasked
 from fewbit.linear import QLinear
 
 BLOCK = "BasicTransformerBlock"  # of DiT and PixArt
 GELU = After(gelu=True)
-NO_MODES = torch._C.DisableTorchFunction  # each call of a tensor's method would ask them all
 
 Modulation = tuple[Tensor, ...]  # shift, scale and gate of attention, then of the feed-forward
 
@@ -59,7 +59,7 @@ def _quick(block: Any, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 timestep, cross_attention_kwargs, class_labels, added_cond_kwargs,
             )  # fmt: skip
         x = hidden_states.contiguous()
-        with NO_MODES():
+        with unasked():
             modulation = _MODULATIONS[block.norm_type](block, x, timestep, class_labels)
         shift, scale, gate, *for_feed_forward = modulation
         x = _attend(block, x, shift, scale, gate)
@@ -72,20 +72,20 @@ def _quick(block: Any, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _attend(block: Any, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
     attention = block.attn1
-    with NO_MODES():
+    with unasked():
         normal = Modulated(x, shift, scale, _norms(block)[0].eps)
         layers = attention.to_q, attention.to_k, attention.to_v
         q, k, v = (
             layer(normal).unflatten(-1, (attention.heads, -1)).transpose(1, 2) for layer in layers
         )
     mixed = scaled_dot_product_attention(q, k, v)
-    with NO_MODES():
+    with unasked():
         return _gated(attention.to_out[0], mixed.transpose(1, 2).flatten(2), gate, x)
 
 
 def _feed_forward(block: Any, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
     first, last = block.ff.net[0].proj, block.ff.net[2]
-    with NO_MODES():
+    with unasked():
         normal = Modulated(x, shift, scale, _norms(block)[1].eps)
         return _gated(last, first(normal, GELU), gate, x)
 

@@ -20,6 +20,7 @@ from fewbit.activations.static import (
     checked_parts,
     in_steps,
     lost_as_nan,
+    lost_rows,
     row_scales,
     times,
 )
@@ -59,13 +60,12 @@ class MultiRegion(Activation, Kept):
         if self.handed_on is None:
             return super().code(x, rotation)
         x = rotated(x, rotation)
-        half = 1 << (self.spec.format.bits - 1)
+        half, lost = 1 << (self.spec.format.bits - 1), lost_rows(x)
         integers, scales = [], []
         for steps, least, most in ((self.steps[0], -half, 0), (self.steps[1], 0, half - 1)):
             step = self.bins.pick(steps)
-            units = in_steps(x, step)
-            scales.append(row_scales(units, step))
-            integers.append(units.round_().clamp_(least, most).to(torch.int8))
+            scales.append(row_scales(lost, step))
+            integers.append(in_steps(x, step).round_().clamp_(least, most).to(torch.int8))
         return Coded(torch.cat(integers), torch.cat(scales), half, parts=2)
 
     def of_shares(self) -> Tensor | None:

@@ -41,10 +41,11 @@ class Static(Activation, Kept):
         if self.handed_on is None:
             return super().code(x, rotation)
         step, fmt = self.bins.pick(self.steps), self.spec.format
-        units = in_steps(rotated(x, rotation), step)
-        levels = fmt.round(units)
+        x = rotated(x, rotation)
+        levels = fmt.round(in_steps(x, step))
         integers = levels if fmt.step == 1 else levels.div_(fmt.step)
-        return Coded(integers.to(torch.int8), row_scales(units, step) * fmt.step, fmt.integer_max)
+        scales = row_scales(lost_rows(x), step) * fmt.step
+        return Coded(integers.to(torch.int8), scales, fmt.integer_max)
 
     def check(self, name: str) -> None:
         check_steps(f"{name}.steps", self.steps)
@@ -85,10 +86,14 @@ def in_steps(x: Tensor, step: Tensor) -> Tensor:
     return (by_part(x, step[..., None]) * step.reciprocal()[..., None]).view(-1, x.shape[-1])
 
 
-def row_scales(units: Tensor, step: Tensor) -> Tensor:
-    """[rows, 1]; a row that holds what is not finite is lost."""
-    lost = ~torch.maximum(units.amax(1, keepdim=True), -units.amin(1, keepdim=True)).isfinite()
-    return step.repeat_interleave(len(units) // len(step), 0).masked_fill(lost, torch.nan)
+def lost_rows(x: Tensor) -> Tensor:
+    """[rows, 1]: those that hold what is not finite, which times zero is NaN."""
+    return (x * 0).sum(-1).isnan().view(-1, 1)
+
+
+def row_scales(lost: Tensor, step: Tensor) -> Tensor:
+    """[rows, 1]"""
+    return step.repeat_interleave(len(lost) // len(step), 0).masked_fill(lost, torch.nan)
 
 
 def checked_parts(parts: object) -> int:
