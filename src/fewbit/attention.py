@@ -90,9 +90,7 @@ def _rounding_shares(
     regions = shares.of_shares() if isinstance(shares, MultiRegion) and not traced else None
     if regions is not None:
         factor = q.shape[-1] ** -0.5 if scale is None else scale
-        regions = (
-            regions.repeat_interleave(len(q) // len(regions), 0) if len(regions) > 1 else regions
-        )
+        regions = regions.repeat_interleave(len(q) // len(regions), 0)  # some share a time
         found = backend_for(q).rounded_attention(q, k, v, mask, factor, regions)
         if found is not None:
             return found

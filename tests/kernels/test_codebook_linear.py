@@ -63,7 +63,9 @@ def test_every_backend_gives_what_the_definition_gives(backend, dtype, rows, spe
         product = backend.linear(x, weight, bias, dtype, after)
         assert product.dtype == dtype
         half = 0 if dtype == torch.float32 else torch.finfo(dtype).eps
-        assert torch.allclose(product.float(), expected.float(), atol=1e-4, rtol=half)
+        if rows:  # the contract, and one rounding to the model's dtype
+            allowed = (1e-6 + half) * expected.float().abs().max()
+            assert (product.float() - expected.float()).abs().max() <= allowed
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b.why_not(CPU) is None])
