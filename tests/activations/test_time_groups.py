@@ -94,9 +94,24 @@ def test_a_model_without_time_is_refused():
         share_clock(Net().parts)
 
 
-def test_bins_of_equal_length_over_the_times_of_calibration():
+def test_centres_are_quantiles_of_the_times_of_calibration():
     bins = TimeBins.spread(torch.arange(0, 1000, 20.0), 4)
-    assert bins.centres.tolist() == [122.5, 367.5, 612.5, 857.5]
+    assert bins.centres.tolist() == [120.0, 360.0, 620.0, 860.0]
+
+
+@pytest.mark.parametrize("shift", [1, 3, 6, 12])
+@pytest.mark.parametrize("steps", [20, 28, 50])
+def test_every_schedule_fills_all_bins_alike(shift, steps):
+    """Flow matching shifts its times, so that most of them lie close to 1000."""
+    even = torch.linspace(1, 0.001, steps)
+    times = 1000 * shift * even / (1 + (shift - 1) * even)
+    counts = TimeBins.spread(times, 10).of(times).bincount(minlength=10)
+    assert int(counts.max() - counts.min()) <= 2
+
+
+def test_as_many_groups_as_there_are_timesteps_have_one_each():
+    times = torch.tensor([5.0, 0.0, 1.0, 900.0, 1.0, 0.0, 905.0])
+    assert TimeBins.spread(times, 5).of(times).tolist() == [2, 0, 1, 3, 1, 0, 4]
 
 
 def test_more_groups_than_the_data_fills_are_refused_with_the_number_that_it_allows():

@@ -48,7 +48,8 @@ class TimeBins(Kept):
 
     @classmethod
     def spread(cls, times: Tensor | None, groups: int) -> TimeBins:
-        """Bins of equal length over the times of calibration, each of which must see some."""
+        """Bins that hold as many of the different times of calibration: a shifted schedule, whose
+        times crowd at one end, fills all of them alike."""
         if groups == 1:
             return cls(torch.zeros(1))
         if times is None:
@@ -57,16 +58,16 @@ class TimeBins(Kept):
                 f"{' or '.join(TIMES)}; allowed: tgq=False"
             )
         _refuse_out_of_range(times)
-        bins = cls(_centres(times, groups))
-        empty = groups - len(bins.of(times).unique())
-        if empty:
-            most = _most_groups(times, groups)
+        known = times.unique()  # ascending
+        empty = groups - len(known)
+        if empty > 0:
             raise BadCalibration(
                 f"groups={groups} leave {empty} time groups without data, for they need as many "
-                f"timesteps or more; the {len(times)} rows at {len(times.unique())} timesteps "
-                f"allow groups={most}"
+                f"timesteps or more; the {len(times)} rows at {len(known)} timesteps "
+                f"allow groups={len(known)}"
             )
-        return bins
+        middle = ((2 * torch.arange(groups) + 1) * len(known) - 1) // (2 * groups)
+        return cls(known[middle])
 
     @classmethod
     def empty(cls, groups: object) -> TimeBins:
@@ -134,17 +135,6 @@ def _install(model: nn.Module) -> Clock:
     clock = Clock(*argument)
     model.register_forward_pre_hook(clock.read, with_kwargs=True)
     return clock
-
-
-def _centres(times: Tensor, groups: int) -> Tensor:
-    first, last = float(times.min()), float(times.max())
-    return first + (torch.arange(groups) + 0.5) * ((last - first) / groups)
-
-
-def _most_groups(times: Tensor, groups: int) -> int:
-    counts = range(groups, 1, -1) if len(times.unique()) > 1 else ()
-    full = (n for n in counts if len(TimeBins(_centres(times, n)).of(times).unique()) == n)
-    return next(full, 1)
 
 
 def _refuse_out_of_range(times: Tensor) -> None:
