@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_models
 import tiny_transformers as tiny
 import torch
 
@@ -179,8 +180,10 @@ def static(name, config, tensors, x, time):
         step = steps.reshape(shape)
         return np.clip(np.rint(x * (one / step)), low, top) * step
     low, high = (part.reshape(shape) for part in steps)
-    if config["regions"] == "signed":
-        step = np.where(x < 0, low, high)
+    if config["regions"] != "unit":
+        small = x < 0
+        small[..., : config.get("whole", 0)] = False
+        step = np.where(small, low, high)
         return np.clip(np.rint(x * (one / step)), -half, half - 1) * step
     end = np.float32(half - 1) * low
     first = np.minimum(np.floor(end / high) + 1, half)
@@ -227,6 +230,23 @@ def test_a_strangers_reader_rounds_inputs_by_static_steps(bits, tmp_path):
                 x = x[:, : config["parts"]]
             expected = model.get_submodule(name)(x).numpy()
             assert np.array_equal(static(name, config, tensors, x.numpy(), time), expected), name
+
+
+def test_a_strangers_reader_rounds_an_input_that_is_fused(tmp_path):
+    model = small_models.make("FluxTransformer2DModel")
+    data = [small_models.arguments("FluxTransformer2DModel", 9)]
+    few = {"groups": 3, "rounds": 1, "candidates": 20}
+    fewbit.quantize(model, "tq-dit", calibration=data, progress=False, **few)
+    model.save_pretrained(tmp_path)
+    tensors, manifest = read(tiny.weights(tmp_path))
+    name = "single_transformer_blocks.0.proj_out"
+    config = dict(layers(manifest))[name]["input"]["activation"]
+    assert config["regions"] == "fused"
+    quantizer = model.get_submodule(f"{name}.stage.activation")
+    quantizer.bins.clock.read(model, (), {"timestep": 0.4})
+    x = torch.randn(2, 3, model.get_submodule(name).in_features)
+    found = static(f"{name}.stage.activation", config, tensors, x.numpy(), 0.4)
+    assert np.array_equal(found, quantizer(x).numpy())
 
 
 def test_the_document_names_every_format_and_scale():

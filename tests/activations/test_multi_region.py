@@ -49,6 +49,23 @@ def test_unit_goes_to_the_nearest_level_of_both_regions(bits, power):
     assert torch.equal(rounded(levels, low, high, "unit", bits), levels)
 
 
+def fused(x, low, high, whole, bits=8):
+    spec = Spec.parse(SPECS["signed"].format(bits))
+    return two_regions(x, torch.tensor(low), torch.tensor(high), spec, "fused", whole)
+
+
+@pytest.mark.parametrize("bits", [6, 8])
+def test_fused_is_one_region_and_then_two(bits):
+    half, low, high = 1 << (bits - 1), 2.0**-9, 2.0**-4
+    codes = torch.arange(-half, half).repeat(2, 1)
+    levels = torch.where(codes < 0, codes * low, codes * high)
+    levels[0] = codes[0] * high
+    x = levels.T.contiguous()  # [codes, columns]
+    assert torch.equal(fused(x, low, high, 1, bits), x)
+    ends = torch.tensor([[-1e6, -1e6], [1e6, 1e6]])
+    assert torch.equal(fused(ends, low, high, 1, bits), x[[0, -1]])
+
+
 def test_unit_regions_that_overlap_would_be_off_by_the_split():
     """The published form gives split + coarse(x) beyond the split."""
     x = torch.linspace(0.3, 1, 10_001)
@@ -75,26 +92,29 @@ def test_regions_have_steps_for_each_time_and_part():
             assert torch.equal(whole[row, part], alone)
 
 
-def signed(steps: torch.Tensor, times: torch.Tensor, bits: int = 8) -> MultiRegion:
+def signed(steps: torch.Tensor, times: torch.Tensor, bits: int = 8, whole: int = 0) -> MultiRegion:
     bins = TimeBins(torch.tensor([0.0, 100.0]))
     bins.clock = Clock("t", 0)
     bins.clock.read(bins, (times,), {})
-    return MultiRegion(Spec.parse(f"int{bits}/tensor/fp32"), "signed", steps, bins)
+    regions = "fused" if whole else "signed"
+    return MultiRegion(Spec.parse(f"int{bits}/tensor/fp32"), regions, steps, bins, whole)
 
 
 STEPS = torch.tensor([[[0.001], [0.002]], [[0.03], [0.01]]])
 
 
 @pytest.mark.parametrize("bits", [6, 8])
-def test_a_product_is_handed_the_codes_of_either_region(bits):
+@pytest.mark.parametrize("whole", [0, 3])
+def test_a_product_is_handed_the_codes_of_either_region(bits, whole):
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-    quantizer = signed(STEPS, torch.tensor([100, 0]), bits)
+    quantizer = signed(STEPS, torch.tensor([100, 0]), bits, whole)
     coded = quantizer.code(x, None)
     assert isinstance(coded, Coded)
     assert coded.integers.shape == (2 * 10, 8)
     below, above = coded.integers.chunk(2)
     assert bool(((below == 0) | (above == 0)).all())
-    assert int(below.max()) == 0 == int(above.min())
+    assert int(below.max()) == 0 == int(above[:, whole:].min())
+    assert not below[:, :whole].any()
     assert torch.equal(coded.values(), quantizer(x).view(10, 8))
 
 
@@ -164,8 +184,13 @@ def test_what_is_not_finite_does_not_look_like_a_number(lost, regions):
 def test_config_builds_it_again_and_refuses_other_regions():
     spec, bins = Spec.parse("int8/tensor/fp32"), TimeBins(torch.zeros(1))
     quantizer = MultiRegion(spec, "signed", torch.ones(2, 1, 1), bins)
-    assert from_config(quantizer.config()).config() == quantizer.config()
-    with pytest.raises(BadArgument, match="allowed: signed, unit"):
+    fused = MultiRegion(spec, "fused", torch.ones(2, 1, 1), bins, 5)
+    for one in (quantizer, fused):
+        assert from_config(one.config()).config() == one.config()
+    for wrong in ({"whole": 0}, {"whole": True}, {"parts": 2}):
+        with pytest.raises(BadArgument, match="fused regions have one part and columns"):
+            from_config({**fused.config(), **wrong})
+    with pytest.raises(BadArgument, match="allowed: signed, fused, unit"):
         from_config({**quantizer.config(), "regions": "three"})
 
 

@@ -1,6 +1,8 @@
 """Two regions of one tensor, each with a step of its own; a bit of the code says which region.
 
 `signed`, for what comes out of a GELU: below zero a small step, above zero a large one.
+`fused`, for an attention's result with that of a GELU beside it: the first columns have one region,
+all codes in the large step; the others are as `signed`.
 `unit`, for what comes out of a softmax: a fine grid from zero on, a coarse one beyond its end, and
 every value becomes the nearest level of both. The regions never overlap.
 """
@@ -30,7 +32,7 @@ from fewbit.formats import Spec
 from fewbit.kernels.coded import Coded, Modulated, Rotation, has_integer_rows
 
 KIND = "multi_region"
-Regions = Literal["signed", "unit"]
+Regions = Literal["signed", "fused", "unit"]
 
 
 class MultiRegion(Activation, Kept):
@@ -38,21 +40,24 @@ class MultiRegion(Activation, Kept):
 
     steps: Tensor  # float32 [2, groups, parts]
 
-    def __init__(self, spec: Spec, regions: Regions, steps: Tensor, bins: TimeBins) -> None:
+    def __init__(
+        self, spec: Spec, regions: Regions, steps: Tensor, bins: TimeBins, whole: int = 0
+    ) -> None:
         super().__init__()
-        if regions not in ("signed", "unit"):
-            raise BadArgument(f"regions cannot be {regions!r}; allowed: signed, unit")
+        if regions not in ("signed", "fused", "unit"):
+            raise BadArgument(f"regions cannot be {regions!r}; allowed: signed, fused, unit")
         self.spec, self.regions, self.bins = spec, regions, bins
+        self.whole = whole  # columns of `fused` that have one region
         self.register_buffer("steps", steps)
 
     def forward(self, x: Tensor) -> Tensor:
         low, high = (self.bins.pick(steps)[..., None] for steps in self.steps)
-        rounded = two_regions(by_part(x, low), low, high, self.spec, self.regions)
+        rounded = two_regions(by_part(x, low), low, high, self.spec, self.regions, self.whole)
         return lost_as_nan(rounded.view(x.shape), x)
 
     @property
     def handed_on(self) -> Spec | None:
-        summed = self.regions == "signed" and self.steps.shape[2] == 1
+        summed = self.regions != "unit" and self.steps.shape[2] == 1
         return self.spec if summed and has_integer_rows(self.spec) else None
 
     def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
@@ -61,12 +66,11 @@ class MultiRegion(Activation, Kept):
             return super().code(x, rotation)
         x = rotated(x, rotation)
         half, lost = 1 << (self.spec.format.bits - 1), lost_rows(x)
-        integers, scales = [], []
-        for steps, least, most in ((self.steps[0], -half, 0), (self.steps[1], 0, half - 1)):
-            step = self.bins.pick(steps)
-            scales.append(row_scales(lost, step))
-            integers.append(in_steps(x, step).round_().clamp_(least, most).to(torch.int8))
-        return Coded(torch.cat(integers), torch.cat(scales), half, parts=2)
+        low, high = (self.bins.pick(steps) for steps in self.steps)
+        levels = _signed_levels(in_steps(x, low), in_steps(x, high), half, self.whole)
+        integers = torch.cat([part.to(torch.int8) for part in levels])
+        scales = torch.cat([row_scales(lost, step) for step in (low, high)])
+        return Coded(integers, scales, half, parts=2)
 
     def of_shares(self) -> Tensor | None:
         """[rows or 1, 8], what `two_regions` makes of the steps, for code that rounds on its way;
@@ -87,29 +91,54 @@ class MultiRegion(Activation, Kept):
     def config(self) -> dict[str, Any]:
         _, groups, parts = self.steps.shape
         shape = {"regions": self.regions, "groups": groups, "parts": parts}
-        return {"kind": KIND, "spec": str(self.spec), **shape}
+        whole = {"whole": self.whole} if self.regions == "fused" else {}
+        return {"kind": KIND, "spec": str(self.spec), **shape, **whole}
 
     def extra_repr(self) -> str:
         return f"{self.spec.format}x2{times(self.bins)}"
 
 
 def from_config(config: dict[str, Any]) -> MultiRegion:
-    bins = TimeBins.empty(config["groups"])
+    regions, bins = config["regions"], TimeBins.empty(config["groups"])
     steps = torch.empty(2, len(bins.centres), checked_parts(config["parts"]))
-    return MultiRegion(Spec.parse(config["spec"]), config["regions"], steps, bins)
+    whole = _checked_whole(config) if regions == "fused" else 0
+    return MultiRegion(Spec.parse(config["spec"]), regions, steps, bins, whole)
 
 
-def two_regions(x: Tensor, low: Tensor, high: Tensor, spec: Spec, regions: Regions) -> Tensor:
+def _checked_whole(config: dict[str, Any]) -> int:
+    whole, parts = config["whole"], config["parts"]
+    if type(whole) is not int or whole < 1 or parts != 1:
+        raise BadArgument(
+            f"fused regions have one part and columns of one region, got parts {parts!r} and "
+            f"whole {whole!r}; allowed: 1, and a positive integer"
+        )
+    return whole
+
+
+def two_regions(
+    x: Tensor, low: Tensor, high: Tensor, spec: Spec, regions: Regions, whole: int = 0
+) -> Tensor:
     """Half of the codes for each region; x rounded to the levels of the region it lies in."""
     half = 1 << (spec.format.bits - 1)
-    if regions == "signed":  # each region is zero where the other has its say
-        below = (x * low.reciprocal()).round_().clamp_(-half, 0).mul_(low)
-        above = (x * high.reciprocal()).round_().clamp_(0, half - 1).mul_(high)
-        return below.add_(above)
+    if regions != "unit":
+        scaled = x * low.reciprocal(), x * high.reciprocal()
+        below, above = _signed_levels(*scaled, half, whole)
+        return below.mul_(low).add_(above.mul_(high))
     first, split = _coarse(low, high, half)
     fine = (x * low.reciprocal()).round_().clamp_(0, half - 1).mul_(low)
     coarse = (x * high.reciprocal()).round_().clamp_(max=half).clamp_(min=first).mul_(high)
     return torch.where(x < split, fine, coarse)
+
+
+def _signed_levels(low: Tensor, high: Tensor, half: int, whole: int) -> tuple[Tensor, Tensor]:
+    """x in steps of either region to its levels there: each is zero where the other has its say.
+    Overwrites what it is given."""
+    below, above = low.round_(), high.round_()
+    below[..., :whole].zero_()
+    below[..., whole:].clamp_(-half, 0)
+    above[..., :whole].clamp_(-half, half - 1)
+    above[..., whole:].clamp_(0, half - 1)
+    return below, above
 
 
 def _coarse(low: Tensor, high: Tensor, half: float) -> tuple[Tensor, Tensor]:

@@ -75,9 +75,10 @@ def lost_as_nan(rounded: Tensor, x: Tensor) -> Tensor:
 
 
 def by_part(x: Tensor, step: Tensor) -> Tensor:
-    """x as float32 [rows, parts, rest], so that step [rows or 1, parts, 1] fits."""
+    """x as float32 [rows, parts, rest], so that step [rows or 1, parts, 1] fits; of one part
+    [rows, rest, columns]."""
     if step.shape[-2] == 1:
-        return x.float().reshape(len(step), 1, -1)
+        return x.float().reshape(len(step), -1, x.shape[-1])
     return x.float().flatten(2)
 
 
