@@ -62,9 +62,10 @@ class Plan:
     def survey_job(
         self, model: nn.Module, data: CalibrationSet, seed: int, progress: bool
     ) -> SurveyJob:
-        blocks = range(len(self.structure.blocks))
-        attending = tuple(chain.from_iterable(map(self.structure.attending, blocks)))
-        return SurveyJob(model, tuple(self.rules), attending, data, seed, progress)
+        blocks = self.structure.blocks
+        attending = chain.from_iterable(map(self.structure.attending, range(len(blocks))))
+        layers = tuple(self.rules)
+        return SurveyJob(model, blocks, layers, tuple(attending), data, seed, progress)
 
     def _attentions(self, block: int, rules: Mapping[str, Rule]) -> tuple[Attention, ...]:
         """Those all of whose value and output projections are to be quantized."""

@@ -48,7 +48,7 @@ def test_a_linear_chain_gives_what_is_written_on_paper():
     model, data = Chain(), rows()
     groups = torch.tensor([0, 0, 1, 1, 1, 0])
     linears = {"first": model.first, "second": model.second}
-    found = squared_gradients(model, linears, {}, data, groups, seed=3)
+    found = squared_gradients(model, linears, {}, (), data, groups, seed=3)
     last = noise_of(data, 3)
     for name, gradient in (("second", last), ("first", last @ model.second.weight)):
         squares = gradient.square()
@@ -60,7 +60,7 @@ def test_a_linear_chain_gives_what_is_written_on_paper():
 def test_over_many_draws_it_is_the_diagonal_of_jacobian_squared():
     model, data = Chain(), rows(2)
     found = sum(
-        squared_gradients(model, {"first": model.first}, {}, data, torch.tensor([0, 0]), seed)[
+        squared_gradients(model, {"first": model.first}, {}, (), data, torch.tensor([0, 0]), seed)[
             "first"
         ][0]
         for seed in range(400)
@@ -94,7 +94,7 @@ def of_original(model, groups=None, **changes):
     groups = torch.zeros(len(data), dtype=torch.int64) if groups is None else groups
     linears = {n: m for n, m in model.blocks.named_modules() if isinstance(m, nn.Linear)}
     attentions = {f"{i}.attn": block.attn for i, block in enumerate(model.blocks)}
-    return squared_gradients(model, linears, attentions, data, groups, **{"seed": 0, **changes})
+    return squared_gradients(model, linears, attentions, (), data, groups, **{"seed": 0, **changes})
 
 
 def test_attention_shows_gradients_of_its_scores_and_its_products():
@@ -167,7 +167,7 @@ def test_a_layer_that_is_never_run_is_named():
     model, data = Chain(), rows()
     with pytest.raises(BadCalibration, match="of idle: no gradient reached it"):
         squared_gradients(
-            model, {"idle": nn.Linear(2, 2)}, {}, data, torch.zeros(6, dtype=torch.int64), 0
+            model, {"idle": nn.Linear(2, 2)}, {}, (), data, torch.zeros(6, dtype=torch.int64), 0
         )
 
 
@@ -185,8 +185,36 @@ def test_every_family_has_gradients_everywhere(family):
         model,
         {name: model.get_submodule(name) for name in names},
         {name: model.get_submodule(name) for name in attending},
+        (),
         data,
         torch.zeros(3, dtype=torch.int64),
         seed=0,
     )
     assert len(found) == len(names) + 2 * len(attending)
+
+
+def padded(tokens):
+    """The same captions, of 1 to 5 words, padded to so many."""
+    inputs = small_models.arguments("PixArtTransformer2DModel", 5)
+    text, mask = inputs["encoder_hidden_states"], torch.arange(5) < torch.arange(1, 6)[:, None]
+    inputs["encoder_hidden_states"] = nn.functional.pad(text, (0, 0, 0, tokens - 5), value=3.0)
+    inputs["encoder_attention_mask"] = nn.functional.pad(mask.long(), (0, tokens - 5))
+    return CalibrationSet.from_items([inputs])
+
+
+def test_padding_has_no_say():
+    from fewbit.models import describe
+
+    model = small_models.make("PixArtTransformer2DModel")
+    structure, groups = describe(model), torch.tensor([0, 0, 1, 1, 1])
+    modules = dict(model.named_modules())
+    layers = {one.name: modules[one.name] for one in structure.quantizable(0)}
+    attentions = {name: modules[name] for name in structure.attending(0)}
+    blocks = [modules[name] for name in structure.blocks]
+    short, long = (
+        squared_gradients(model, layers, attentions, blocks, padded(tokens), groups, seed=0)
+        for tokens in (5, 20)
+    )
+    assert any("attn2.to_k" in name for name in short)
+    for name, found in short.items():
+        assert torch.allclose(found, long[name], rtol=1e-4), name

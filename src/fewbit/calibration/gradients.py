@@ -8,13 +8,13 @@ gradient.)
 
 One forward and backward pass over the data serves all layers of all blocks, a few rows at a time.
 Kept of each layer is one number for each output channel in each time group, the mean over its rows
-and tokens. (A weight for each single token was measured too and lost 0.2 dB: it leaves too few
-tokens that count.)
+and their tokens, padding left out. (A weight for each single token was measured too and lost
+0.2 dB: it leaves too few tokens that count.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.calibration.modes import evaluating
+from fewbit.calibration.padding import real_tokens, text_mask
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.tree import map_tensors, tensors
 from fewbit.errors import BadCalibration
@@ -39,12 +40,16 @@ class _Sums:
         self.groups = groups  # of each row
         self.channels: Tensor | None = None
 
-    def add(self, rows: range, squares: Tensor) -> None:
-        """squares [rows, tokens, channels]."""
-        mine = squares.float().cpu()
+    def add(self, rows: range, squares: Tensor, real: Tensor | None = None) -> None:
+        """squares [rows, tokens, channels], real [rows, tokens], False where a token is padding."""
+        if real is None:
+            means = squares.float().mean(1)
+        else:
+            kept = real[..., None].float()
+            means = (squares.float() * kept).sum(1) / kept.sum(1).clamp(min=1)
         if self.channels is None:
-            self.channels = torch.zeros(int(self.groups.max()) + 1, mine.shape[-1])
-        self.channels.index_add_(0, self.groups[rows.start : rows.stop], mine.mean(1))
+            self.channels = torch.zeros(int(self.groups.max()) + 1, means.shape[-1])
+        self.channels.index_add_(0, self.groups[rows.start : rows.stop], means.cpu())
 
     def means(self, name: str) -> Tensor:
         if self.channels is None:
@@ -60,6 +65,7 @@ def squared_gradients(
     model: nn.Module,
     linears: Mapping[str, nn.Module],
     attentions: Mapping[str, nn.Module],
+    blocks: Sequence[nn.Module],
     data: CalibrationSet,
     groups: Tensor,
     seed: int,
@@ -68,6 +74,7 @@ def squared_gradients(
     """float32 [groups, channels], by the names of linears, and for attentions by NAME.scores (of
     each head) and NAME.products.
 
+    blocks: those that are given the text, whose padding does not count, by name.
     groups: int64 [rows], the time group of each row. Zeros are of layers whose output has no
     effect, as some of the last block have where two streams meet.
     """
@@ -79,8 +86,10 @@ def squared_gradients(
     with evaluating(model), _frozen(model), torch.enable_grad():
         for part in track(parts, "gradients, minibatches", len(parts), progress):
             inputs = map_tensors(data.take(part), lambda tensor: tensor.to(device))
-            with _listening(
-                linears, attentions, {n: partial(s.add, part) for n, s in sums.items()}
+            hear = {name: partial(one.add, part) for name, one in sums.items()}
+            with (
+                _listening_to_linears(linears, blocks, text_mask(inputs), hear),
+                _listening_to_attentions(attentions, hear),
             ):
                 prediction = _prediction(model, inputs)
             noise = torch.randn(prediction.shape, generator=random)
@@ -102,17 +111,41 @@ def _prediction(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def _listening(
-    linears: Mapping[str, nn.Module], attentions: Mapping[str, nn.Module], hear: dict[str, Any]
+def _listening_to_linears(
+    linears: Mapping[str, nn.Module],
+    blocks: Sequence[nn.Module],
+    mask: Tensor | None,
+    hear: Mapping[str, Callable[..., None]],
 ) -> Iterator[None]:
-    """Gradients of the outputs, squared, reach those that hear; attention shows its scores."""
+    """Gradients of the outputs, squared, reach those that hear."""
+    given: dict[str, Any] = {}  # to the block that is running, by name
 
-    def watch(name: str, _: nn.Module, __: Any, output: Tensor) -> Tensor:
+    def enter(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+        given.clear()
+        given.update(kwargs)
+
+    def watch(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         rows, channels = len(output), output.shape[-1]
+        real = real_tokens(args[0], given, mask) if args else None
         if not output.requires_grad:
             output = output.requires_grad_().clone()  # the model may write into it
-        output.register_hook(lambda g: hear[name](g.square().reshape(rows, -1, channels)))
+        output.register_hook(lambda g: hear[name](g.square().reshape(rows, -1, channels), real))
         return output
+
+    with ExitStack() as stack:
+        for block in blocks:
+            hook = block.register_forward_pre_hook(enter, with_kwargs=True)
+            stack.callback(hook.remove)
+        for name, linear in linears.items():
+            stack.callback(linear.register_forward_hook(partial(watch, name)).remove)
+        yield
+
+
+@contextmanager
+def _listening_to_attentions(
+    attentions: Mapping[str, nn.Module], hear: Mapping[str, Callable[..., None]]
+) -> Iterator[None]:
+    """The same of their scores and of their products, which are made one after the other."""
 
     def explicit(
         name: str,
@@ -133,26 +166,15 @@ def _listening(
         if attn_mask is not None:
             blind = attn_mask.dtype == torch.bool
             masked = masked.masked_fill(~attn_mask, -torch.inf) if blind else masked + attn_mask
-        products = masked.softmax(-1) @ value
-        scores.register_hook(lambda g: hear[f"{name}.scores"](_per_head(g)))
+        shares = masked.softmax(-1)
+        products = shares @ value
+        keys = key.shape[-2] if attn_mask is None else _keys_seen(shares.detach())
+        scores.register_hook(lambda g: hear[f"{name}.scores"](_per_head(g, keys)))
         products.register_hook(lambda g: hear[f"{name}.products"](_beside(g)))
         return products
 
-    with ExitStack() as stack:
-        for name, linear in linears.items():
-            stack.enter_context(_hooked(linear, partial(watch, name)))
-        answers = {name: partial(explicit, name) for name in attentions}
-        stack.enter_context(standing_in(answers, attentions))
+    with standing_in({name: partial(explicit, name) for name in attentions}, attentions):
         yield
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Any) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -168,9 +190,14 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-def _per_head(gradient: Tensor) -> Tensor:
-    """[rows, heads, queries, keys] to squares [rows, queries, heads], over the keys."""
-    return gradient.square().mean(-1).transpose(1, 2)
+def _keys_seen(shares: Tensor) -> Tensor:
+    """How many keys are not padding: a query looks at them. [rows, heads, 1]"""
+    return (shares > 0).any(2).sum(-1, keepdim=True)
+
+
+def _per_head(gradient: Tensor, keys: int | Tensor) -> Tensor:
+    """[rows, heads, queries, keys] to squares [rows, queries, heads], the mean over the keys."""
+    return (gradient.square().sum(-1) / keys).transpose(1, 2)
 
 
 def _beside(gradient: Tensor) -> Tensor:

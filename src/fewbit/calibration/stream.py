@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.calibration.modes import evaluating
+from fewbit.calibration.padding import real_tokens, text_mask
 from fewbit.calibration.replay import Replay, Routes
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.store import Disk, Memory, Named, Store
@@ -157,9 +158,7 @@ class BlockStream:
         return {path: copy(tensor) for path, tensor in tensors(output).items()}
 
     def text_mask(self, number: int) -> Tensor | None:
-        """bool [rows, tokens] of the text that the transformer was given, where it says so."""
-        mask = self._inputs(number).get("encoder_attention_mask")
-        return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return text_mask(self._inputs(number))
 
     def _inputs(self, number: int) -> dict[str, Any]:
         return self.data.take(self.parts[number])
@@ -212,6 +211,13 @@ class Step:
     def timesteps(self) -> Tensor | None:
         """Of all rows."""
         return self.stream.times
+
+    @property
+    def pairs(self) -> Tensor:
+        """int64 [rows], the same for the halves of one image at one timestep; a number of its own
+        for each row where nobody knows."""
+        pair = self.stream.data.pair
+        return torch.arange(self.rows) if pair is None else pair
 
     def inputs(self) -> Iterator[BlockInput]:
         """Minibatch by minibatch, replayed each time."""
@@ -267,8 +273,7 @@ class Step:
         kwargs: dict[str, Any],
     ) -> None:
         x: Tensor = args[0] if args else kwargs["input"]
-        reads_text = x is call.kwargs.get("encoder_hidden_states")
-        real = mask.to(x.device) if mask is not None and reads_text else None
+        real = real_tokens(x, call.kwargs, mask)
         seen = x if real is None else x.masked_fill(~real[..., None], 0)
         if not seen.isfinite().all():
             raise self._bad(f"layer {name} of block {self.index} receives", seen, call.rows)

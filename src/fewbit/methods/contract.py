@@ -117,6 +117,7 @@ class SurveyJob:
     """The whole model in full precision, and what it is to be quantized for."""
 
     model: nn.Module
+    blocks: tuple[str, ...]
     layers: tuple[str, ...]  # those that have a rule
     attending: tuple[str, ...]  # modules that call the fused attention, of all blocks
     data: CalibrationSet

@@ -123,6 +123,7 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
         job.model,
         {name: modules[name] for name in job.layers},
         {name: modules[name] for name in attending},
+        [job.model.get_submodule(name) for name in job.blocks],
         job.data,
         groups,
         job.seed,
