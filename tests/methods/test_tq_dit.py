@@ -4,6 +4,7 @@ import copy
 
 import diffusers
 import pytest
+import small_models
 import tiny_transformers as tiny
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewbit
-from fewbit.activations.multi_region import MultiRegion
+from fewbit.activations.multi_region import MultiRegion, two_regions
 from fewbit.activations.static import Static
+from fewbit.activations.time_groups import TimeBins
 from fewbit.attention import quantized_attentions
 from fewbit.blueprint import quantized_layers
 from fewbit.calibration import trajectories
@@ -72,12 +74,15 @@ def dit():
     torch.set_num_threads(threads)
 
 
-def original(**settings):
+def bare_original():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = OriginalDiT(DiTConfig(8, 2, 4, 32, 64, 2, 2, 5, True)).eval()
+        return OriginalDiT(DiTConfig(8, 2, 4, 32, 64, 2, 2, 5, True)).eval()
+
+
+def original_rows():
     random = torch.Generator().manual_seed(1)
-    data = [
+    return [
         {
             "x": torch.randn(1, 4, 8, 8, generator=random),
             "t": torch.tensor([row * 100]),
@@ -85,7 +90,11 @@ def original(**settings):
         }
         for row in range(9)
     ]
-    fewbit.quantize(model, "tq-dit", calibration=data, **{**FEW, **settings})
+
+
+def original(**settings):
+    model = bare_original()
+    fewbit.quantize(model, "tq-dit", calibration=original_rows(), **{**FEW, **settings})
     return model
 
 
@@ -260,6 +269,90 @@ def test_published_time_groups_are_of_the_softmax_alone():
         if isinstance(part, Static | MultiRegion)
     }
     assert groups == {"activation": 1, "query": 1, "key": 1, "value": 1, "shares": 3}
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w6a6"])
+def test_a_query_that_looks_at_one_key_alone_is_what_it_was(bits):
+    """Attention sinks may first appear after calibration."""
+    model, _ = quantized(bits=bits)
+    for matmuls in quantized_attentions(model).values():
+        for low, high in matmuls.shares.steps.unbind(1):
+            assert two_regions(torch.ones(1), low, high, matmuls.shares.spec, "unit") == 1
+
+
+class Shown(Exception):
+    """Which rows show their attention."""
+
+
+@pytest.mark.parametrize("groups", [1, 5])
+def test_every_time_group_shows_the_attention_of_both_halves(pipe, monkeypatch, groups):
+    def show(step, layers, attentions, rows, seed):
+        raise Shown(rows)
+
+    data = trajectories.sample(pipe, samples=200, seed=0)
+    monkeypatch.setattr(tq_dit, "sample_operands", show)
+    few = {"groups": groups, "ho": False, "progress": False}
+    with pytest.raises(Shown) as shown:
+        fewbit.quantize(pipe, "tq-dit", calibration=data, **few)
+    (rows,) = shown.value.args
+    bins = TimeBins.spread(data.timesteps(), groups)
+    for group in range(groups):
+        mine = [row for row in rows if bins.of(data.timesteps()[row]) == group]
+        assert len(mine) == 2 * tq_dit.ATTENDING_PAIRS // groups
+        assert data.conditional[mine].float().mean() == 0.5
+        assert set(data.pair[mine].bincount().tolist()) <= {0, 2}
+
+
+class SeparateAttention(nn.Module):
+    """The same function as that of OriginalDiT, its joint projection in three."""
+
+    def __init__(self, joint: nn.Module) -> None:
+        super().__init__()
+        self.heads, width = joint.heads, joint.qkv.in_features
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        weights, biases = joint.qkv.weight.chunk(3), joint.qkv.bias.chunk(3)
+        for linear, weight, bias in zip((self.q, self.k, self.v), weights, biases, strict=True):
+            linear.weight.data, linear.bias.data = weight.detach().clone(), bias.detach().clone()
+        self.proj = joint.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected = (project(x) for project in (self.q, self.k, self.v))
+        q, k, v = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in projected)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_a_joint_projection_becomes_what_separate_ones_become(granularity):
+    joint, separate = bare_original(), bare_original()
+    for block in separate.blocks:
+        block.attn = SeparateAttention(block.attn)
+    roles = {"attn.proj": "attn_out", "mlp.fc1": "fc1", "mlp.fc2": "fc2", "*.1": "adaln"}
+    for model, projections in ((joint, ("qkv",)), (separate, ("q", "k", "v"))):
+        own = {f"attn.{name}": name for name in projections}
+        spec = fewbit.ModelSpec("blocks", own | roles, keep=("?_embedder.*", "final_layer.*"))
+        settings = {**FEW, "granularity": granularity}
+        fewbit.quantize(model, "tq-dit", calibration=original_rows(), spec=spec, **settings)
+    for one, other in zip(joint.blocks, separate.blocks, strict=True):
+        parts = other.attn.q, other.attn.k, other.attn.v
+        for of in (lambda layer: layer.packed_weight.dequantize(), lambda layer: layer.bias):
+            assert torch.equal(of(one.attn.qkv), torch.cat([of(part) for part in parts]))
+        mine, theirs = (part.stage.activation.steps for part in (one.attn.qkv, other.attn.q))
+        assert torch.equal(mine, theirs)
+
+
+def test_behind_an_attention_and_a_gelu_the_gelu_has_two_regions(tmp_path):
+    family = "FluxTransformer2DModel"
+    model, data = small_models.make(family), [small_models.arguments(family, 9)]
+    fewbit.quantize(model, "tq-dit", calibration=data, **FEW)
+    for block in model.single_transformer_blocks:
+        activation = block.proj_out.stage.activation
+        assert isinstance(activation, MultiRegion)
+        assert activation.whole == block.attn.to_v.out_features
+        assert bool((activation.steps[0] < activation.steps[1] / 2).all())
+    model.save_pretrained(tmp_path)
+    loaded, inputs = diffusers.FluxTransformer2DModel.from_pretrained(tmp_path), data[0]
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs)[0], model(**inputs)[0])
 
 
 def test_q_k_and_v_of_a_joint_projection_have_a_step_each():

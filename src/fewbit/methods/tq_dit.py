@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fewbit.activations.activation import Activation
 from fewbit.activations.multi_region import MultiRegion, Regions, two_regions
-from fewbit.activations.static import Static, one_region
+from fewbit.activations.static import Static, by_part, one_region
 from fewbit.activations.time_groups import TimeBins
 from fewbit.attention import (
     QAttention,
@@ -63,9 +63,9 @@ VARIANTS = {
     "w4a8": _static("int4", "int8"),
 }
 
-OUTPUT_MIXTURES = 64  # of layers that share an input
+OUTPUT_MIXTURES = 64  # of all layers that share an input
 TOKEN_MIXTURES = 512  # of all rows, at least
-ATTENDING_ROWS = 4  # of each time group
+ATTENDING_PAIRS = 40  # of rows, over all time groups
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def solve(job: BlockJob, settings: Settings) -> None:
         job.step,
         [job.path(group[0]) for group in job.groups],
         {name: job.module.get_submodule(job.path(name)) for name in attending},
-        timing.some_rows(),
+        timing.attending,
         job.seed_of(0),
     )
     for number, readers in enumerate(job.groups):
@@ -160,6 +160,7 @@ class _Timing:
     bins: TimeBins
     all_bins: TimeBins  # of what published code does not group
     group: Tensor  # int64 [rows]
+    attending: list[int]  # rows whose attentions are looked at
 
     @classmethod
     def of(cls, job: BlockJob, settings: Settings) -> _Timing:
@@ -168,31 +169,40 @@ class _Timing:
         bins = TimeBins.spread(times, settings.time_groups)
         grouped = settings.time_group_all and settings.tgq
         all_bins = bins if grouped else TimeBins(torch.zeros(1))
-        return cls(bins, all_bins, _of(bins, times, job.step.rows))
+        group = _of(bins, times, job.step.rows)
+        return cls(bins, all_bins, group, _some_pairs(group, job.step.pairs, job.seed_of(1)))
 
     @property
     def all_group(self) -> Tensor:
         return self.group if self.all_bins is self.bins else torch.zeros_like(self.group)
 
-    def some_rows(self) -> list[int]:
-        """A few of each group, evenly, in order."""
-        rows: list[int] = []
-        for number in range(len(self.bins.centres)):
-            mine = (self.group == number).nonzero()[:, 0]
-            rows += mine[:: -(-len(mine) // ATTENDING_ROWS)].tolist()
-        return sorted(rows)
+
+def _some_pairs(group: Tensor, pairs: Tensor, seed: int) -> list[int]:
+    """As many rows of each group, both halves of a guidance together. They are drawn at random:
+    rows in equal strides would be all of one half where the halves alternate."""
+    pair = pairs.unique(return_inverse=True)[1]
+    draw = torch.rand(len(pair), generator=torch.Generator("cpu").manual_seed(seed))[pair]
+    groups, rows = group.unique(), []
+    each = 2 * max(ATTENDING_PAIRS // len(groups), 2)
+    for number in groups:
+        mine = (group == number).nonzero()[:, 0]
+        rows += mine[draw[mine].argsort(stable=True)[:each]].tolist()
+    return sorted(rows)
 
 
-def _weights(job: BlockJob, name: str) -> Tensor:
-    """HO: how much an error of each output of a layer counts at each time [groups, channels];
-    [1, 1] where all count alike."""
-    squares = job.survey.get(name)
-    if squares is None:
-        return torch.ones(1, 1)
-    if not bool(squares.any()):
-        job.warn(f"{name} has no effect on the result, so all of its errors count alike")
-        return torch.ones(1, 1)
-    return squares / squares.mean()
+def _weights(job: BlockJob, *names: str) -> list[Tensor]:
+    """HO: how much an error of each output of these layers, which read one tensor, counts at each
+    time [groups, channels]; [1, 1] where all count alike. The unit is the mean over all of them, so
+    that a layer which the result feels more has more say in the steps of their input."""
+    alike = [torch.ones(1, 1)] * len(names)
+    if not job.survey:
+        return alike
+    squares = [job.survey[name] for name in names]
+    for name, mine in zip(names, squares, strict=True):
+        if not bool(mine.any()):
+            job.warn(f"{name} has no effect on the result, so all of its errors count alike")
+    mean = torch.cat([mine.flatten() for mine in squares]).mean()
+    return [mine / mean for mine in squares] if mean > 0 else alike
 
 
 def _some(table: Tensor, part: slice) -> Tensor:
@@ -212,10 +222,16 @@ class _Steps:
     """The static quantizer of one tensor while its steps are searched."""
 
     def __init__(
-        self, spec: Spec, regions: Regions | None, group: Tensor, searches: list[Search]
+        self,
+        spec: Spec,
+        regions: Regions | None,
+        group: Tensor,
+        searches: list[Search],
+        whole: int = 0,
     ) -> None:
         self.spec, self.regions, self.group = spec, regions, group
         self.searches = searches  # one for each region: tables [groups, parts]
+        self.whole = whole  # columns of one region
 
     @property
     def steps(self) -> Tensor:
@@ -227,11 +243,11 @@ class _Steps:
 
     def _round(self, x: Tensor, steps: Tensor, rows: slice) -> Tensor:
         mine = steps[:, self.group[rows]][..., None]  # [regions, rows, parts, 1]
-        some = x[rows].flatten(1).unflatten(1, (steps.shape[-1], -1))
+        some = by_part(x[rows], mine[0])
         if self.regions is None:
             rounded = one_region(some, mine[0], self.spec)
         else:
-            rounded = two_regions(some, mine[0], mine[1], self.spec, self.regions)
+            rounded = two_regions(some, mine[0], mine[1], self.spec, self.regions, self.whole)
         return rounded.view(x[rows].shape)
 
     def search(self, x: Tensor, row_error: _RowError) -> None:
@@ -248,7 +264,7 @@ class _Steps:
         own = TimeBins(bins.centres)
         if self.regions is None:
             return Static(self.spec, self.steps[0].contiguous(), own)
-        return MultiRegion(self.spec, self.regions, self.steps.contiguous(), own)
+        return MultiRegion(self.spec, self.regions, self.steps.contiguous(), own, self.whole)
 
 
 @dataclass
@@ -290,15 +306,17 @@ def _solve_group(
     transform = None if spec is None else _smoothing(job, names, tokens.x, settings)
     if transform is not None:
         tokens = replace(tokens, x=transform(tokens.x))
-    readers = {name: _reader(job, name, settings, transform) for name in names}
-    regions: Regions | None = None
-    if settings.mrq and job.role(names[0]) is Role.FC2:
-        regions = "signed"
-    steps = None if spec is None else _input_steps(spec, regions, tokens, timing, settings)
+    readers = {
+        name: _reader(job, name, settings, transform, weights)
+        for name, weights in zip(names, _weights(job, *names), strict=True)
+    }
+    regions, whole = _regions(job, names[0]) if settings.mrq else (None, 0)
+    steps = None if spec is None else _input_steps(spec, regions, whole, tokens, timing, settings)
     for _ in range(settings.rounds):
         rounded = tokens.x if steps is None else steps.round(tokens.x)
+        mixtures = _mixtures(tokens, rounded, timing.group, random)
         for reader in readers.values():
-            _search_weight(reader, tokens, rounded, timing.group, random)
+            _search_weight(reader, mixtures)
         if steps is None:
             break  # nothing to take turns with
         error = _output_error(list(readers.values()), tokens, timing.group, random)
@@ -308,6 +326,24 @@ def _solve_group(
         linear = job.linear(name)
         layer = QLinear(reader.packed, linear.bias, stage).to(linear.weight.device)
         job.replace(name, layer, reader.weight.to(linear.weight.device))
+
+
+def _regions(job: BlockJob, name: str) -> tuple[Regions | None, int]:
+    """Of what a layer reads, and how many columns of an attention's result, which have one region,
+    stand before those of a GELU's, which have two."""
+    if job.role(name) is Role.FC2:
+        return "signed", 0
+    if job.role(name) is not Role.FUSED_OUT:
+        return None, 0
+    columns = job.linear(name).in_features
+    whole = columns - sum(layer.shape[0] for layer in job.layers if layer.role is Role.FC1)
+    if 0 < whole < columns:
+        return "fused", whole
+    job.warn(
+        f"no layer of {job.name} that is quantized tells which columns {name} reads from a GELU, "
+        "so that all of them have one region"
+    )
+    return None, 0
 
 
 def _smoothing(
@@ -320,7 +356,9 @@ def _smoothing(
     return Smooth(smoothing_scales(x.abs().amax((0, 1)), heavy, settings.smooth))
 
 
-def _reader(job: BlockJob, name: str, settings: Settings, transform: Smooth | None) -> _Reader:
+def _reader(
+    job: BlockJob, name: str, settings: Settings, transform: Smooth | None, weights: Tensor
+) -> _Reader:
     weight, spec = job.weight(name).float().cpu(), job.rules[name].weight
     if transform is not None:
         weight = transform.weight(weight)
@@ -334,34 +372,52 @@ def _reader(job: BlockJob, name: str, settings: Settings, transform: Smooth | No
             shared if spec.span == "tensor" else shared.repeat_interleave(len(weight) // parts, 0)
         )
     search = Search(_start(absmax, spec), factors(settings.candidates))
-    return _Reader(weight, spec, parts, _weights(job, name), search)
+    return _Reader(weight, spec, parts, weights, search)
 
 
 def _input_steps(
-    spec: Spec, regions: Regions | None, tokens: Tokens, timing: _Timing, settings: Settings
+    spec: Spec,
+    regions: Regions | None,
+    whole: int,
+    tokens: Tokens,
+    timing: _Timing,
+    settings: Settings,
 ) -> _Steps:
     groups = len(timing.all_bins.centres)
-    low, high = tokens.x.flatten(1).aminmax(dim=1)
+    low, high = tokens.x[..., whole:].flatten(1).aminmax(dim=1)
+    if whole:
+        high = torch.maximum(high, tokens.x[..., :whole].abs().amax((1, 2)))
     ends = [_most(end, timing.all_group, groups) for end in (-low, high)]
     starts = [torch.maximum(*ends)] if regions is None else ends
     candidates = factors(settings.candidates)
     searches = [Search(_start(start, spec), candidates) for start in starts]
-    return _Steps(spec, regions, timing.all_group, searches)
+    return _Steps(spec, regions, timing.all_group, searches, whole)
 
 
-def _search_weight(
-    reader: _Reader, tokens: Tokens, rounded: Tensor, group: Tensor, random: torch.Generator
-) -> None:
-    """On random mixtures of each row's tokens, which keep the sums of squared errors."""
+@dataclass(frozen=True)
+class _Mixtures:
+    """Random mixtures of each row's tokens, which keep the sums of squared errors."""
+
+    rounded: Tensor  # [in, mixtures]
+    exact: Tensor  # [in, mixtures]
+    group: Tensor  # int64 [mixtures], the time group of each
+
+
+def _mixtures(tokens: Tokens, rounded: Tensor, group: Tensor, random: torch.Generator) -> _Mixtures:
     rows, count = tokens.places.shape
     each = min(-(-TOKEN_MIXTURES // rows), count)
     mix = _signs((rows, each, count), random) * tokens.real[:, None]
-    mixed, seen = ((mix @ x).flatten(0, 1).T for x in (rounded, tokens.x))  # [in, mixtures]
-    exact = reader.weight @ seen
-    weights = _rows_of(reader.weights, group.repeat_interleave(each)).T.contiguous()
+    mixed, exact = ((mix @ x).flatten(0, 1).T for x in (rounded, tokens.x))
+    return _Mixtures(mixed, exact, group.repeat_interleave(each))
+
+
+def _search_weight(reader: _Reader, mixtures: _Mixtures) -> None:
+    exact = reader.weight @ mixtures.exact
+    table = reader.weights if bool(reader.weights.any()) else torch.ones(1, 1)
+    weights = _rows_of(table, mixtures.group).T.contiguous()
 
     def error_of(step: Tensor, part: slice) -> Tensor:
-        errors = torch.addmm(exact[part], reader.rounded(step, part), mixed, beta=-1)
+        errors = torch.addmm(exact[part], reader.rounded(step, part), mixtures.rounded, beta=-1)
         return errors.square_().mul_(_some(weights, part)).sum(1)
 
     def error(step: Tensor) -> Tensor:
@@ -375,17 +431,16 @@ def _output_error(
 ) -> _RowError:
     """Of the input as rounded, the error in the outputs of all readers, through a few random
     mixtures of the outputs, which keep the sums of squared errors."""
-    each = max(OUTPUT_MIXTURES // len(readers), 1)
-    exact, actual = [], []
-    for reader in readers:
-        weights = reader.weights.expand(-1, len(reader.weight))
-        mix = _signs((each, len(reader.weight)), random) * weights.sqrt()[:, None]
-        exact.append(mix @ reader.weight)  # [groups or 1, each, in]
-        actual.append(mix @ reader.rounded(reader.search.steps))
-    groups = max(map(len, exact))
+    groups = max(len(reader.weights) for reader in readers)
+    weights = [reader.weights.expand(groups, len(reader.weight)) for reader in readers]
+    outputs = torch.cat(weights, 1)  # [groups or 1, out]
+    mix = _signs((OUTPUT_MIXTURES, outputs.shape[1]), random) * outputs.sqrt()[:, None]
     true, near = (
-        torch.cat([part.expand(groups, -1, -1) for part in parts], 1).transpose(1, 2)
-        for parts in (exact, actual)
+        (mix @ torch.cat(parts)).transpose(1, 2)  # [groups or 1, in, mixtures]
+        for parts in (
+            [reader.weight for reader in readers],
+            [reader.rounded(reader.search.steps) for reader in readers],
+        )
     )
     target, near = torch.bmm(tokens.x, _rows_of(true, group)), _rows_of(near, group)
 
@@ -400,8 +455,8 @@ def _solve_attention(
     job: BlockJob, name: str, seen: Operands, timing: _Timing, settings: Settings
 ) -> QAttention:
     """Steps of q and k in turn for the scores, of the shares and v in turn for the products."""
-    rows, candidates = timing.some_rows(), factors(settings.candidates)
-    group, all_group = timing.group[rows], timing.all_group[rows]
+    candidates = factors(settings.candidates)
+    group, all_group = timing.group[timing.attending], timing.all_group[timing.attending]
     spec = _operand_spec(job)
     seen = without_padding(seen)
     shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)
@@ -413,8 +468,10 @@ def _solve_attention(
     query, key, value = steps_of(seen.query), steps_of(seen.key), steps_of(seen.value)
     share = _share_steps(spec, shares, group, len(timing.bins.centres), settings)
     products = shares @ seen.value
-    of_scores = _rows_of(_weights(job, f"{name}.scores"), group)  # [rows, heads or 1]
-    of_products = _by_head(_rows_of(_weights(job, f"{name}.products"), group), seen.query.shape[1])
+    of_scores, of_products = (
+        _rows_of(_weights(job, f"{name}.{what}")[0], group) for what in ("scores", "products")
+    )
+    of_products = _by_head(of_products, seen.query.shape[1])
 
     def products_error(rows: slice, p: Tensor, v: Tensor) -> Tensor:
         squares = (p @ v).sub_(products[rows]).square_()
@@ -463,13 +520,14 @@ def _by_head(weights: Tensor, heads: int) -> Tensor:
 def _share_steps(
     spec: Spec, shares: Tensor, group: Tensor, groups: int, settings: Settings
 ) -> _Steps:
-    """Of what the softmax gives: without MRQ one step up to the largest share."""
+    """Of what the softmax gives: with MRQ the coarse region ends at 1, for attention sinks may
+    first appear after calibration; without it there is one step up to the largest share."""
     unsigned = replace(spec, format=FORMATS[f"u{spec.format}"])
     if not settings.mrq:
         start = _start(_most(shares.amax((1, 2, 3)), group, groups), unsigned)
         return _Steps(unsigned, None, group, [Search(start, factors(settings.candidates))])
     start = torch.full((groups, 1), 2.0 ** (1 - spec.format.bits))
-    fine, coarse = powers(settings.candidates), factors(settings.candidates)
+    fine, coarse = powers(settings.candidates), torch.ones(1)
     return _Steps(unsigned, "unit", group, [Search(start, fine), Search(start, coarse)])
 
 
