@@ -1,6 +1,7 @@
 """TQ-DiT on tiny models: exact laws of its run time, its files, its refusals."""
 
 import copy
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -24,6 +25,7 @@ from fewbit.doctor import examine_layers
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Spec
 from fewbit.methods import tq_dit
+from fewbit.models import Role
 from fewbit.models.original_dit import DiTConfig, OriginalDiT
 from fewbit.rounding.steps import Search, factors
 
@@ -271,11 +273,9 @@ def test_published_time_groups_are_of_the_softmax_alone():
     assert groups == {"activation": 1, "query": 1, "key": 1, "value": 1, "shares": 3}
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w6a6"])
-def test_a_query_that_looks_at_one_key_alone_is_what_it_was(bits):
+def test_a_query_that_looks_at_one_key_alone_finds_its_value_unscaled(dit):
     """Attention sinks may first appear after calibration."""
-    model, _ = quantized(bits=bits)
-    for matmuls in quantized_attentions(model).values():
+    for matmuls in quantized_attentions(dit).values():
         for low, high in matmuls.shares.steps.unbind(1):
             assert two_regions(torch.ones(1), low, high, matmuls.shares.spec, "unit") == 1
 
@@ -353,6 +353,19 @@ def test_behind_an_attention_and_a_gelu_the_gelu_has_two_regions(tmp_path):
     loaded, inputs = diffusers.FluxTransformer2DModel.from_pretrained(tmp_path), data[0]
     with torch.no_grad():
         assert torch.equal(loaded(**inputs)[0], model(**inputs)[0])
+
+
+def test_where_nothing_tells_the_columns_of_a_gelu_the_report_says_so():
+    warnings: list[str] = []
+    job = SimpleNamespace(
+        name="blocks.3",
+        layers=(),  # the one of role fc1 is kept
+        role=lambda name: Role.FUSED_OUT,
+        linear=lambda name: nn.Linear(8, 4),
+        warn=warnings.append,
+    )
+    assert tq_dit._regions(job, "blocks.3.out") == (None, 0)
+    assert [text for text in warnings if "which columns blocks.3.out reads from a GELU" in text]
 
 
 def test_q_k_and_v_of_a_joint_projection_have_a_step_each():

@@ -1,7 +1,8 @@
 """TQ-DiT (2025): time-grouped, multi-region, Fisher-weighted static quantization.
 
 MRQ  what comes out of a softmax or a GELU has two regions, each with a step of its own
-TGQ  steps are grouped over the timestep, here all static ones and not only those of the softmax
+TGQ  steps are grouped over the timestep, here all static ones and not only those of the softmax;
+     the groups hold as many timesteps of calibration each
 HO   candidate steps are judged by the squared error of what a layer gives, weighted by the squared
      gradients of the final loss: 100 candidates, in 3 rounds of weight and input, or of the two
      operands of an attention's matmul

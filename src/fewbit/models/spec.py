@@ -24,9 +24,7 @@ class Role(StrEnum):
     CROSS_OUT = "cross_out"
     FC1 = "fc1"
     FC2 = "fc2"
-    FUSED_OUT = (
-        "fused_out"  # attn_out and fc2 in one: reads both inputs side by side, in this order
-    )
+    FUSED_OUT = "fused_out"  # attn_out and fc2 in one: reads the inputs of both, in this order
     ADALN = "adaln"
     SKIP = "skip"
 
