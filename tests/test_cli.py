@@ -160,7 +160,7 @@ def test_overwrite_replaces_what_was_there(pipeline_folder):
         ("tiny --recipe rtn --set adaln=no --output out", "adaln cannot be 'no'; allowed: int8"),
         ("tiny --recipe rtn --set adaln --output out", "--set takes NAME=VALUE, got 'adaln'"),
         ("tiny --recipe rtn --set group_size=7 --output out", "transformer_blocks.0."),
-        ("tiny --recipe rtn --calibration 8 --output out", "looks at no data"),
+        ("tiny --recipe rtn --samples 8 --output out", "looks at no data"),
         ("tiny --recipe rtn", "Missing option '--output' (or '--dry-run')"),
         ("tiny --output out", "Missing option '--recipe'. Try `main quantize --help`."),
         ("tiny --recipe rtn --output .", "holds something"),
