@@ -109,7 +109,7 @@ def _load_pipeline(folder: Path) -> Any:
             folder, transformer=transformer, dtype=transformer.dtype
         )
     except Exception as error:  # a broken file makes a foreign loader fail in any way
-        raise BrokenFile(f"diffusers cannot load the pipeline of {folder}: {error}") from error
+        raise BrokenFile(f"diffusers cannot load the pipeline of {folder}: {error}") from None
 
 
 def _load_transformer(folder: Path, model: nn.Module | None) -> Any:

@@ -154,7 +154,7 @@ def _from_pretrained(cls: Any, where: Path | str, dtype: torch.dtype, complaint:
     except FewbitError:
         raise
     except _FOREIGN as error:
-        raise BrokenFile(f"{complaint}: {_first_sentence(error)}") from error
+        raise BrokenFile(f"{complaint}: {_first_sentence(error)}") from None
 
 
 def _refuse_holes(model: Any, text: str | Path) -> None:

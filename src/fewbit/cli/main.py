@@ -45,7 +45,8 @@ class Verbs(click.Group):
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
-    say(f"warning: {' '.join(str(message).split())}", err=True)
+    if not click.get_current_context().params.get("quiet"):
+        say(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})

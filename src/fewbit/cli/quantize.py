@@ -88,7 +88,7 @@ def quantize(
     from fewbit.files import keeping
     from fewbit.models import transformer_of
     from fewbit.plan import make_plan
-    from fewbit.recipe import Recipe
+    from fewbit.recipe import Recipe, split_bits
     from fewbit.source import device_named, open_model
 
     given = (samples, None if prompts is None else lines_of(prompts), steps, guidance)
@@ -102,8 +102,8 @@ def quantize(
         return
     report = fewbit.quantize(
         source,
-        recipe,
-        bits=bits,
+        split_bits(recipe)[0],
+        bits=resolved.bits,
         calibration=calibration,
         seed=seed,
         device=None if solver.type == "cpu" else solver,
