@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import shutil
 import struct
 import traceback
 import warnings
@@ -100,10 +101,7 @@ SPOILED = {
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_a_strangers_file_cannot_speak_to_the_terminal(packed, tmp_path, spoil):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for file in packed.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = shutil.copytree(packed, tmp_path / "model")
     spoil(folder)
     with pytest.raises(FewbitError) as caught:
         fewbit.load(folder)
@@ -114,6 +112,14 @@ def test_a_strangers_file_cannot_speak_to_the_terminal(packed, tmp_path, spoil):
             result.exception
         )
         assert harmless(result.output)
+
+
+def test_what_libraries_log_of_a_strangers_file_is_harmless(packed, tmp_path, capfd):
+    folder = shutil.copytree(packed, tmp_path / "model")
+    config(folder, lambda c: c.update({EVIL: EVIL}))
+    fewbit.load(folder)
+    CliRunner().invoke(main, ["doctor", str(folder)])
+    assert harmless("".join(capfd.readouterr()))
 
 
 def test_what_a_verb_prints_is_harmless(packed, monkeypatch):

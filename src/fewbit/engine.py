@@ -28,14 +28,12 @@ from fewbit.output_error import OutputError, output_errors
 from fewbit.plan import Plan, make_plan
 from fewbit.printable import printable
 from fewbit.progress import track
-from fewbit.provenance import Provenance, source_sha256
+from fewbit.provenance import LARGEST_SEED, Provenance, source_sha256
 from fewbit.recipe import Recipe
 from fewbit.report import LayerReport, Report
 from fewbit.resume import BlockDone, Workdir
 from fewbit.tensors import digest, stored_once
 from fewbit.version import __version__
-
-LARGEST_SEED = 2**32 - 1  # leaves room for the seeds of blocks and groups, which are made from it
 
 
 def quantize(
@@ -60,13 +58,13 @@ def quantize(
     """
     started = time.perf_counter()
     chosen = Recipe.resolve(recipe, bits, settings)
-    transformer: Any = transformer_of(model)
-    plan = make_plan(transformer, chosen, spec, allow_unknown)
-    _refuse_empty(transformer)
     asked = _asked(chosen, calibration)
     _refuse_no_seed(seed)
     work = None if workdir is None else checked_path("workdir", workdir)
     _refuse_unusable(device)
+    transformer: Any = transformer_of(model)
+    plan = make_plan(transformer, chosen, spec, allow_unknown)
+    _refuse_empty(transformer)
     if progress:
         print(printable(str(plan)), file=sys.stderr)
     bytes_before = stored_bytes(transformer)

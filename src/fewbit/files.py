@@ -63,15 +63,14 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def keeping(workdir: Path | None) -> Iterator[None]:
-    """Where the disk is full, say what the work folder has kept."""
+    """Where the disk is full, say what the work folder has kept, or would have."""
     try:
         yield
     except DiskFull as error:
+        kept = f"the finished blocks in {workdir} are kept and not computed again"
         if workdir is None:
-            raise
-        raise DiskFull(
-            f"{error}; the finished blocks in {workdir} are kept and not computed again"
-        ) from error.__cause__
+            kept = "with a workdir the finished blocks are kept"
+        raise DiskFull(f"{error}; {kept}") from error.__cause__
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fewbit.calibration.request import Calibration
 from fewbit.errors import BadArgument, BadModel
 from fewbit.models import own_manner, own_prompts
 
@@ -56,9 +57,7 @@ class Manner:
         )
 
 
-def manner_of(
-    pipe: Any, prompts: Sequence[str] | None, steps: int | None, guidance: float | None
-) -> Manner:
+def manner_of(pipe: Any, asked: Calibration) -> Manner:
     accepted = inspect.signature(type(pipe).__call__).parameters
     by_class = "class_labels" in accepted
     if not by_class and "prompt" not in accepted:
@@ -66,11 +65,13 @@ def manner_of(
             f"{type(pipe).__name__} takes neither class labels nor prompts; give calibration= "
             "forward keyword dicts of the transformer"
         )
-    if by_class and prompts is not None:
+    if by_class and asked.prompts is not None:
         raise BadArgument(f"{type(pipe).__name__} draws classes; leave prompts out")
-    subjects = _classes(pipe) if by_class else _prompts(pipe) if prompts is None else prompts
-    steps = accepted["num_inference_steps"].default if steps is None else steps
-    guidance = accepted["guidance_scale"].default if guidance is None else guidance
+    subjects = _classes(pipe) if by_class else asked.prompts or _prompts(pipe)
+    steps = asked.steps or accepted["num_inference_steps"].default
+    guidance = asked.guidance
+    if guidance is None:
+        guidance = accepted["guidance_scale"].default
     distilled = "true_cfg_scale" in accepted  # guidance is an input of the model, as in Flux
     return Manner(
         keyword="class_labels" if by_class else "prompt",

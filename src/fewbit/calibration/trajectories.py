@@ -46,8 +46,7 @@ def sample(
     at a time and changes nothing but the last bits of floating-point sums. Where fewer than `times`
     different timesteps would be seen, that is said before anything is drawn.
     """
-    Calibration(samples, prompts, steps, guidance)  # refuses what is none
-    manner = manner_of(pipe, prompts, steps, guidance)
+    manner = manner_of(pipe, Calibration(samples, prompts, steps, guidance))
     if samples % manner.halves:
         raise BadArgument(f"samples must be even, for guidance has two halves, got {samples}")
     if type(batch) is not int or batch < 1:

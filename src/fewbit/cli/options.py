@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fewbit.errors import BrokenFile
+from fewbit.provenance import LARGEST_SEED
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ MODEL_HELP = (
     "scenes)."
 )
 
-SEEDS = click.IntRange(0, 2**32 - 1)
+SEEDS = click.IntRange(0, LARGEST_SEED)
 
 model_argument = click.argument("model", metavar="MODEL")
 seed_option = click.option("--seed", type=SEEDS, default=0, show_default=True)
