@@ -371,7 +371,7 @@ def test_more_groups_than_a_schedule_has_steps_are_refused_before_anything_is_dr
     pipe, monkeypatch
 ):
     monkeypatch.setattr(trajectories, "_Recording", lambda *_: pytest.fail("it drew"))
-    few = r"1000 time groups need 2000 samples .* 32000 samples of 50 steps allow 50"
+    few = r"1000 time groups need 2000 samples .* 320 samples of 50 steps allow 50"
     with pytest.raises(BadCalibration, match=few):
         fewbit.quantize(pipe, "tq-dit", groups=1000, progress=False)
     assert not quantized_layers(pipe.transformer)
