@@ -109,6 +109,14 @@ def test_quantize_as_json_prints_the_report_and_nothing_else(pipeline_folder):
     assert report["recipe"]["settings"]["group_size"] == 8
 
 
+def test_bits_after_a_colon_and_what_short_bits_were_taken_as(pipeline_folder):
+    result = fewbit_says("quantize", "tiny", "--recipe", "rtn:W4", "--output", "small")
+    assert result.exit_code == 0
+    warning = "warning: rtn takes bits 'W4' as w4a16: weights only; with inputs: w4a4, w4a8, w4a6"
+    assert [line for line in result.stderr.splitlines() if "warning" in line] == [warning]
+    assert "quantized with rtn:w4a16" in result.stdout
+
+
 def test_a_recipe_file_does_what_the_recipe_did(pipeline_folder):
     words = ["--recipe", "rtn", "--bits", "w6a6", "--set", "adaln=keep"]
     printed("quantize", "tiny", *words, "--output", "first")
@@ -160,7 +168,7 @@ def test_overwrite_replaces_what_was_there(pipeline_folder):
         ("tiny --recipe rtn --set adaln=no --output out", "adaln cannot be 'no'; allowed: int8"),
         ("tiny --recipe rtn --set adaln --output out", "--set takes NAME=VALUE, got 'adaln'"),
         ("tiny --recipe rtn --set group_size=7 --output out", "transformer_blocks.0."),
-        ("tiny --recipe rtn --calibration 8 --output out", "looks at no data"),
+        ("tiny --recipe rtn --samples 8 --output out", "looks at no data"),
         ("tiny --recipe rtn", "Missing option '--output' (or '--dry-run')"),
         ("tiny --output out", "Missing option '--recipe'. Try `main quantize --help`."),
         ("tiny --recipe rtn --output .", "holds something"),
@@ -296,6 +304,7 @@ def test_generate_compares_two_models_in_two_rows(pipeline_folder):
         ("tiny --output a.png --prompt cat", "reads no prompts"),
         ("tiny --output a.png --label 17", "no class is called '17'"),
         ("tiny --output a.png --steps 0", "steps must be a positive number"),
+        ("tiny --output a.png --guidance nan", "guidance must be a number from 0 on, got nan"),
         ("tiny --output a.png -n 0", "0 is not in the range x>=1"),
         ("tiny/transformer --output a.png", "a VAE and a scheduler"),
         ("nowhere --output a.png", "nowhere does not exist"),

@@ -15,6 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # From the ground up. A module imports its own package and what lies on a lower floor.
 FLOORS = [
+    {"printable"},
     {"errors", "version", "decibel", "progress", "provenance", "memory", "straight_through"},
     {"files", "strict_json", "registry"},
     {"formats", "models", "header", "images", "report"},

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -17,6 +18,44 @@ def test_the_default_is_the_first_variant_and_w2_is_short():
     assert str(Recipe.make("rtn", None, {})) == "rtn:w4a4"
     assert str(Recipe.make("rtn", "w2", {})) == "rtn:w2a16"
     assert str(Recipe.make("rtn", "mxfp4", {})) == "rtn:mxfp4"
+
+
+@pytest.mark.filterwarnings("error")
+def test_bits_in_any_case_and_after_a_colon(tmp_path):
+    wanted = Recipe.make("rtn", "w8a8", {})
+    assert Recipe.resolve("rtn", "W8A8", {}) == wanted
+    assert Recipe.resolve("rtn:w8a8", None, {}) == wanted
+    assert str(Recipe.resolve("rtn:MXFP4", None, {})) == "rtn:mxfp4"
+    assert fewbit.FewbitConfig("rtn:W8A8").bits == "w8a8"
+    path = tmp_path / "mine:own.json"
+    path.write_text(json.dumps(Recipe.make("rtn", "w4a4", {"adaln": "keep"}).to_dict()))
+    assert Recipe.resolve(path, None, {}).bits == "w4a4"
+    assert Recipe.resolve(f"{path}:w8a8", None, {}) == Recipe.make("rtn", "w8a8", {"adaln": "keep"})
+    with pytest.raises(BadArgument, match="'rtn:w8a8' names its bits, so bits='w4a4' is one too"):
+        Recipe.resolve("rtn:w8a8", "w4a4", {})
+    with pytest.raises(BadArgument, match="rtn has no bits ''; allowed"):
+        Recipe.resolve("rtn:", None, {})
+
+
+def test_bits_that_may_have_meant_the_inputs_too_say_what_they_took():
+    message = "rtn takes bits 'W4' as w4a16: weights only; with inputs: w4a4, w4a8, w4a6"
+    with pytest.warns(UserWarning, match=message):
+        assert Recipe.make("rtn", "W4", {}).bits == "w4a16"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Recipe.make("rtn", "w2", {}).bits == "w2a16"  # nothing else it could mean
+
+
+def test_samples_have_one_name_in_all_recipes():
+    for info in fewbit.recipes():
+        recipe = Recipe.make(info.name, None, {})
+        names = [name for name in recipe.to_dict()["settings"] if "samples" in name]
+        assert names == (["samples"] if info.calibrated else [])
+        if info.calibrated:
+            assert Recipe.make(info.name, None, {"samples": 16}).settings.samples == 16
+            for wrong in (0, -2, 1.5, True, "many"):
+                with pytest.raises(BadArgument, match="setting samples must be a positive integer"):
+                    Recipe.make(info.name, None, {"samples": wrong})
 
 
 def test_the_list_of_recipes_tells_bits_and_one_line():

@@ -32,6 +32,22 @@ def test_a_demo_is_known_by_its_name(pipeline_folder, monkeypatch):
     assert locate("shapes") == pipeline_folder / "shapes"
 
 
+def test_python_knows_the_demos_and_the_hub_ids_as_the_command_line_does(pipeline_folder):
+    demo = fewbit.inspect("shapes")
+    assert demo.family == "dit"
+    assert fewbit.inspect(fewbit.load("shapes")) == demo
+    (pipeline_folder.parent / "shapes").mkdir()
+    with pytest.raises(BadModel, match="shapes holds no transformer"):
+        fewbit.inspect(Path("shapes"))  # a path is never a demo's name
+    with pytest.raises(BrokenFile, match=r"a hub id \(org/name\) or a demo \(shapes\)"):
+        fewbit.inspect("shape")
+
+
+def test_a_checkpoint_is_inspected_from_python(tmp_path):
+    original(tmp_path / "dit.safetensors")
+    assert fewbit.inspect(tmp_path / "dit.safetensors", heads=2).family == "original_dit"
+
+
 def test_a_pipeline_a_transformer_and_a_quantized_folder_open(pipeline_folder):
     pipe = open_model("tiny")
     assert type(pipe).__name__ == "DiTPipeline"

@@ -12,22 +12,25 @@ from fewbit.registration import register_with_diffusers
 from fewbit.version import __version__
 
 if TYPE_CHECKING:
-    from fewbit.api import dequantize, inspect, load, prepare, save
+    from fewbit.api import dequantize, prepare, save
+    from fewbit.calibration import Calibration
     from fewbit.diffusers_plugin import FewbitConfig
     from fewbit.engine import quantize
     from fewbit.errors import FewbitError
     from fewbit.models import ModelSpec
     from fewbit.recipe import recipes
     from fewbit.report import Report
+    from fewbit.source import inspect, load
 
 _HOMES = {
+    "Calibration": "fewbit.calibration",
     "FewbitConfig": "fewbit.diffusers_plugin",
     "FewbitError": "fewbit.errors",
     "ModelSpec": "fewbit.models",
     "Report": "fewbit.report",
     "dequantize": "fewbit.api",
-    "inspect": "fewbit.api",
-    "load": "fewbit.api",
+    "inspect": "fewbit.source",
+    "load": "fewbit.source",
     "prepare": "fewbit.api",
     "quantize": "fewbit.engine",
     "recipes": "fewbit.recipe",
@@ -35,6 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Calibration",
     "FewbitConfig",
     "FewbitError",
     "ModelSpec",

@@ -1,4 +1,4 @@
-"""save, load, prepare, inspect, dequantize: what a user calls beside quantize."""
+"""save, prepare, dequantize, and the folders that save wrote: what a user calls after quantize."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from fewbit.blueprint import quantized_layers
 from fewbit.card import write_card
 from fewbit.dequantization import dequantize_layers
 from fewbit.errors import BadArgument, BadModel, BrokenFile
-from fewbit.files import new_folder
+from fewbit.files import checked_path, new_folder
 from fewbit.folder import load_module, save_module
-from fewbit.inspection import inspect
 from fewbit.models import transformer_of
 from fewbit.report import Report
-
-__all__ = ["dequantize", "inspect", "load", "prepare", "save"]
 
 MODES = ("compact", "fast")
 
@@ -31,9 +28,12 @@ def save(
 
     Everything is written aside and takes its name when it is whole.
     """
+    place = checked_path("path", path)
+    if not isinstance(report, Report | None):
+        raise BadArgument(f"report must be a fewbit.Report, got {type(report).__name__}")
     if not hasattr(transformer_of(model), "fewbit"):
         raise BadModel("the model is not quantized; call fewbit.quantize(model, recipe) first")
-    with new_folder(Path(path), overwrite) as folder:
+    with new_folder(place, overwrite) as folder:
         if hasattr(model, "save_pretrained"):
             _keep_class_names(model)
             model.save_pretrained(folder)
@@ -43,13 +43,8 @@ def save(
         write_card(model, folder, report)
 
 
-def load(path: str | Path, *, model: nn.Module | None = None) -> Any:
-    """The pipeline or module that `save` wrote, in the dtype it was saved in.
-
-    A class that neither fewbit nor diffusers knows is given as `model`, a full-precision instance;
-    its linears are replaced.
-    """
-    folder = Path(path)
+def load_folder(folder: Path, model: nn.Module | None = None) -> Any:
+    """The pipeline or module that `save` wrote, in the dtype it was saved in."""
     if (folder / PIPELINE_INDEX).exists():
         return _load_pipeline(folder)
     if not (folder / CONFIG).exists():
@@ -114,7 +109,7 @@ def _load_pipeline(folder: Path) -> Any:
             folder, transformer=transformer, dtype=transformer.dtype
         )
     except Exception as error:  # a broken file makes a foreign loader fail in any way
-        raise BrokenFile(f"diffusers cannot load the pipeline of {folder}: {error}") from error
+        raise BrokenFile(f"diffusers cannot load the pipeline of {folder}: {error}") from None
 
 
 def _load_transformer(folder: Path, model: nn.Module | None) -> Any:

@@ -52,7 +52,7 @@ class FewbitConfig(QuantizationConfigMixin):
         self.quant_method = QuantMethod(quant_method)
         self.modules_to_not_convert = list(modules_to_not_convert)
         if isinstance(recipe, str):
-            self.recipe = Recipe.make(recipe, bits, settings).to_dict()
+            self.recipe = Recipe.resolve(recipe, bits, settings).to_dict()
             self.bits = self.recipe["bits"]
             self.schema_version, self.fewbit_version = SCHEMA_VERSION, __version__
         else:

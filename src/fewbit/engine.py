@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import sys
 import time
@@ -17,15 +18,17 @@ from torch import Tensor, nn
 from fewbit import memory
 from fewbit.activations.time_groups import share_clock
 from fewbit.blueprint import quantized_layers
-from fewbit.calibration import BlockStream, CalibrationSet, Step, sample
+from fewbit.calibration import BlockStream, Calibration, CalibrationSet, Step, sample
 from fewbit.decibel import sqnr
-from fewbit.errors import BadArgument, BadCalibration
+from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.files import checked_path, keeping
 from fewbit.methods.contract import ModelJob, Rule, Solved
 from fewbit.models import Layer, ModelSpec, transformer_of
 from fewbit.output_error import OutputError, output_errors
 from fewbit.plan import Plan, make_plan
+from fewbit.printable import printable
 from fewbit.progress import track
-from fewbit.provenance import Provenance, source_sha256
+from fewbit.provenance import LARGEST_SEED, Provenance, source_sha256
 from fewbit.recipe import Recipe
 from fewbit.report import LayerReport, Report
 from fewbit.resume import BlockDone, Workdir
@@ -38,7 +41,7 @@ def quantize(
     recipe: str | Path,
     *,
     bits: str | None = None,
-    calibration: int | Iterable[Mapping[str, Any]] | None = None,
+    calibration: int | Calibration | Iterable[Mapping[str, Any]] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     workdir: str | Path | None = None,
@@ -49,26 +52,30 @@ def quantize(
 ) -> Report:
     """Quantize a pipeline, a transformer, or any module with a `ModelSpec`, in place.
 
-    `recipe` is a name (`fewbit.recipes()` lists them) or a recipe file; `bits` picks one of its
-    variants; further keywords are the recipe's own settings.
+    `recipe` is a name (`fewbit.recipes()` lists them) or a recipe file, perhaps with bits after a
+    colon; `bits` picks one of its variants; further keywords are the recipe's own settings.
+    `calibration` is a number of samples, a `Calibration`, or forward keyword dicts.
     """
     started = time.perf_counter()
     chosen = Recipe.resolve(recipe, bits, settings)
+    asked = _asked(chosen, calibration)
+    _refuse_no_seed(seed)
+    work = None if workdir is None else checked_path("workdir", workdir)
+    _refuse_unusable(device)
     transformer: Any = transformer_of(model)
     plan = make_plan(transformer, chosen, spec, allow_unknown)
-    _refuse_useless_data(chosen, calibration)
-    _refuse_unusable(device)
+    _refuse_empty(transformer)
     if progress:
-        print(plan, file=sys.stderr)
+        print(printable(str(plan)), file=sys.stderr)
     bytes_before = stored_bytes(transformer)
-    data = _data(model, chosen, calibration, seed)
-    calibrated = time.perf_counter()
-
-    run = _Run(transformer, plan, data, seed, device, None if workdir is None else Path(workdir))
-    run.survey(progress)
-    for _ in track(run.blocks(), f"{chosen}, blocks", len(plan.structure.blocks), progress):
-        pass
-    run.finish()
+    with keeping(work):
+        data = _data(model, chosen, asked, seed)
+        calibrated = time.perf_counter()
+        run = _Run(transformer, plan, data, seed, device, work)
+        run.survey(progress)
+        for _ in track(run.blocks(), f"{chosen}, blocks", len(plan.structure.blocks), progress):
+            pass
+        run.finish()
     transformer.requires_grad_(False)  # as it will be when it is loaded again, to the last bit
     for layer in quantized_layers(transformer).values():
         layer.as_stored()
@@ -241,25 +248,65 @@ class _Run:
         return linear.weight
 
 
+def _asked(recipe: Recipe, calibration: object) -> Calibration | CalibrationSet | Iterable[Any]:
+    """What a recipe is to see, judged as far as it can be before it is made."""
+    if calibration is not None and not recipe.implementation.CALIBRATED:
+        raise BadCalibration(f"{recipe.method} looks at no data; leave calibration out")
+    if calibration is None:
+        return Calibration()
+    if isinstance(calibration, int):
+        return Calibration(calibration)
+    if isinstance(calibration, Calibration | CalibrationSet):
+        return calibration
+    if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
+        raise BadCalibration(
+            f"calibration must be a number of samples, a fewbit.Calibration, or a list of dicts "
+            f"of the forward's keyword arguments, got {type(calibration).__name__}"
+        )
+    return calibration
+
+
 def _data(
-    model: Any, recipe: Recipe, calibration: int | Iterable[Mapping[str, Any]] | None, seed: int
+    model: Any,
+    recipe: Recipe,
+    asked: Calibration | CalibrationSet | Iterable[Mapping[str, Any]],
+    seed: int,
 ) -> CalibrationSet | None:
     """What a calibrated recipe sees: what was given, or the pipeline's own trajectories."""
     if not recipe.implementation.CALIBRATED:
         return None
-    if isinstance(calibration, CalibrationSet):
-        return calibration
-    if calibration is not None and not isinstance(calibration, int):
-        return CalibrationSet.from_items(calibration)
+    if not isinstance(asked, Calibration):
+        given = asked if isinstance(asked, CalibrationSet) else CalibrationSet.from_items(asked)
+        _refuse_foreign(given, transformer_of(model))
+        return given
     if isinstance(model, nn.Module):
         raise BadCalibration(
             f"{recipe.method} needs to see data, and a bare {type(model).__name__} cannot make "
             "its own; give calibration=[{...}, ...], dicts of its forward's keyword arguments, "
             "or quantize the whole pipeline"
         )
-    count = recipe.settings.samples if calibration is None else calibration
     times = getattr(recipe.settings, "time_groups", 1)
-    return sample(model, samples=count, seed=seed, times=times)
+    return sample(
+        model,
+        samples=asked.samples or recipe.settings.samples,
+        seed=seed,
+        steps=asked.steps,
+        guidance=asked.guidance,
+        prompts=asked.prompts,
+        times=times,
+    )
+
+
+def _refuse_foreign(data: CalibrationSet, transformer: nn.Module) -> None:
+    """Rows whose arguments the transformer does not take, or that lack one it needs."""
+    forward = inspect.signature(transformer.forward)
+    try:
+        forward.bind(**data.arguments)
+    except TypeError as error:
+        raise BadCalibration(
+            f"calibration does not suit the forward of {type(transformer).__name__}: {error}; "
+            f"it takes {', '.join(forward.parameters)}"
+        ) from None
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -283,9 +330,18 @@ def _duplicate_bytes(model: nn.Module) -> int:
     return sum(named[name].nbytes for name in stored_once(named)[1])
 
 
-def _refuse_useless_data(recipe: Recipe, calibration: object) -> None:
-    if calibration is not None and not recipe.implementation.CALIBRATED:
-        raise BadCalibration(f"{recipe.method} looks at no data; leave calibration out")
+def _refuse_no_seed(seed: object) -> None:
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        raise BadArgument(f"seed must be a whole number from 0 to {LARGEST_SEED}, got {seed!r:.80}")
+
+
+def _refuse_empty(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise BadModel(
+                f"{name} of {type(model).__name__} is on the meta device and holds no numbers; "
+                "load the weights, or take away what offloads them, before quantizing"
+            )
 
 
 def _refuse_unusable(device: str | torch.device | None) -> None:

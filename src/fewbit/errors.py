@@ -1,8 +1,16 @@
 """Every way fewbit says no. Each message is one sentence: what, where, got, allowed."""
 
+from fewbit.printable import printable
+
 
 class FewbitError(Exception):
-    """Base of all errors that are the caller's to fix; the command line exits with 2 on them."""
+    """Base of all errors that are the caller's to fix; the command line exits with 2 on them.
+
+    The message is one line that is safe to print, whatever a stranger's file brought into it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.splitlines())))
 
 
 class BadArgument(FewbitError, ValueError):
@@ -23,3 +31,7 @@ class BrokenFile(FewbitError):
 
 class BadOutput(FewbitError):
     """A place that cannot be written to, or already holds something else."""
+
+
+class DiskFull(BadOutput):
+    """A file system, a quota or a file size limit that has no room for what was to be written."""

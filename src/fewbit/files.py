@@ -1,16 +1,36 @@
-"""Writing aside and renaming: a killed write leaves the old file or folder, or the new, whole."""
+"""Paths that can be, and writing aside and renaming: a killed write leaves the old or the new."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fewbit.errors import BadOutput
+from fewbit.errors import BadArgument, BadOutput, DiskFull
+
+LONGEST_NAME = 255  # bytes, on all file systems in use
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def checked_path(what: str, path: object) -> Path:
+    """A path that a file system can hold; `what` is its name in the error."""
+    if not isinstance(path, str | os.PathLike):
+        raise BadArgument(f"{what} must be a path, got {path!r:.80}")
+    text = os.fsdecode(path)
+    if not text or "\0" in text:
+        raise BadArgument(f"{what} must not be empty or hold NUL, got {text!r:.80}")
+    for name in Path(text).parts:
+        if (size := len(os.fsencode(name))) > LONGEST_NAME:
+            raise BadArgument(
+                f"{what} has a name of {size} bytes, {name[:40]!r}…; allowed: {LONGEST_NAME}"
+            )
+    return Path(text)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,17 +62,51 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def keeping(workdir: Path | None) -> Iterator[None]:
+    """Where the disk is full, say what the work folder has kept, or would have."""
+    try:
+        yield
+    except DiskFull as error:
+        kept = f"the finished blocks in {workdir} are kept and not computed again"
+        if workdir is None:
+            kept = "with a workdir the finished blocks are kept"
+        raise DiskFull(f"{error}; {kept}") from error.__cause__
+
+
+@contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path`, on the same file system, gone afterwards."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=".fewbit-", dir=path.parent))
     except OSError as error:
+        _refuse_full(error, path)
         raise BadOutput(f"cannot write to {path}: {error.strerror}") from None
     try:
         yield folder
+    except Exception as error:
+        _refuse_full(error, path)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_full(error: Exception, path: Path) -> None:
+    """Name `path` where there was no room, and not a hidden file on the way to it."""
+    cause = error.__cause__ if isinstance(error, DiskFull) else error
+    number = _system_error(cause)
+    if number in _NO_ROOM:
+        raise DiskFull(
+            f"no room to write {path} ({os.strerror(number)}); make room and do the same again"
+        ) from cause
+
+
+def _system_error(error: BaseException | None) -> int:
+    """Its number, 0 for none; Rust's libraries raise no OSError but say "(os error 28)"."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    spelled = re.search(r"\(os error (\d+)\)", str(error))
+    return int(spelled[1]) if spelled else 0
 
 
 def _move_away_and_replace(path: Path, old: Path, fresh: Path) -> None:

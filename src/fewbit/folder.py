@@ -63,7 +63,7 @@ def skeleton(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     try:
         return _original(config) if cls is OriginalDiT else _of_diffusers(cls, config)
     except Exception as error:  # a forged configuration makes a constructor fail in any way
-        raise BrokenFile(f"{folder / CONFIG} describes no {name}: {error!r:.200}") from error
+        raise BrokenFile(f"{folder / CONFIG} describes no {name}: {error!r:.200}") from None
 
 
 def diffusers_class(name: str) -> Any:

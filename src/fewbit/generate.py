@@ -10,6 +10,7 @@ which is lent the (first) picture's seed and then put back.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -123,6 +124,8 @@ def _settings(pipe: Any, steps: int | None, guidance: float | None) -> dict[str,
             raise BadArgument(f"{type(pipe).__name__} has no {name}; leave it out")
     if not (isinstance(settings[STEPS], int) and settings[STEPS] > 0):
         raise BadArgument(f"steps must be a positive number, got {settings[STEPS]!r}")
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise BadArgument(f"guidance must be a number from 0 on, got {guidance!r}")
     return {name: value for name, value in settings.items() if value is not None}
 
 

@@ -98,16 +98,15 @@ class Inspection:
         )
 
 
-def inspect(model: Any, spec: ModelSpec | None = None) -> Inspection:
-    """Of a pipeline, a module, or the folder of a saved model, whose tensors are not loaded."""
-    if isinstance(model, str | Path):
-        return _inspect_folder(Path(model), spec)
+def inspect_model(model: Any, spec: ModelSpec | None = None) -> Inspection:
+    """Of a pipeline or a module."""
     module = transformer_of(model)
     provenance = getattr(module, "fewbit", None)
     return _inspect_module(module, spec, None if provenance is None else provenance.recipe)
 
 
-def _inspect_folder(folder: Path, spec: ModelSpec | None) -> Inspection:
+def inspect_folder(folder: Path, spec: ModelSpec | None = None) -> Inspection:
+    """Of the folder of a saved model, whose tensors are not loaded."""
     if (folder / PIPELINE_INDEX).exists():
         folder = folder / "transformer"
     config = read_table(folder / CONFIG)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
 
+from fewbit.printable import printable
+
 T = TypeVar("T")
 QUIET_SECONDS = 2.0  # work shorter than this shows nothing
 LINE_SECONDS = 10.0  # how often a line is written when it is not a terminal
@@ -25,7 +27,7 @@ def track(
 
 class Meter:
     def __init__(self, label: str, total: int, show: bool, stream: TextIO) -> None:
-        self.label, self.total, self.show, self.stream = label, total, show, stream
+        self.label, self.total, self.show, self.stream = printable(label), total, show, stream
         self.done = 0
         self.start = self.last_line = time.monotonic()
         self.wrote = False

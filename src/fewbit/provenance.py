@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST_SEED = 2**32 - 1  # leaves room for the seeds of blocks and groups, which are made from it
+
 
 @dataclass(frozen=True)
 class Provenance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 from fewbit import registry
 from fewbit.errors import BadArgument
+from fewbit.files import checked_path
 from fewbit.methods.contract import Method, Rule
 
 
@@ -34,10 +36,14 @@ class Recipe:
 
     @classmethod
     def resolve(cls, recipe: str | Path, bits: str | None, settings: Mapping[str, Any]) -> Recipe:
-        """A name, or a JSON file as `to_dict` gives it; arguments override what the file says."""
-        if not str(recipe).endswith(".json"):
-            return cls.make(str(recipe), bits, settings)
-        content = _read(Path(recipe))
+        """A name or a JSON file as `to_dict` gives it, perhaps with bits after a colon.
+
+        Arguments override what the file says.
+        """
+        recipe, bits = _one_of_both(recipe, bits)
+        if not recipe.endswith(".json"):
+            return cls.make(recipe, bits, settings)
+        content = _read(checked_path("the recipe file", recipe))
         return cls.make(
             content["method"],
             content["bits"] if bits is None else bits,
@@ -88,17 +94,47 @@ def _methods() -> dict[str, Method]:
     return cast(dict[str, Method], registry.modules("methods", "NAME"))
 
 
+def split_bits(recipe: str) -> tuple[str, str | None]:
+    """`rtn:w8a8` as recipe and bits."""
+    name, colon, bits = recipe.rpartition(":")
+    return (recipe, None) if not colon or bits.endswith(".json") else (name, bits)
+
+
+def _one_of_both(recipe: str | Path, bits: str | None) -> tuple[str, str | None]:
+    name, own = split_bits(str(recipe))
+    if own is not None and bits is not None:
+        raise BadArgument(
+            f"recipe {str(recipe)!r} names its bits, so bits={bits!r} is one too many"
+        )
+    return name, bits if own is None else own
+
+
 def _bits(method: Method, bits: str | None) -> str:
     if bits is None:
         return next(iter(method.VARIANTS))
-    full = str(bits)
-    if full.startswith("w") and "a" not in full:
+    full = str(bits).lower()
+    short = full.startswith("w") and "a" not in full
+    if short:
         full = f"{full}a16"
     if full not in method.VARIANTS:
         raise BadArgument(
             f"{method.NAME} has no bits {bits!r}; allowed: {', '.join(method.VARIANTS)}"
         )
+    if short:
+        _say_weights_only(method, bits, full)
     return full
+
+
+def _say_weights_only(method: Method, bits: str | None, full: str) -> None:
+    """Who writes `w4` may have meant the inputs too, where the recipe has bits for both."""
+    start = full.removesuffix("16")
+    others = [name for name in method.VARIANTS if name.startswith(start) and name != full]
+    if others:
+        warnings.warn(
+            f"{method.NAME} takes bits {bits!r} as {full}: weights only; with inputs: "
+            f"{', '.join(others)}",
+            stacklevel=2,
+        )
 
 
 def _with_preset(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:

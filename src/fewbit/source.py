@@ -1,4 +1,7 @@
-"""What may be called a model: a demo's name, a folder, an original checkpoint file, a hub id."""
+"""What may be called a model: a demo's name, a folder, an original checkpoint file, a hub id.
+
+The command line and the Python door open and inspect it alike.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,31 @@ import torch
 from torch import nn
 
 from fewbit import demo
-from fewbit.api import load
+from fewbit.api import load_folder
 from fewbit.artefact import CONFIG, PIPELINE_INDEX
 from fewbit.errors import BadArgument, BadModel, BrokenFile, FewbitError
+from fewbit.files import checked_path
 from fewbit.folder import diffusers_class
 from fewbit.header import read_header
-from fewbit.models import load_original
+from fewbit.inspection import Inspection, inspect_folder, inspect_model
+from fewbit.models import ModelSpec, load_original
 from fewbit.strict_json import read_table
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
-_FOREIGN = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError)
+_FOREIGN = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NameError,
+    ImportError,
+    RuntimeError,
+)
 
 
 def open_model(
-    text: str,
+    text: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -38,16 +52,42 @@ def open_model(
     return model.to(device)
 
 
-def locate(text: str) -> Path | str:
+def load(path: str | Path, *, model: nn.Module | None = None) -> Any:
+    """What `save` wrote, pipeline or module, in the dtype it was saved in; or a demo by its name.
+
+    A class that neither fewbit nor diffusers knows is given as `model`, a full-precision instance;
+    its linears are replaced.
+    """
+    if isinstance(path, str) and path in demo.names():
+        return demo.load(path)
+    return load_folder(checked_path("path", path), model)
+
+
+def inspect(model: Any, spec: ModelSpec | None = None, *, heads: int | None = None) -> Inspection:
+    """Of a pipeline, a module, or whatever else may be called a model.
+
+    Of a folder the tensors are not loaded. `heads` is for original checkpoint files.
+    """
+    if not isinstance(model, str | Path):
+        return inspect_model(model, spec)
+    place = locate(model)
+    if not (isinstance(place, Path) and place.is_dir()):
+        return inspect_model(open_model(model, heads=heads), spec)
+    check_folder(place)
+    return inspect_folder(place, spec)
+
+
+def locate(text: str | Path) -> Path | str:
     """An existing file or folder, or a hub id. A path that does not exist is never a hub id."""
-    if text in demo.names():
+    if isinstance(text, str) and text in demo.names():
         return demo.path(text)
-    path = Path(text).expanduser()
+    path = checked_path("the model", text).expanduser()
     if path.exists():
         return path
-    looks_like_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) and path.suffix not in CHECKPOINTS
+    name = str(text)
+    looks_like_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix not in CHECKPOINTS
     if looks_like_id and not path.parent.exists():
-        return text
+        return name
     raise BrokenFile(
         f"{text} does not exist; a model is a folder, a checkpoint file, a hub id (org/name) "
         f"or a demo ({', '.join(demo.names())})"
@@ -92,7 +132,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
     else:
         cls = diffusers_class(str(read_table(folder / CONFIG).get("_class_name")))
     if cls is None:
-        return load(folder)
+        return load_folder(folder)
     return _from_pretrained(cls, folder, dtype, f"diffusers cannot open {folder}")
 
 
@@ -114,10 +154,10 @@ def _from_pretrained(cls: Any, where: Path | str, dtype: torch.dtype, complaint:
     except FewbitError:
         raise
     except _FOREIGN as error:
-        raise BrokenFile(f"{complaint}: {_first_sentence(error)}") from error
+        raise BrokenFile(f"{complaint}: {_first_sentence(error)}") from None
 
 
-def _refuse_holes(model: Any, text: str) -> None:
+def _refuse_holes(model: Any, text: str | Path) -> None:
     """diffusers only warns of a weight that no file holds, and leaves it without a value."""
     for part in _modules(model):
         for name, tensor in part.state_dict().items():

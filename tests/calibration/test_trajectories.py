@@ -242,10 +242,10 @@ def test_there_are_prompts_for_who_has_none(text_pipe):
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        ({"samples": 0}, BadArgument, "even, for guidance has two halves, got 0"),
-        ({"samples": 7}, BadArgument, "got 7"),
+        ({"samples": 0}, BadArgument, "samples must be a positive integer, got 0"),
+        ({"samples": 7}, BadArgument, "samples must be even, for guidance has two halves, got 7"),
         ({"samples": 2.0}, BadArgument, "got 2.0"),
-        ({"samples": 0, "guidance": 1}, BadArgument, "positive, got 0"),
+        ({"samples": -2, "guidance": 1}, BadArgument, "a positive integer, got -2"),
         ({"batch": 0}, BadArgument, "batch must be a positive number of images, got 0"),
         (
             {"times": 3},

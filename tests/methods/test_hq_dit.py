@@ -280,8 +280,8 @@ def test_the_report_measures_the_layers_that_were_folded(small):
         ("alpha", 1, "between 0 and 1"),
         ("alpha", -0.5, "between 0 and 1"),
         ("alpha", math.nan, "between 0 and 1"),
-        ("samples", 0, "above 0"),
-        ("samples", -4, "above 0"),
+        ("samples", 0, "a positive integer"),
+        ("samples", -4, "a positive integer"),
         ("damping", 0, "between 0 and 1"),
         ("smooth", 1.5, "between 0 and 1"),
         ("hadamard", "yes", "True, False"),
@@ -321,7 +321,7 @@ def test_a_width_without_a_full_rotation_is_refused_before_any_work(width):
 
 
 def test_no_samples_and_no_rows_are_refused(pipe):
-    with pytest.raises(BadArgument, match="samples must be a number above 0, got 0"):
+    with pytest.raises(BadArgument, match="samples must be a positive integer, got 0"):
         fewbit.quantize(pipe, "hq-dit", samples=0, progress=False)
     with pytest.raises(BadArgument, match="samples must be"):
         fewbit.quantize(pipe, "hq-dit", calibration=0, progress=False)

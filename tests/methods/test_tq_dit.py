@@ -243,7 +243,7 @@ def test_skipped_attention_stays_fused():
 
 @pytest.mark.parametrize("bits", ["w8a8", "w6a6", "w4a8"])
 def test_bits_are_what_they_say(bits):
-    model, report = quantized(bits=bits, samples_per_group=1)
+    model, report = quantized(bits=bits, samples=10)
     weight, activation = bits[1], bits[3]
     linear = [layer for layer in report.layers if layer.role != "adaln"]
     assert {layer.weight for layer in linear} == {f"int{weight}/row/fp32"}
@@ -418,7 +418,7 @@ def test_inspect_shows_time_groups_and_regions_within_80_columns(dit):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("groups", 0), ("rounds", 1.5), ("candidates", True), ("samples_per_group", -1)],
+    [("groups", 0), ("rounds", 1.5), ("candidates", True), ("samples", -1)],
 )
 def test_numbers_that_are_none_are_refused(setting, value):
     with pytest.raises(BadArgument, match=f"setting {setting} must be a positive integer"):
@@ -477,7 +477,7 @@ def test_more_groups_than_a_schedule_has_steps_are_refused_before_anything_is_dr
     pipe, monkeypatch
 ):
     monkeypatch.setattr(trajectories, "_Recording", lambda *_: pytest.fail("it drew"))
-    few = r"1000 time groups need 2000 samples .* 32000 samples of 50 steps allow 50"
+    few = r"1000 time groups need 2000 samples .* 320 samples of 50 steps allow 50"
     with pytest.raises(BadCalibration, match=few):
         fewbit.quantize(pipe, "tq-dit", groups=1000, progress=False)
     assert not quantized_layers(pipe.transformer)

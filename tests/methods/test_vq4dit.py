@@ -152,7 +152,7 @@ def spoilt(model):
         ({"candidates": 300}, BadArgument, "candidates cannot be 300"),
         ({"ratios": "none"}, BadArgument, "ratios cannot be 'none'; allowed: distance, uniform"),
         ({"scope": "layer"}, BadArgument, "scope cannot be 'layer'; allowed: block, model"),
-        ({"samples": 0}, BadArgument, "samples must be a number above 0"),
+        ({"samples": 0}, BadArgument, "samples must be a positive integer"),
         ({"steps": -1}, BadArgument, "steps must be a whole number, 0 or more, got -1"),
         ({"penalty": -1}, BadArgument, "penalty must be a number above 0"),
         ({"steps": 2.5}, BadArgument, "steps must be a whole number, 0 or more, got 2.5"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from fewbit.bench.subject import Subject
 from fewbit.engine import quantize
 from fewbit.errors import BadArgument
-from fewbit.recipe import method_named
+from fewbit.recipe import Recipe
 
 OFF = ("gptq", "clip", "propagate", "ho", "weighted")
 NO_SEARCH = {**dict.fromkeys(OFF, False), "steps": 0}
@@ -25,12 +25,13 @@ def quantized(subject: Subject, recipe: str | None, bits: str | None) -> nn.Modu
         if recipe is not None or bits is not None:
             raise BadArgument(f"{subject.name} is already quantized; leave recipe and bits out")
         return copy.deepcopy(subject.quantized)
-    method = method_named(recipe or "hq-dit")
-    known = {field.name for field in fields(method.Settings)}  # type: ignore[arg-type]
-    settings: dict[str, Any] = {k: v for k, v in NO_SEARCH.items() if k in known}
+    chosen = Recipe.resolve(recipe or "hq-dit", bits, {})
+    settings = asdict(chosen.settings)
+    settings |= {name: off for name, off in NO_SEARCH.items() if name in settings}
     network = copy.deepcopy(subject.network)
-    data = _at_many_times(subject.inputs) if method.CALIBRATED else None
-    quantize(network, method.NAME, bits=bits, calibration=data, progress=False, **settings)
+    data = _at_many_times(subject.inputs) if chosen.implementation.CALIBRATED else None
+    bits = chosen.bits
+    quantize(network, chosen.method, bits=bits, calibration=data, progress=False, **settings)
     return network
 
 

@@ -1,5 +1,6 @@
 """What layers see: sets of forward arguments, pipelines that give them, streams through blocks."""
 
+from fewbit.calibration.request import Calibration
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.stream import BlockInput, BlockStream, LayerInput, Rows, Step
 from fewbit.calibration.trajectories import sample
@@ -7,6 +8,7 @@ from fewbit.calibration.trajectories import sample
 __all__ = [
     "BlockInput",
     "BlockStream",
+    "Calibration",
     "CalibrationSet",
     "LayerInput",
     "Rows",

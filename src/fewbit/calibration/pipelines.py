@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.calibration.request import Calibration
+from fewbit.errors import BadArgument, BadModel
 from fewbit.models import own_manner, own_prompts
 
 PROMPTS = (
@@ -56,9 +57,7 @@ class Manner:
         )
 
 
-def manner_of(
-    pipe: Any, prompts: Sequence[str] | None, steps: int | None, guidance: float | None
-) -> Manner:
+def manner_of(pipe: Any, asked: Calibration) -> Manner:
     accepted = inspect.signature(type(pipe).__call__).parameters
     by_class = "class_labels" in accepted
     if not by_class and "prompt" not in accepted:
@@ -66,17 +65,13 @@ def manner_of(
             f"{type(pipe).__name__} takes neither class labels nor prompts; give calibration= "
             "forward keyword dicts of the transformer"
         )
-    if by_class and prompts is not None:
+    if by_class and asked.prompts is not None:
         raise BadArgument(f"{type(pipe).__name__} draws classes; leave prompts out")
-    subjects = _classes(pipe) if by_class else _prompts(pipe) if prompts is None else prompts
-    if isinstance(subjects, str) or not subjects or not (by_class or _all_text(subjects)):
-        raise BadCalibration(f"prompts must be one string or more in a list, got {subjects!r}")
-    steps = accepted["num_inference_steps"].default if steps is None else steps
-    guidance = accepted["guidance_scale"].default if guidance is None else guidance
-    if type(steps) is not int or steps < 1:
-        raise BadArgument(f"steps must be a positive integer, got {steps!r}")
-    if not isinstance(guidance, int | float) or not 0 <= guidance < float("inf"):
-        raise BadArgument(f"guidance must be a number from 0 on, got {guidance!r}")
+    subjects = _classes(pipe) if by_class else asked.prompts or _prompts(pipe)
+    steps = asked.steps or accepted["num_inference_steps"].default
+    guidance = asked.guidance
+    if guidance is None:
+        guidance = accepted["guidance_scale"].default
     distilled = "true_cfg_scale" in accepted  # guidance is an input of the model, as in Flux
     return Manner(
         keyword="class_labels" if by_class else "prompt",
@@ -97,7 +92,3 @@ def _classes(pipe: Any) -> Sequence[int]:
 def _prompts(pipe: Any) -> Sequence[str]:
     """Those the pipeline was made for where it lists them, else some for any."""
     return own_prompts(pipe) or PROMPTS
-
-
-def _all_text(prompts: Sequence[object]) -> bool:
-    return all(isinstance(prompt, str) for prompt in prompts)

@@ -143,6 +143,9 @@ class _Part:
                 f"calibration item {index} is of type {type(item).__name__}; allowed: dicts of "
                 "the forward's keyword arguments"
             )
+        for key in item:
+            if not isinstance(key, str):
+                raise self._bad(f"has a key that is no string: {key!r}")
         rows = count_rows(item)
         if rows == 0:
             raise self._bad("has no tensor with rows; allowed: one row or more")

@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.pipelines import Manner, manner_of
+from fewbit.calibration.request import Calibration
 from fewbit.calibration.set import CalibrationSet, count_rows, in_rows, time_per_row
 from fewbit.calibration.tree import rebuild
 from fewbit.errors import BadArgument, BadCalibration, BadModel
@@ -45,10 +46,9 @@ def sample(
     at a time and changes nothing but the last bits of floating-point sums. Where fewer than `times`
     different timesteps would be seen, that is said before anything is drawn.
     """
-    manner = manner_of(pipe, prompts, steps, guidance)
-    if type(samples) is not int or samples < 1 or samples % manner.halves:
-        allowed = "even, for guidance has two halves" if manner.halves == 2 else "positive"
-        raise BadArgument(f"samples must be {allowed}, got {samples!r}")
+    manner = manner_of(pipe, Calibration(samples, prompts, steps, guidance))
+    if samples % manner.halves:
+        raise BadArgument(f"samples must be even, for guidance has two halves, got {samples}")
     if type(batch) is not int or batch < 1:
         raise BadArgument(f"batch must be a positive number of images, got {batch!r}")
     choice = Choice.spread(samples // manner.halves, manner.steps)

@@ -9,6 +9,7 @@ import click
 
 from fewbit.cli.options import (
     MODEL_HELP,
+    SEEDS,
     device_option,
     dtype_named,
     dtype_option,
@@ -16,6 +17,7 @@ from fewbit.cli.options import (
     quiet_option,
 )
 from fewbit.cli.places import refuse_files
+from fewbit.cli.saying import say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 @click.option("--label", "labels", multiple=True, help="A class, by number or name; repeatable.")
 @click.option("--prompt", "prompts", multiple=True, help="A text, where MODEL reads; repeatable.")
 @click.option("-n", "--n", "count", type=click.IntRange(1), help="Pictures; else one a subject.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first; then upwards.")
+@click.option(
+    "--seed", type=SEEDS, default=0, show_default=True, help="Of the first; then upwards."
+)
 @click.option("--steps", type=int, help="Denoising steps; the pipeline's own if left out.")
 @click.option("--guidance", type=float, help="Guidance scale; the pipeline's own if left out.")
 @click.option("--grid", "as_grid", is_flag=True, help="One picture of all instead of files.")
@@ -90,6 +94,6 @@ def generate(
             save_png(picture, file, common_facts([picture]))
     if not quiet:
         for file in files:
-            click.echo(f"written to {file}")
+            say(f"written to {file}")
         if compare:
-            click.echo(f"PSNR to {compare}: {psnr(*rows):.2f} dB")
+            say(f"PSNR to {compare}: {psnr(*rows):.2f} dB")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fewbit.cli.options import lines_of
+
 if TYPE_CHECKING:
     from fewbit.evaluate.evaluation import Judges
 
@@ -93,7 +95,7 @@ def prompts_for(name: str, file: Path | None, count: int) -> list[str]:
     from fewbit.evaluate.checkers import checker_for
 
     if file is not None:
-        return [line for line in file.read_text().splitlines() if line.strip()]
+        return lines_of(file)
     checker = checker_for(name)
     return [] if checker is None else checker.captions(count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import click
@@ -15,7 +16,7 @@ from fewbit.cli.generate import generate
 from fewbit.cli.inspect import inspect
 from fewbit.cli.quantize import quantize
 from fewbit.cli.recipes import recipes
-from fewbit.cli.saying import end
+from fewbit.cli.saying import end, say
 from fewbit.errors import FewbitError
 from fewbit.version import __version__
 
@@ -27,7 +28,9 @@ class Verbs(click.Group):
         for library in ("TRANSFORMERS", "DIFFUSERS"):
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _one_line
+                return super().invoke(ctx)
         except click.UsageError as error:
             verb = error.ctx.command_path if error.ctx else "fewbit"
             return end(ctx, f"error: {error.format_message()} Try `{verb} --help`.", 2)
@@ -39,6 +42,11 @@ class Verbs(click.Group):
             return end(ctx, f"error: cannot use {error.filename}: {error.strerror}", 2)
         except KeyboardInterrupt:
             return end(ctx, "stopped", 130)
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    if not click.get_current_context().params.get("quiet"):
+        say(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})

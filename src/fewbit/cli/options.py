@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from fewbit.errors import BrokenFile
+from fewbit.provenance import LARGEST_SEED
 
 if TYPE_CHECKING:
     import torch
@@ -15,8 +19,10 @@ MODEL_HELP = (
     "scenes)."
 )
 
+SEEDS = click.IntRange(0, LARGEST_SEED)
+
 model_argument = click.argument("model", metavar="MODEL")
-seed_option = click.option("--seed", type=int, default=0, show_default=True)
+seed_option = click.option("--seed", type=SEEDS, default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 device_option = click.option(
@@ -32,6 +38,15 @@ dtype_option = click.option(
 heads_option = click.option(
     "--heads", type=int, help="Attention heads of an original checkpoint of unpublished width."
 )
+
+
+def lines_of(file: Path) -> list[str]:
+    """What a text file says, line by line."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BrokenFile(f"{file} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def dtype_named(name: str) -> torch.dtype:

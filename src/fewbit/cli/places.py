@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from fewbit.errors import BadOutput
+from fewbit.files import checked_path
 
 
 def refuse_taken(path: Path, overwrite: bool) -> None:
@@ -29,6 +30,7 @@ def refuse_files(paths: list[Path]) -> None:
 
 
 def refuse_unwritable(path: Path) -> None:
+    checked_path("a path to write", path)
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise BadOutput(f"cannot write to {path}: {nearest} is not a folder we may write to")

@@ -15,12 +15,13 @@ from fewbit.cli.options import (
     dtype_option,
     heads_option,
     json_option,
+    lines_of,
     model_argument,
     quiet_option,
     seed_option,
 )
-from fewbit.cli.places import refuse_taken
-from fewbit.cli.saying import show
+from fewbit.cli.places import refuse_taken, refuse_unwritable
+from fewbit.cli.saying import say, show
 from fewbit.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace what OUTPUT holds.")
 @click.option("--preset", help="Settings of the recipe that belong together, such as fast.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A recipe's setting.")
-@click.option("--calibration", type=int, metavar="N", help="Samples for recipes that see data.")
+@click.option("--samples", type=int, help="Of calibration; the recipe's own number if left out.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="To calibrate on; one a line.")
+@click.option("--steps", type=int, help="Of calibration; the pipeline's own if left out.")
+@click.option("--guidance", type=float, help="Of calibration; the pipeline's own if left out.")
 @click.option("--workdir", type=click.Path(path_type=Path), help="Where to resume after a stop.")
 @click.option("--allow-unknown", is_flag=True, help="Keep layers of unknown role as they are.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -53,7 +57,10 @@ def quantize(
     overwrite: bool,
     preset: str | None,
     settings: tuple[str, ...],
-    calibration: int | None,
+    samples: int | None,
+    prompts: Path | None,
+    steps: int | None,
+    guidance: float | None,
     workdir: Path | None,
     allow_unknown: bool,
     dry_run: bool,
@@ -73,14 +80,19 @@ def quantize(
         refuse_taken(output, overwrite)
     elif not dry_run:
         raise click.UsageError("Missing option '--output' (or '--dry-run').")
+    if workdir is not None:
+        refuse_unwritable(workdir)
 
     import fewbit
     from fewbit.card import REPORT
+    from fewbit.files import keeping
     from fewbit.models import transformer_of
     from fewbit.plan import make_plan
-    from fewbit.recipe import Recipe
+    from fewbit.recipe import Recipe, split_bits
     from fewbit.source import device_named, open_model
 
+    given = (samples, None if prompts is None else lines_of(prompts), steps, guidance)
+    calibration = None if given == (None,) * 4 else fewbit.Calibration(*given)
     resolved = Recipe.resolve(recipe, bits, chosen)
     solver = device_named(device)
     source = open_model(model, dtype=dtype_named(dtype), heads=heads)
@@ -90,8 +102,8 @@ def quantize(
         return
     report = fewbit.quantize(
         source,
-        recipe,
-        bits=bits,
+        split_bits(recipe)[0],
+        bits=resolved.bits,
         calibration=calibration,
         seed=seed,
         device=None if solver.type == "cpu" else solver,
@@ -100,11 +112,12 @@ def quantize(
         allow_unknown=allow_unknown,
         **chosen,
     )
-    fewbit.save(source, output, report=report, overwrite=overwrite)
+    with keeping(workdir):
+        fewbit.save(source, output, report=report, overwrite=overwrite)
     if as_json:
-        click.echo((output / REPORT).read_text())
+        say((output / REPORT).read_text())
     elif not quiet:
-        click.echo(f"{report}\n  written to {output}")
+        say(f"{report}\n  written to {output}")
 
 
 def _settings(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fewbit.cli.options import json_option
-from fewbit.cli.saying import show
+from fewbit.cli.saying import say, show
 
 
 @click.command()
@@ -23,6 +23,6 @@ def recipes(as_json: bool) -> None:
         show([asdict(recipe) for recipe in known()])
         return
     for recipe in known():
-        click.echo(f"{recipe.name}  {recipe.summary}")
-        click.echo(f"  bits: {', '.join(recipe.bits)}")
-        click.echo(f"  calibration: {'yes' if recipe.calibrated else 'none needed'}")
+        say(f"{recipe.name}  {recipe.summary}")
+        say(f"  bits: {', '.join(recipe.bits)}")
+        say(f"  calibration: {'yes' if recipe.calibrated else 'none needed'}")

@@ -1,4 +1,4 @@
-"""How a verb ends, and what it prints."""
+"""How a verb ends, and what it prints: whatever goes to the terminal goes through `say`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from typing import NoReturn
 
 import click
 
+from fewbit.printable import printable
+
+
+def say(text: object, err: bool = False) -> None:
+    click.echo(printable(str(text)), err=err)
+
 
 def end(ctx: click.Context, message: str, code: int) -> NoReturn:
-    click.echo(" ".join(message.split()), err=True)
+    say(" ".join(message.split()), err=True)
     ctx.exit(code)
 
 
 def show(content: object) -> None:
     is_data = isinstance(content, dict | list)
-    click.echo(json.dumps(content, indent=1) if is_data else str(content))
+    say(json.dumps(content, indent=1) if is_data else content)

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from fewbit import memory
-from fewbit.api import load, save
+from fewbit.api import load_folder, save
 from fewbit.card import REPORT
 from fewbit.engine import quantize
 from fewbit.errors import BadArgument, BadOutput
 from fewbit.evaluate.alike import Named
 from fewbit.evaluate.comparison import Candidate, Comparison, compared
 from fewbit.evaluate.evaluation import Examination, Judges, Setting
+from fewbit.files import keeping
 from fewbit.models import transformer_of
 from fewbit.plan import make_plan
 from fewbit.provenance import Provenance, source_sha256
-from fewbit.recipe import Recipe
+from fewbit.recipe import Recipe, split_bits
 from fewbit.report import Report
 from fewbit.tensors import digest
 from fewbit.version import __version__
@@ -42,8 +43,9 @@ class Asked:
 
     @classmethod
     def parse(cls, text: str) -> Asked:
-        name, colon, bits = text.strip().partition(":")
-        recipe = Recipe.resolve(name, bits if colon else None, {})
+        text = text.strip()
+        recipe = Recipe.resolve(text, None, {})
+        name, _ = split_bits(text)
         own = Path(name).stem if name.endswith(".json") else recipe.method
         return cls(f"{own}:{recipe.bits}", name, recipe)
 
@@ -100,7 +102,7 @@ def _model(
     place, seed = folder / MODELS / one.folder, examination.setting.seed
     if not place.exists():
         _make(one, opened(), seed, place, folder / WORK / one.folder, examination.progress)
-    pipe = load(place)
+    pipe = load_folder(place)
     found: Any = transformer_of(pipe)
     _refuse_other_run(place, found.fewbit, _provenance(one, examination.reference.pipe, seed))
     return pipe, Report.from_dict(json.loads((place / REPORT).read_text()))
@@ -109,7 +111,8 @@ def _model(
 def _make(one: Asked, pipe: Any, seed: int, place: Path, workdir: Path, progress: bool) -> None:
     bits = one.recipe.bits
     report = quantize(pipe, one.name, bits=bits, seed=seed, workdir=workdir, progress=progress)
-    save(pipe, place, report=report)
+    with keeping(workdir):
+        save(pipe, place, report=report)
     shutil.rmtree(workdir)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewbit.errors import BrokenFile
+from fewbit.files import replacing
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CHUNK = 64
@@ -91,7 +92,8 @@ def write_npz(files: list[Path], target: Path) -> None:
         "shape": (len(files), *first.permute(1, 2, 0).shape),
     }
     with (
-        zipfile.ZipFile(target, "w") as archive,
+        replacing(target) as aside,
+        zipfile.ZipFile(aside, "w") as archive,
         archive.open(f"{PICTURES}.npy", "w", force_zip64=True) as stream,
     ):
         npy.write_array_header_1_0(stream, header)

@@ -24,7 +24,7 @@ from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import FORMATS, Format, FormatChoice, QTensor, Spec
 from fewbit.input_stage import InputStage
 from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule, one_of, within
+from fewbit.methods.contract import BlockJob, Rule, one_of, whole, within
 from fewbit.models import Attention, Layer, Role
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.gptq import Order, gptq
@@ -87,7 +87,7 @@ class Settings:
         one_of("order", self.order, ("natural", "activation"))
         one_of("adaln", self.adaln, ("same", "int8", "keep"))
         within("alpha", self.alpha, 0, 1)
-        within("samples", self.samples, 0, None)
+        whole("samples", self.samples, 1)
         within("damping", self.damping, 0, 1)
         within("smooth", self.smooth, 0, 1, or_none=True)
         if not (self.block in ("auto", None) or (type(self.block) is int and self.block > 1)):

@@ -51,7 +51,7 @@ SUMMARY = "static int8 and int6, attention included: time groups, two regions, F
 CALIBRATED = True
 TARGETS = False
 finish = None
-PRESETS = {"fast": {"samples_per_group": 8, "candidates": 40, "rounds": 1}}
+PRESETS = {"fast": {"samples": 80, "candidates": 40, "rounds": 1}}
 
 
 def _static(weight: str, activation: str) -> Rule:
@@ -71,8 +71,8 @@ ATTENDING_PAIRS = 40  # of rows, over all time groups
 
 @dataclass(frozen=True)
 class Settings:
+    samples: int = 320  # forward rows seen in calibration
     groups: int = 10  # of the timestep
-    samples_per_group: int = 32
     rounds: int = 3
     candidates: int = 100
     granularity: str = "channel"  # of weight steps; or "tensor", as published
@@ -92,12 +92,8 @@ class Settings:
         one_of("granularity", self.granularity, ("channel", "tensor"))
         one_of("attention", self.attention, ("quantize", "skip"))
         one_of("adaln", self.adaln, ("int8", "keep"))
-        for name in ("groups", "samples_per_group", "rounds", "candidates"):
+        for name in ("samples", "groups", "rounds", "candidates"):
             whole(name, getattr(self, name), 1)
-
-    @property
-    def samples(self) -> int:
-        return self.groups * self.samples_per_group
 
     @property
     def time_groups(self) -> int:

@@ -97,10 +97,10 @@ class Settings:
         one_of("precision", self.precision, ("bf16", "fp32"))
         one_of("adaln", self.adaln, ("same", "int8", "keep"))
         one_of("candidates", self.candidates, tuple(range(1, MOST_CANDIDATES + 1)))
-        for name in ("samples", "batch", "rate", "ratio_rate", "bias_rate", "gain_rate"):
+        for name in ("rate", "ratio_rate", "bias_rate", "gain_rate"):
             within(name, getattr(self, name), 0, None)
-        for name in ("samples", "steps", "batch", "tuning"):
-            whole(name, getattr(self, name), 0)
+        for name, least in (("samples", 1), ("batch", 1), ("steps", 0), ("tuning", 0)):
+            whole(name, getattr(self, name), least)
         if self.penalty != 0:
             within("penalty", self.penalty, 0, None)
         if not 0 <= self.freeze_from < self.freeze_to <= 1:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Size, Tensor, nn
 
-from fewbit.errors import BadModel
+from fewbit.errors import BadArgument, BadModel
 from fewbit.models.families import recognise
 from fewbit.models.spec import ModelSpec, Role
 
@@ -125,6 +125,8 @@ def describe(model: object, spec: ModelSpec | None = None) -> Structure:
     family = type(transformer).__name__
     if spec is None:
         family, spec = recognise(transformer)
+    elif not isinstance(spec, ModelSpec):
+        raise BadArgument(f"spec must be a fewbit.ModelSpec, got {type(spec).__name__}")
     blocks = _block_names(transformer, spec)
     layers: list[Layer] = []
     parameters = size = 0

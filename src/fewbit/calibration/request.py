@@ -1,0 +1,51 @@
+"""How a pipeline is asked to make its own calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from fewbit.errors import BadArgument, BadCalibration
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the pipeline draws while its transformer is watched.
+
+    samples:  rows of the transformer's forward to keep; the recipe's own number if left out.
+    prompts:  texts to draw, where the pipeline reads them; else its own, or some for any.
+    steps:    denoising steps; the pipeline's own if left out.
+    guidance: guidance scale; the pipeline's own if left out.
+    """
+
+    samples: int | None = None
+    prompts: Sequence[str] | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "steps"):
+            _refuse_no_count(name, getattr(self, name))
+        if self.prompts is not None:
+            _refuse_no_texts(self.prompts)
+            object.__setattr__(self, "prompts", tuple(self.prompts))
+        if self.guidance is not None:
+            _refuse_no_scale(self.guidance)
+
+
+def _refuse_no_count(name: str, value: object) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise BadArgument(f"{name} must be a positive integer, got {value!r}")
+
+
+def _refuse_no_texts(prompts: object) -> None:
+    some = isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 0
+    if not some or not all(isinstance(prompt, str) for prompt in prompts):  # type: ignore[attr-defined]
+        raise BadCalibration(f"prompts must be one string or more in a list, got {prompts!r:.80}")
+
+
+def _refuse_no_scale(guidance: object) -> None:
+    number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
+    if not number or not isfinite(guidance) or guidance < 0:  # type: ignore[arg-type, operator]
+        raise BadArgument(f"guidance must be a number from 0 on, got {guidance!r}")
