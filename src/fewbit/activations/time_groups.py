@@ -29,7 +29,8 @@ class Clock:
 
     def read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         time = kwargs[self.name] if self.name in kwargs else args[self.position]
-        self.time = torch.as_tensor(time).detach().float().reshape(-1)
+        time = time if isinstance(time, Tensor) else torch.tensor(time, device="cpu")
+        self.time = time.detach().float().reshape(-1)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "time": None}
@@ -50,7 +51,7 @@ class TimeBins(Kept):
     def spread(cls, times: Tensor | None, groups: int) -> TimeBins:
         """Bins of equal length over the times of calibration, each of which must see some."""
         if groups == 1:
-            return cls(torch.zeros(1))
+            return cls(torch.zeros(1, device="cpu"))
         if times is None:
             raise BadCalibration(
                 f"groups={groups} need timesteps, and the calibration data has no argument "
@@ -138,7 +139,7 @@ def _install(model: nn.Module) -> Clock:
 
 def _centres(times: Tensor, groups: int) -> Tensor:
     first, last = float(times.min()), float(times.max())
-    return first + (torch.arange(groups) + 0.5) * ((last - first) / groups)
+    return first + (torch.arange(groups, device="cpu") + 0.5) * ((last - first) / groups)
 
 
 def _most_groups(times: Tensor, groups: int) -> int:
