@@ -185,10 +185,10 @@ def test_a_forward_that_was_put_there_before_is_called_and_stays() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("images", "tokens"), [(0, 16), (2, 0)])
-def test_a_block_without_rows_gives_what_the_unquantized_one_gives(images, tokens) -> None:
-    x, none = torch.ones(images, tokens, 64), torch.zeros(images, dtype=torch.long)
-    given = {"timestep": none, "class_labels": none}
+def test_a_block_without_tokens_gives_what_the_unquantized_one_gives() -> None:
+    """Without images diffusers' own block raises."""
+    x, zeros = torch.ones(2, 0, 64), torch.zeros(2, dtype=torch.long)
+    given = {"timestep": zeros, "class_labels": zeros}
     plain = tiny.make().transformer_blocks[0](x, **given)
     model = tiny.quantized()
     with QuickAttention(), quick_blocks(model):
