@@ -144,6 +144,7 @@ class Weight:
 
 
 def refuse_other_width(x: Tensor, columns: int) -> None:
+    """The one error of all layers and backends for an input that does not fit."""
     if x.shape[-1:] != (columns,):
         raise BadArgument(
             f"an input {list(x.shape)} meets {columns} columns; its last dimension must be "

@@ -14,6 +14,7 @@ from torch import nn
 
 @contextmanager
 def own_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Calls of the module reach `forward`, which calls the module's own if it likes."""
     before = vars(module).get("forward")
     vars(module)["forward"] = forward
     try:
