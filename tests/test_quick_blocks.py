@@ -167,3 +167,30 @@ def test_it_compiles_as_one_graph(backend: str, monkeypatch: Any) -> None:
     with quick_blocks(model):
         model.compile(backend="aot_eager", fullgraph=True)
         assert sqnr(own, tiny.run(model)) > 60
+
+
+@torch.no_grad()
+def test_a_forward_that_was_put_there_before_is_called_and_stays() -> None:
+    """accelerate brings offloaded weights in so."""
+    model, called = tiny.quantized(), []
+    block = model.transformer_blocks[0]
+    own = block.forward
+    block.forward = lambda *args, **kwargs: (called.append(1), own(*args, **kwargs))[1]
+    before = vars(block)["forward"]
+    with quick_blocks(model):
+        tiny.run(model)
+    assert called == [1]
+    assert replaced(model) == [block]
+    assert vars(block)["forward"] is before
+
+
+@torch.no_grad()
+def test_a_block_without_tokens_gives_what_the_unquantized_one_gives() -> None:
+    """Without images diffusers' own block raises."""
+    x, zeros = torch.ones(2, 0, 64), torch.zeros(2, dtype=torch.long)
+    given = {"timestep": zeros, "class_labels": zeros}
+    plain = tiny.make().transformer_blocks[0](x, **given)
+    model = tiny.quantized()
+    with QuickAttention(), quick_blocks(model):
+        ours = model.transformer_blocks[0](x, **given)
+    assert ours.shape == plain.shape == x.shape

@@ -161,4 +161,17 @@ def _quantized(cls: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run_with(self.matmuls, name, partial(inherited, self), *args, **kwargs)
 
-    return type(name, (cls,), {"forward": forward, "__module__": cls.__module__})
+    def reduced(self: Any, protocol: Any) -> Any:
+        """A pickle names the class that was there, and how this one is made of it."""
+        _, _, *state = inherited_reduce(self, protocol)
+        return _empty, (cls,), *state
+
+    inherited_reduce = cls.__reduce_ex__
+    members = {"forward": forward, "__reduce_ex__": reduced, "__module__": cls.__module__}
+    return type(name, (cls,), members)
+
+
+def _empty(cls: Any) -> Any:
+    """One of the class, its state yet to come."""
+    quantized = _quantized(cls)
+    return quantized.__new__(quantized)

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from fewbit.formats import QTensor, Scales, Spec
 from fewbit.input_stage import InputStage
 from fewbit.kernels.choose import backend_for, modulated
-from fewbit.kernels.coded import NOTHING, After, Coded, Modulated, Weight, has_integers
+from fewbit.kernels.coded import (
+    NOTHING,
+    After,
+    Coded,
+    Modulated,
+    Weight,
+    has_integers,
+    refuse_other_width,
+)
 from fewbit.kernels.modes import unasked
 from fewbit.kernels.precision import as_written
 from fewbit.kernels.reference import Reference
@@ -65,6 +73,9 @@ class QLinear(nn.Module):
 
     def forward(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
         given = x.x if isinstance(x, Modulated) else x
+        refuse_other_width(given, self.in_features)
+        if not given.numel():
+            return given[..., :1].expand(*given.shape[:-1], self.out_features)
         with unasked(), as_written(given):
             staged = _modulated(x) if self.stage is None else self.stage(x, reader=self)
             rows = staged if isinstance(staged, Coded) else staged.reshape(-1, self.in_features)
@@ -155,6 +166,18 @@ class QLinear(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}codes"] = self.packed_weight.packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As stored: a layout belongs to the process, the machine and the backend that made it.
+        Scales as bytes, for torch cannot pickle every dtype they have."""
+        stored = {"codes": self.packed_weight.packed, "scales": self.scales.view(torch.uint8)}
+        buffers = {**self._buffers, **stored, "layout": None}
+        bound = {"_maker": None, "_made": (), "_laid": None}
+        return {**super().__getstate__(), "_buffers": buffers, **bound}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.scales = self.scales.view(self.spec.scale.dtype)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.as_stored()

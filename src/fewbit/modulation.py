@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fewbit.errors import BadModel
 from fewbit.models import Role, describe
+from fewbit.models.own_forward import own_forward
 
 EMBEDDERS = ("CombinedTimestepLabelEmbeddings",)  # of timestep and label, one in each block
 LIMIT = 64 << 20  # bytes of what is remembered; 50 steps of a DiT-XL/2 in bfloat16 need 40 MB
@@ -29,17 +30,23 @@ def remembered(model: nn.Module, limit: int = LIMIT) -> Iterator[None]:
     """For the time of the context; nothing is remembered of what is trained or compiled."""
     memory = _Memory(model, limit)
     modules = list(_conditioned(model))
-    for module in modules:
-        module.forward = memory.of(module, module.forward)
-    try:
-        yield
-    finally:
+    with ExitStack() as inside:
         for module in modules:
-            del module.forward
+            inside.enter_context(own_forward(module, memory.of(module, module.forward)))
+        yield
 
 
 def _conditioned(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that read timestep and label only."""
+    """The modules that read timestep and label only, and in which nobody has put a forward of his
+    own: offloading brings the weights there, and wants to be called each time."""
+    return (module for module in _candidates(model) if not any(map(_is_wrapped, module.modules())))
+
+
+def _is_wrapped(module: nn.Module) -> bool:
+    return "forward" in vars(module)
+
+
+def _candidates(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if type(module).__name__ in EMBEDDERS:
             yield module

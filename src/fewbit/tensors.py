@@ -115,13 +115,15 @@ def _refuse(name: str, headers: Sequence[Header]) -> NoReturn:
 def _map(header: Header) -> dict[str, Tensor]:
     with header.path.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    memory = torch.frombuffer(mapping, dtype=torch.uint8)
-    return {name: _tensor(memory, stored) for name, stored in header.tensors.items()}
+    return {name: _tensor(mapping, stored) for name, stored in header.tensors.items()}
 
 
-def _tensor(memory: Tensor, stored: Stored) -> Tensor:
-    """Floats begin where torch would let them begin: their products may differ by it."""
-    plain = memory[stored.start : stored.start + stored.nbytes]
+def _tensor(mapping: mmap.mmap, stored: Stored) -> Tensor:
+    """A storage of its own, for a pickle writes whole storages, and each of one dtype. Floats begin
+    where torch would let them begin: their products may differ by it."""
+    if not stored.nbytes:
+        return torch.empty(stored.shape, dtype=stored.dtype, device="cpu")
+    plain = torch.frombuffer(mapping, dtype=torch.uint8, count=stored.nbytes, offset=stored.start)
     wanted = ALIGNMENT if stored.dtype.is_floating_point else stored.dtype.itemsize
     if plain.data_ptr() % wanted:
         plain = plain.clone()

@@ -71,3 +71,12 @@ def test_no_hook_stays(bad):
     except NotFinite:
         pass
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_blocks_in_a_list_are_outermost_too():
+    model = nn.Module()
+    model.blocks, model.head = nn.ModuleList([nn.Identity(), nn.Identity()]), nn.Identity()
+    found = outermost(Pipe(transformer=model))
+    assert list(found) == [
+        "transformer", "transformer.blocks.0", "transformer.blocks.1", "transformer.head",
+    ]  # fmt: skip

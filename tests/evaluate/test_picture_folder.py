@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 import fewbit
+from fewbit import quick_blocks
 from fewbit.errors import BadOutput
 from fewbit.evaluate import folder as module
 from fewbit.evaluate.finite import NotFinite
@@ -162,3 +163,15 @@ def test_a_broken_layer_is_named_and_no_picture_kept(pipe, tmp_path, layer):
 def test_every_layer_is_looked_at_only_when_something_is_wrong(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "every_layer", lambda _: pytest.fail("looked"))
     fill(tmp_path, series(pipe), 1)
+
+
+def test_what_only_the_fused_path_breaks_is_an_error_that_says_so(pipe, tmp_path, monkeypatch):
+    """Watched layers are computed one by one, so the second drawing is finite."""
+    fewbit.quantize(pipe, "rtn", progress=False)
+    broken = lambda *given: feed_forward(*given) * torch.nan  # noqa: E731
+    feed_forward = quick_blocks._feed_forward
+    monkeypatch.setattr(quick_blocks, "_feed_forward", broken)
+    with pytest.raises(NotFinite, match="the fused path and the layers' own forwards") as found:
+        fill(tmp_path, series(pipe), 1)
+    assert found.value.layer == "transformer.transformer_blocks.0"
+    assert not list(tmp_path.iterdir())

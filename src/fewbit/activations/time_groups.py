@@ -29,7 +29,8 @@ class Clock:
 
     def read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         time = kwargs[self.name] if self.name in kwargs else args[self.position]
-        self.time = torch.as_tensor(time).detach().float().reshape(-1)
+        time = time if isinstance(time, Tensor) else torch.tensor(time, device="cpu")
+        self.time = time.detach().float().reshape(-1)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "time": None}
@@ -51,7 +52,7 @@ class TimeBins(Kept):
         """Bins that hold as many of the different times of calibration: a shifted schedule, whose
         times crowd at one end, fills all of them alike."""
         if groups == 1:
-            return cls(torch.zeros(1))
+            return cls(torch.zeros(1, device="cpu"))
         if times is None:
             raise BadCalibration(
                 f"groups={groups} need timesteps, and the calibration data has no argument "
@@ -66,7 +67,7 @@ class TimeBins(Kept):
                 f"timesteps or more; the {len(times)} rows at {len(known)} timesteps "
                 f"allow groups={len(known)}"
             )
-        middle = ((2 * torch.arange(groups) + 1) * len(known) - 1) // (2 * groups)
+        middle = ((2 * torch.arange(groups, device="cpu") + 1) * len(known) - 1) // (2 * groups)
         return cls(known[middle])
 
     @classmethod

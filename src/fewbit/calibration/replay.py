@@ -8,7 +8,7 @@ block's number. No control flow is copied, and no block is computed twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.tree import map_tensors, tensors
 from fewbit.errors import BadModel
+from fewbit.models.own_forward import own_forward
 
 StandIn = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -130,13 +131,7 @@ def _poisoned(tree: Any) -> bool:
 @contextmanager
 def _replaced(blocks: Sequence[nn.Module], in_turn: Callable[..., Any]) -> Iterator[None]:
     """The modules stay where they are: models also reach into them for more than their forward."""
-    before = [vars(block).get("forward") for block in blocks]
-    for number, block in enumerate(blocks):
-        vars(block)["forward"] = partial(in_turn, number)
-    try:
+    with ExitStack() as inside:
+        for number, block in enumerate(blocks):
+            inside.enter_context(own_forward(block, partial(in_turn, number)))
         yield
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            del vars(block)["forward"]
-            if forward is not None:
-                vars(block)["forward"] = forward

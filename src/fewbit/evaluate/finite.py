@@ -13,9 +13,20 @@ from torch import Tensor, nn
 class NotFinite(Exception):
     """`layer` gave a NaN or an infinity."""
 
-    def __init__(self, layer: str) -> None:
-        super().__init__(f"the output of {layer} is not finite")
+    def __init__(self, layer: str, besides: str = "") -> None:
+        super().__init__(f"the output of {layer} is not finite{besides}")
         self.layer = layer
+
+
+class PathsDisagree(NotFinite):
+    """`layer` gave such an output, but none did when every layer was watched."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(
+            layer,
+            " but for when every layer is watched: the fused path and the layers' own forwards "
+            "disagree",
+        )
 
 
 @contextmanager
@@ -46,10 +57,13 @@ def networks(pipe: Any) -> dict[str, nn.Module]:
 
 
 def outermost(pipe: Any) -> dict[str, nn.Module]:
-    """The networks and their direct children: some, as a VAE, are only run through those."""
+    """The networks, their direct children and the blocks in lists of those: some networks, as a
+    VAE, are only run through their children, and a list only through its blocks."""
     found = dict(networks(pipe))
     for name, network in networks(pipe).items():
-        found |= {f"{name}.{path}": child for path, child in network.named_children()}
+        for path, child in network.named_children():
+            inside = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
+            found |= {f"{name}.{path}.{own}".rstrip("."): module for own, module in inside}
     return found
 
 

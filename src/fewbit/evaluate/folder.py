@@ -18,7 +18,14 @@ from PIL import Image
 
 from fewbit.blueprint import blueprint_of
 from fewbit.errors import BadOutput, BrokenFile
-from fewbit.evaluate.finite import NotFinite, every_layer, finite_outputs, networks, outermost
+from fewbit.evaluate.finite import (
+    NotFinite,
+    PathsDisagree,
+    every_layer,
+    finite_outputs,
+    networks,
+    outermost,
+)
 from fewbit.evaluate.reading import read_picture
 from fewbit.generate import generate, subjects_of
 from fewbit.images import common_facts, save_png
@@ -83,13 +90,15 @@ class Series:
         return range(first, first + self.together)
 
     def draw(self, company: range) -> list[Image.Image]:
-        """Raises NotFinite with the first bad layer; only then is every layer looked at."""
+        """Raises NotFinite with the first bad layer; only then is every layer looked at, which
+        keeps blocks from being computed in few passes: finite pictures of that are no answer."""
         try:
             with finite_outputs(outermost(self.pipe)):
                 return self._draw(company)
-        except NotFinite:
+        except NotFinite as found:
             with finite_outputs(every_layer(self.pipe)):
-                return self._draw(company)
+                self._draw(company)
+            raise PathsDisagree(found.layer) from None
 
     def draw_alone(self, number: int) -> None:
         """To listen in; whatever its numbers are."""

@@ -35,7 +35,7 @@ class FormatChoice(Format):
 
     def encode_rows(self, values: Tensor, choice: Tensor) -> Tensor:
         """`choice` broadcasts against `values`."""
-        codes = torch.zeros(values.shape, dtype=torch.uint8, device=values.device)
+        codes = values.new_zeros(values.shape, dtype=torch.uint8)
         for index, option in enumerate(self.options):
             codes = torch.where(choice == index, option.encode(values), codes)
         return codes

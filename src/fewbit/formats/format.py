@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from math import isfinite
+from math import isfinite, nan
 
 import torch
 from torch import Tensor
@@ -21,16 +21,19 @@ class Format(ABC):
     """
 
     levels: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    step: float = field(init=False, repr=False, compare=False)
     _tables: tuple[Tensor, Tensor, Tensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """`levels`, the distinct finite values, ascending; and the tables made from them."""
+        """`levels`, the distinct finite values, ascending; `step`, the smallest that is positive,
+        of which all are integer multiples; and the tables made from them."""
         values = self.code_values()
         levels = tuple(sorted({v + 0.0 for v in values if abs(v) < float("inf")}))
         first = {v: c for c, v in reversed(list(enumerate(values)))}  # zero is written as +0
         codes = torch.tensor([first[v] for v in levels], device="cpu").to(torch.uint8)
         table = torch.tensor(values, dtype=torch.float32, device="cpu")
         object.__setattr__(self, "levels", levels)
+        object.__setattr__(self, "step", next((v for v in levels if v > 0), nan))
         object.__setattr__(self, "_tables", (table, codes, _boundaries(levels, codes)))
 
     @property
@@ -66,11 +69,6 @@ class Format(ABC):
     @property
     def min(self) -> float:
         return self.levels[0]
-
-    @cached_property
-    def step(self) -> float:
-        """The smallest positive level: all levels are integer multiples of it."""
-        return min(v for v in self.levels if v > 0)
 
     @property
     def integer_max(self) -> int:

@@ -20,7 +20,7 @@ from fewbit.kernels.reference import Reference
 
 VARIABLE = "FEWBIT_BACKEND"
 BACKENDS: tuple[Reference, ...] = (Cuda(), Native(), Portable(), Reference())  # as they are tried
-_CHOSEN: dict[tuple[str | None, str], Reference] = {}
+_CHOSEN: dict[tuple[str | None, str], int] = {}
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,17 @@ class Choice:
 def backend_for(given: Tensor | Modulated) -> Reference:
     """Of whatever computes with it; where x is trained, the definition, which can be derived."""
     x = given.x if isinstance(given, Modulated) else given
-    key = os.environ.get(VARIABLE), x.device.type
-    found = _CHOSEN.get(key)
-    if found is None:
-        found = _CHOSEN[key] = choose(x.device).backend
-    return BACKENDS[-1] if torch.is_grad_enabled() and x.requires_grad else found
+    trained = torch.is_grad_enabled() and x.requires_grad
+    return BACKENDS[-1] if trained else BACKENDS[_place(x.device.type)]
+
+
+@torch.compiler.assume_constant_result
+def _place(device: str) -> int:
+    """Of the backend among all. Looking for a library is nothing that a compiler can trace."""
+    key = os.environ.get(VARIABLE), device
+    if key not in _CHOSEN:
+        _CHOSEN[key] = BACKENDS.index(choose(torch.device(device)).backend)
+    return _CHOSEN[key]
 
 
 def modulated(x: Tensor | Modulated) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from fewbit.errors import BadArgument
 from fewbit.formats import FormatChoice, QTensor, Spec
 
 
@@ -136,8 +137,19 @@ class Weight:
         if not isinstance(fmt, FormatChoice):
             return fmt.step
         assert self.packed.scales.choices is not None
-        steps = torch.tensor([option.step for option in fmt.options])
-        return steps.to(self.packed.packed.device)[self.packed.scales.choices.int()]
+        steps = torch.tensor(
+            [option.step for option in fmt.options], device=self.packed.packed.device
+        )
+        return steps[self.packed.scales.choices.int()]
+
+
+def refuse_other_width(x: Tensor, columns: int) -> None:
+    """The one error of all layers and backends for an input that does not fit."""
+    if x.shape[-1:] != (columns,):
+        raise BadArgument(
+            f"an input {list(x.shape)} meets {columns} columns; its last dimension must be "
+            f"{columns}"
+        )
 
 
 def has_integer_rows(spec: Spec) -> bool:

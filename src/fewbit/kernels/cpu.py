@@ -17,6 +17,7 @@ from fewbit.kernels.coded import (
     Weight,
     has_integer_rows,
     has_integers,
+    refuse_other_width,
     scaled_by_row,
 )
 from fewbit.kernels.portable import Portable
@@ -61,6 +62,8 @@ class Native(Portable):
             return super().quantize(x, fmt, rotation)
         given = given if given.dtype in native.DTYPES else given.float()
         turned = None if rotation is None else (rotation.signs, rotation.matrices)
+        if rotation is not None:
+            refuse_other_width(given, len(rotation.signs))
         if isinstance(x, Modulated):
             coded = native.modulate_quantize_rows(given, x.shift, x.scale, x.eps, fmt, turned)
         elif turned is not None:

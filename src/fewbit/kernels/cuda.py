@@ -114,7 +114,7 @@ class Cuda(Portable):
         self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """Row-wise scales where the result may be bfloat16; else the sums, scaled in float32."""
-        packed, one = weight.packed, torch.ones((), device=x.scales.device)
+        packed, one = weight.packed, x.scales.new_ones(())
         levels = fp8_levels(packed) if weight.layout is None else weight.layout
         scales = weight.integer_scales() / weight.spec.format.step * fp8_unit(weight.spec.format)
         quick = max(x.largest, weight.spec.format.integer_max) <= SMALL_INTEGER

@@ -80,7 +80,7 @@ def pack_codes(codes: Tensor, fmt: Format, choices: Tensor | None = None) -> Ten
         raise BadArgument(f"{fmt} has no native kernel: its levels must be integers of 8 bits")
     if fmt.bits > 4:
         return pack_levels(_levels(fmt)[codes.int()])
-    table = torch.zeros(len(options), 16, dtype=torch.int8)
+    table = codes.new_zeros(len(options), 16, dtype=torch.int8)
     for row, option in enumerate(options):
         table[row, : 1 << fmt.bits] = _levels(option)
     return _pack(codes, table, choices, bits=4)
@@ -94,10 +94,10 @@ def pack_levels(levels: Tensor) -> Tensor:
 def unpack(packed: Tensor) -> Tensor:
     """What `pack_codes` was given if it rests in 4 bits, else int8 levels; [N, K]."""
     shape = (c_int32 * 3)()
-    _check(functions().fewbit_packed_shape(packed.data_ptr(), packed.numel(), shape))
+    _check(functions().fewbit_packed_shape(_pointer(packed), packed.numel(), shape))
     bits, rows, columns = shape
-    out = torch.empty(rows, columns, dtype=torch.uint8 if bits == 4 else torch.int8)
-    _check(functions().fewbit_unpack(packed.data_ptr(), packed.numel(), out.data_ptr()))
+    out = packed.new_empty(rows, columns, dtype=torch.uint8 if bits == 4 else torch.int8)
+    _check(functions().fewbit_unpack(_pointer(packed), packed.numel(), _pointer(out)))
     return out
 
 
@@ -211,7 +211,7 @@ def attention(
 @lru_cache
 def _levels(fmt: Format) -> Tensor:
     """The level of each code, counted in steps."""
-    return (fmt.decode(torch.arange(1 << fmt.bits)) / fmt.step).to(torch.int8)
+    return (fmt.decode(torch.arange(1 << fmt.bits, device="cpu")) / fmt.step).to(torch.int8)
 
 
 def _rounding(fmt: Format) -> list[float]:
@@ -244,10 +244,10 @@ def _pack(codes: Tensor, table: Tensor | None, choices: Tensor | None, *, bits: 
             raise BadArgument(f"each of {rows} rows needs one of {tables} options")
         choices = choices.contiguous()
     size = functions().fewbit_packed_bytes(rows, columns, bits, tables)
-    out = torch.empty(size, dtype=torch.uint8)
+    out = codes.new_empty(size, dtype=torch.uint8)
     functions().fewbit_pack(
-        codes.data_ptr(), _pointer(table), _pointer(choices), rows, columns, bits, tables,
-        out.data_ptr(),
+        _pointer(codes), _pointer(table), _pointer(choices), rows, columns, bits, tables,
+        _pointer(out),
     )  # fmt: skip
     return out
 
@@ -302,7 +302,7 @@ def _rows_shapes(
 
 
 def _run_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = x.new_empty(x.shape)
     _call_rows(x, shift, scale, None, (), None, None, out, eps, [1.0, 1.0, 1.0, 1.0])
     return out
 
@@ -340,7 +340,7 @@ def _call_rows(
     mantissa, top, step, smallest_normal = rounding
     _check(
         functions().fewbit_rows(
-            x.data_ptr(), _pointer(shift), _pointer(scale), _pointer(signs),
+            _pointer(x), _pointer(shift), _pointer(scale), _pointer(signs),
             _pointer(entries), (c_int32 * len(matrices))(*map(len, matrices)), _pointer(codes),
             _pointer(scales), _pointer(out), rows, columns, tokens, len(matrices), groups, dtype,
             int(mantissa), order**-0.5, top, step, smallest_normal, eps,
@@ -372,7 +372,7 @@ def _run_linear(
                 f"a result [{rows}, {channels}], not of GELU, is gated by [images, {channels}] and "
                 f"added to [{rows}, {channels}], got {list(gate.shape)}, {list(residual.shape)}"
             )
-    out = torch.empty(rows, channels, dtype=out_dtype)
+    out = codes.new_empty(rows, channels, dtype=out_dtype)
     scale_groups = scales.shape[1]
     if groups > 1 and columns % (8 * groups):
         raise BadArgument(f"{groups} groups of {columns} columns are not multiples of 8 columns")
@@ -382,9 +382,9 @@ def _run_linear(
     bias = _bias(bias, channels)
     _check(
         functions().fewbit_linear(
-            codes.data_ptr(), scales.data_ptr(), packed.data_ptr(), packed.numel(),
-            weight_scales.data_ptr(), _pointer(bias), _pointer(gate), _pointer(residual),
-            out.data_ptr(), rows, channels, columns, tokens, groups,
+            _pointer(codes), _pointer(scales), _pointer(packed), packed.numel(),
+            _pointer(weight_scales), _pointer(bias), _pointer(gate), _pointer(residual),
+            _pointer(out), rows, channels, columns, tokens, groups,
             scale_groups, gelu, _dtype(out_dtype),
         )
     )  # fmt: skip
@@ -404,14 +404,14 @@ def _run_float_linear(
     if groups > 1 and columns % (8 * groups):
         raise BadArgument(f"{groups} groups of {columns} columns are not multiples of 8 columns")
     if not columns:
-        return _bias_alone(bias, rows, channels, out_dtype)
+        return _bias_alone(x, bias, channels, out_dtype)
     x = _floats(x) if rows <= FEW_ROWS else _as_multiplied(x)
     weight_scales, bias = _floats(weight_scales), _bias(bias, channels)
-    out = torch.empty(rows, channels, dtype=out_dtype)
+    out = x.new_empty(rows, channels, dtype=out_dtype)
     _check(
         functions().fewbit_float_linear(
-            x.data_ptr(), packed.data_ptr(), packed.numel(), None, None, weight_scales.data_ptr(),
-            _pointer(bias), out.data_ptr(), rows, channels, columns, 1, groups, _dtype(x.dtype),
+            _pointer(x), _pointer(packed), packed.numel(), None, None, _pointer(weight_scales),
+            _pointer(bias), _pointer(out), rows, channels, columns, 1, groups, _dtype(x.dtype),
             _dtype(out_dtype),
         )
     )  # fmt: skip
@@ -440,10 +440,10 @@ def _run_vector_linear(
     if weight_scales is not None and weight_scales.numel() != channels:
         raise BadArgument(f"{channels} channels have as many scales, got {weight_scales.numel()}")
     if not columns:
-        return _bias_alone(bias, rows, channels, out_dtype)
+        return _bias_alone(x, bias, channels, out_dtype)
     if entries < 256 and assignments.numel() and int(assignments.max()) >= entries:
         raise BadArgument(f"an assignment is beyond the {entries} entries of its codebook")
-    out = torch.empty(rows, channels, dtype=out_dtype)
+    out = x.new_empty(rows, channels, dtype=out_dtype)
     codebook = codebook.to(x.dtype) if x.dtype == torch.bfloat16 else codebook
     x = _as_multiplied(x) if length % 2 == 0 else _floats(x)
     codebook, bias = codebook.to(x.dtype).contiguous(), _bias(bias, channels)
@@ -451,8 +451,8 @@ def _run_vector_linear(
     assignments = assignments.contiguous()
     _check(
         functions().fewbit_float_linear(
-            x.data_ptr(), None, 0, assignments.data_ptr(), codebook.data_ptr(), _pointer(scales),
-            _pointer(bias), out.data_ptr(), rows, channels, columns, length, 1, _dtype(x.dtype),
+            _pointer(x), None, 0, _pointer(assignments), _pointer(codebook), _pointer(scales),
+            _pointer(bias), _pointer(out), rows, channels, columns, length, 1, _dtype(x.dtype),
             _dtype(out.dtype),
         )
     )  # fmt: skip
@@ -461,8 +461,8 @@ def _run_vector_linear(
 
 def _run_gelu(x: Tensor) -> Tensor:
     x = x.contiguous()
-    out = torch.empty(x.shape, dtype=x.dtype)
-    _check(functions().fewbit_gelu(x.data_ptr(), out.data_ptr(), x.numel(), _dtype(x.dtype)))
+    out = x.new_empty(x.shape)
+    _check(functions().fewbit_gelu(_pointer(x), _pointer(out), x.numel(), _dtype(x.dtype)))
     return out
 
 
@@ -493,8 +493,8 @@ def _run_attention(
         strides += mask.stride()
     _check(
         functions().fewbit_attention(
-            q.data_ptr(), k.data_ptr(), v.data_ptr(), _pointer(mask), _pointer(regions),
-            out.data_ptr(), batch, heads, queries, k.shape[2], width, (c_int64 * 13)(*strides),
+            _pointer(q), _pointer(k), _pointer(v), _pointer(mask), _pointer(regions),
+            _pointer(out), batch, heads, queries, k.shape[2], width, (c_int64 * 13)(*strides),
             DTYPES[q.dtype], many, scale,
         )
     )  # fmt: skip
@@ -509,7 +509,7 @@ def _attention_shape(q: Tensor, *_: object) -> Tensor:
 def _added(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.float()
-    return torch.zeros(mask.shape).masked_fill_(~mask, -inf)
+    return mask.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, -inf)
 
 
 def _dtype(dtype: torch.dtype) -> int:
@@ -522,10 +522,11 @@ def _floats(x: Tensor) -> Tensor:
     return x.float().contiguous()
 
 
-def _bias_alone(bias: Tensor | None, rows: int, channels: int, dtype: torch.dtype) -> Tensor:
+def _bias_alone(x: Tensor, bias: Tensor | None, channels: int, dtype: torch.dtype) -> Tensor:
     """Of inputs without columns."""
     bias = _bias(bias, channels)
-    return torch.zeros(rows, channels, dtype=dtype) + (0 if bias is None else bias.to(dtype))
+    nothing = x.new_zeros(len(x), channels, dtype=dtype)
+    return nothing if bias is None else nothing + bias.to(dtype)
 
 
 def _as_multiplied(x: Tensor) -> Tensor:
@@ -559,7 +560,12 @@ def _counted(x: Tensor) -> int:
 
 
 def _pointer(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+    """Where the numbers of a tensor lie; one that has none here would end the process."""
+    if x is None:
+        return None
+    if not x.is_cpu:
+        raise BadArgument(f"the native kernels compute on the CPU, got a tensor on {x.device.type}")
+    return x.data_ptr()
 
 
 def _check(status: int) -> None:

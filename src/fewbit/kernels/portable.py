@@ -19,6 +19,7 @@ from fewbit.kernels.coded import (
     Rotation,
     Weight,
     has_integers,
+    refuse_other_width,
 )
 from fewbit.kernels.reference import Reference
 
@@ -53,8 +54,8 @@ class Portable(Reference):
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
         if x.dtype == torch.float64 or torch.compiler.is_compiling() or x.device.type != "cpu":
             return _turned_and_rotated(x, rotation)[0].t().contiguous()
-        out = torch.empty(x.shape)
-        scratch = torch.empty(2, min(len(x), _rows_cached(*x.shape)), x.shape[1])
+        out = x.new_empty(x.shape, dtype=torch.float32)
+        scratch = out.new_empty(2, min(len(x), _rows_cached(*x.shape)), x.shape[1])
         rotation = _in_floats(rotation)
         for part in _cached(x):
             out[part] = _turned_and_rotated(x[part], rotation, *scratch[:, : len(x[part])])[0].t()
@@ -80,10 +81,10 @@ class Portable(Reference):
         rows = given.numel() // columns
         turned = rotation is not None  # and stays so: the product reads it as quickly
         unit, dtype = _unit(fmt)
-        integers = torch.empty((columns, rows) if turned else (rows, columns), dtype=dtype)
+        integers = given.new_empty((columns, rows) if turned else (rows, columns), dtype=dtype)
         integers = integers.t() if turned else integers
-        scales = torch.empty(rows, 1)
-        scratch = torch.empty(2, min(rows, _rows_cached(rows, columns)), columns)
+        scales = given.new_empty(rows, 1, dtype=torch.float32)
+        scratch = scales.new_empty(2, min(rows, _rows_cached(rows, columns)), columns)
         rotation = None if rotation is None else _in_floats(rotation)
         for part, some in _parts(x):
             levels, scales[part] = to_levels(self.rows(some), fmt, rotation, scratch)
@@ -117,7 +118,7 @@ class Portable(Reference):
         if many_scales or not x.numel() or not _worth_it(weight.spec, x.shape[1]):
             return super().float_linear(x, weight, bias, dtype)
         integers, columns = self._integers(weight), weight.integer_scales().reshape(1, -1)
-        out = torch.empty(len(x), len(integers), dtype=dtype, device=x.device)
+        out = x.new_empty(len(x), len(integers), dtype=dtype)
         for part in _cached(x if x.shape[1] > out.shape[1] else out):
             digits, rows = _digits(x[part].float())
             sums = torch._int_mm(digits.flatten(0, 1), integers.t())
@@ -168,7 +169,7 @@ def integers_of(packed: QTensor) -> Tensor:
     if compiling or pairs.device.type != "cpu":
         found = table.to(pairs.device).index_select(0, pairs.int())
     else:
-        found = torch.empty(len(pairs), dtype=torch.int32)
+        found = pairs.new_empty(len(pairs), dtype=torch.int32)
         for some, out in zip(pairs.split(LOOKED_UP), found.split(LOOKED_UP), strict=True):
             torch.index_select(table, 0, some.int(), out=out)
     return found.view(torch.int8).view(packed.shape)
@@ -177,8 +178,10 @@ def integers_of(packed: QTensor) -> Tensor:
 def _four_at_once(fmt: Format) -> Tensor:
     """int32 [65536]: the four levels of every two bytes of packed codes."""
     step = fmt.step
-    levels = torch.tensor([int(v / step) for v in fmt.code_values()], dtype=torch.int8)
-    codes = torch.arange(1 << 16)
+    levels = torch.tensor(
+        [int(v / step) for v in fmt.code_values()], dtype=torch.int8, device="cpu"
+    )
+    codes = torch.arange(1 << 16, device="cpu")
     return torch.stack([levels[(codes >> 4 * j) & 15] for j in range(4)], 1).view(torch.int32)[:, 0]
 
 
@@ -229,6 +232,7 @@ def _turned_and_rotated(
     By matmuls: libraries sum so few terms one after another, as the definition does. They want long
     rows behind the axis that is mixed, so tokens stand side by side.
     """
+    refuse_other_width(x, len(rotation.signs))
     signs = rotation.signs.to(x.dtype if x.dtype == torch.float64 else torch.float32)
     wide = x.to(signs.dtype) if one is None else one.copy_(x)  # quicker than a product of two types
     flipped = torch.mul(wide, signs, out=one).t()
@@ -291,7 +295,7 @@ def _minifloat(x: Tensor, fmt: Minifloat, out: Tensor | None) -> Tensor:
     float32 keeps just the mantissa bits that x keeps in the format; ties go to its even multiples,
     which are the even codes. Without mantissa bits those are every other power of two, and before
     them an odd number is added."""
-    exponents = torch.full((1,), 0xFF << 23, dtype=torch.int32, device=x.device)
+    exponents = x.new_full((1,), 0xFF << 23, dtype=torch.int32)
     out = None if out is None else out.view(x.shape).view(torch.int32)
     power = torch.bitwise_and(x.view(torch.int32), exponents, out=out)
     power.clamp_(min=127 + 1 - fmt.bias << 23)
@@ -341,7 +345,7 @@ def scaled(
     after: After = NOTHING,
 ) -> Tensor:
     """after(sums · rows · columns + bias), a few rows at a time."""
-    out = torch.empty(sums.shape, dtype=dtype, device=sums.device)
+    out = sums.new_empty(sums.shape, dtype=dtype)
     for part in _cached(sums, after.tokens):
         product = sums[part].float().mul_(rows[part]).mul_(columns)
         product = product if bias is None else product.add_(bias)

@@ -23,6 +23,7 @@ from fewbit.kernels.coded import (
     Weight,
     has_integer_rows,
     has_integers,
+    refuse_other_width,
 )
 
 TILE = 1 << 20  # weights of a codebook that exist decoded at a time
@@ -52,6 +53,7 @@ class Reference:
     def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
         """x [rows, columns] rotated. The order of the sums is part of the definition, float32 of
         the input: one matrix after another, each summed over its rows upwards."""
+        refuse_other_width(x, len(rotation.signs))
         rotated, inner = x.to(_wide(x)) * rotation.signs, rotation.order
         for matrix in rotation.matrices:
             inner //= len(matrix)
@@ -98,6 +100,7 @@ class Reference:
         after: After = NOTHING,
     ) -> Tensor:
         """after(x · weightᵀ + bias), [rows, out]. Integers are multiplied and summed as such."""
+        refuse_other_width(x.integers if isinstance(x, Coded) else x, weight.packed.columns)
         bias = None if bias is None else bias.float()
         codebook = isinstance(weight.spec.format, Codebook)
         exact = dtype if after is NOTHING else torch.float32
@@ -126,7 +129,7 @@ class Reference:
     ) -> Tensor:
         """Exact sums, one for each group of columns, then the scales in float32."""
         integers, scales = weight.integers(), weight.integer_scales()
-        products = torch.zeros(len(x.integers), len(integers), device=x.scales.device)
+        products = x.scales.new_zeros(len(x.integers), len(integers))
         width = integers.shape[1] // scales.shape[1]
         wide = _exact(width * int(weight.spec.format.integer_max) * x.largest)
         for group, scale in enumerate(scales.unbind(1)):

@@ -7,7 +7,7 @@ or in what it calls: processors, functional helpers, a model of one's own. No so
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from fewbit.errors import BadModel
+from fewbit.models.own_forward import own_forward
 
 Answer = Callable[..., Tensor]  # takes what scaled_dot_product_attention takes
 
@@ -61,10 +62,7 @@ def standing_in(answers: Mapping[str, Answer], modules: Mapping[str, nn.Module])
     def bind(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: run_with(answers[name], name, forward, *args, **kwargs)
 
-    for name, module in modules.items():
-        vars(module)["forward"] = bind(name, module.forward)
-    try:
+    with ExitStack() as inside:
+        for name, module in modules.items():
+            inside.enter_context(own_forward(module, bind(name, module.forward)))
         yield
-    finally:
-        for module in modules.values():
-            vars(module).pop("forward")
