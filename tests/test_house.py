@@ -16,6 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up. A module imports its own package and what lies on a lower floor.
 FLOORS = [
     {"errors", "version", "decibel", "progress", "provenance", "memory", "straight_through"},
+    {"regular_file"},
     {"files", "strict_json", "registry"},
     {"formats", "models", "header", "images", "report"},
     {"kernels"},
@@ -33,7 +34,7 @@ FLOORS = [
     {"linear", "attention"},
     {"methods", "blueprint", "quick_blocks"},
     {"recipe", "dequantization", "output_error", "generate"},
-    {"plan", "checkpoint"},
+    {"plan", "checkpoint", "bounds"},
     {"artefact"},
     {"folder", "card"},
     {"diffusers_plugin", "inspection", "resume"},

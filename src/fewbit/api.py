@@ -17,6 +17,7 @@ from fewbit.files import new_folder
 from fewbit.folder import load_module, save_module
 from fewbit.inspection import inspect
 from fewbit.models import transformer_of
+from fewbit.regular_file import refuse_special_files
 from fewbit.report import Report
 
 __all__ = ["dequantize", "inspect", "load", "prepare", "save"]
@@ -108,6 +109,7 @@ def _load_pipeline(folder: Path) -> Any:
     """Everything but the transformer is diffusers' to load."""
     from diffusers import DiffusionPipeline
 
+    refuse_special_files(folder)
     transformer = _load_transformer(folder / "transformer", None)
     try:
         return DiffusionPipeline.from_pretrained(

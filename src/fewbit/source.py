@@ -16,6 +16,7 @@ from fewbit.errors import BadArgument, BadModel, BrokenFile, FewbitError
 from fewbit.folder import diffusers_class
 from fewbit.header import read_header
 from fewbit.models import load_original
+from fewbit.regular_file import refuse_special_files
 from fewbit.strict_json import read_table
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
@@ -64,7 +65,8 @@ def device_named(name: str) -> torch.device:
 
 
 def check_folder(folder: Path) -> None:
-    """There is a transformer in it, and every weight file is whole."""
+    """There is a transformer in it, all is regular files, and every weight file is whole."""
+    refuse_special_files(folder)
     is_pipeline = (folder / PIPELINE_INDEX).exists()
     if is_pipeline and not (folder / "transformer" / CONFIG).exists():
         raise BadModel(f"{folder} is a pipeline without a transformer/{CONFIG}")

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fewbit.activations.activation import Activation, rotated
+from fewbit.activations.activation import Activation, refuse_stored_levels, rotated
 from fewbit.activations.kept import Kept
 from fewbit.activations.static import (
     by_part,
+    check_one_part,
     check_steps,
     checked_parts,
     in_steps,
@@ -40,6 +41,7 @@ class MultiRegion(Activation, Kept):
 
     def __init__(self, spec: Spec, regions: Regions, steps: Tensor, bins: TimeBins) -> None:
         super().__init__()
+        refuse_stored_levels(spec)
         if regions not in ("signed", "unit"):
             raise BadArgument(f"regions cannot be {regions!r}; allowed: signed, unit")
         self.spec, self.regions, self.bins = spec, regions, bins
@@ -79,6 +81,9 @@ class MultiRegion(Activation, Kept):
         fine = [low, low.reciprocal(), torch.full_like(low, half - 1)]
         coarse = [high, high.reciprocal(), first, torch.full_like(high, half)]
         return torch.cat([*fine, *coarse, split], 1)
+
+    def check_width(self, columns: int) -> None:
+        check_one_part(self.config())
 
     def check(self, name: str) -> None:
         check_steps(f"{name}.steps", self.steps)
