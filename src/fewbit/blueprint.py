@@ -195,7 +195,7 @@ def _shared(config: dict[str, Any]) -> str | None:
     if not isinstance(stage, dict) or SHARED not in stage:
         return None
     if stage.keys() != {SHARED} or not _is_path(stage[SHARED]):
-        raise BrokenFile(f"a blueprint entry shares the input of no layer: {str(stage)[:120]!r}")
+        raise BrokenFile(f"a blueprint entry shares the input of no layer: {stage!r:.120}")
     shared: str = stage[SHARED]
     return shared
 
@@ -248,10 +248,10 @@ def _refuse_other(built: dict[str, Any], said: dict[str, Any]) -> None:
 
 
 def _unshared(config: dict[str, Any], stage: InputStage | None) -> dict[str, Any]:
-    """The same with the input that is shared written out."""
-    return (
-        config if _shared(config) is None or stage is None else {**config, "input": stage.config()}
-    )
+    """The same with a shared input written out."""
+    if stage is None or _shared(config) is None:
+        return config
+    return {**config, "input": stage.config()}
 
 
 def _put_attention(modules: Mapping[str, nn.Module], name: str, config: dict[str, Any]) -> None:
