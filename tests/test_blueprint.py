@@ -177,7 +177,7 @@ HUGE = 1 << 40
         ({"input": {"activation": {"kind": "dynamic", "spec": 1}}}, "cannot be read"),
         ({"input": {"same_as": "b"}}, r"shares the input of blocks\.0\.b, which has none"),
         ({"input": {"same_as": "a"}}, "which has none"),
-        ({"input": {"same_as": []}}, "which has none"),
+        ({"input": {"same_as": []}}, "shares the input of no layer"),
     ],
 )
 def test_a_hostile_entry_is_a_named_error_at_once(change, message):

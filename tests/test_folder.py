@@ -94,7 +94,7 @@ def test_a_module_with_a_spec(tmp_path):
     loaded = fewbit.load(tmp_path / "feeds", model=Feeds(FeedsConfig()))
     assert torch.equal(loaded(x), model(x))
     assert torch.equal(loaded.steps, torch.arange(4))
-    with pytest.raises(BadModel, match="Feeds, a class that fewbit cannot build"):
+    with pytest.raises(BadModel, match="'Feeds', a class that fewbit cannot build"):
         fewbit.load(tmp_path / "feeds")
     with pytest.raises(BadModel, match="another configuration"):
         fewbit.load(tmp_path / "feeds", model=Feeds(FeedsConfig(width=64)))

@@ -3,8 +3,12 @@
 import ast
 import hashlib
 import json
+import os
 import random
+import resource
 import shutil
+import signal
+import socket
 import struct
 import tracemalloc
 from pathlib import Path
@@ -17,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import fewbit
 from fewbit.errors import BrokenFile, FewbitError
 from fewbit.models.original_dit import DiTConfig, OriginalDiT
+from fewbit.source import open_model
 from fewbit.strict_json import LARGEST
 
 MUTATIONS = 2000
@@ -361,3 +366,214 @@ def test_diffusers_itself_never_gets_a_broken_artefact_for_good(made, tmp_path):
         else:
             assert all(torch.equal(state[name], original[name]) for name in original)
         path.write_bytes(whole)
+
+
+def make_special(kind, path):
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(os.path.relpath(path))  # a socket's name is short
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "circle": path.name}[kind])
+
+
+@pytest.fixture
+def at_once():
+    """A reader that waits for the other end of a pipe is woken, and fails."""
+
+    def wake(*_):
+        raise AssertionError("it waits for ever")
+
+    before = signal.signal(signal.SIGALRM, wake)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+SPECIAL = ["pipe", "socket", "device", "folder", "circle"]
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_is_no_regular_file_is_not_read(own, at_once, monkeypatch, kind, name):
+    monkeypatch.chdir(own)
+    make_special(kind, own / name)
+    refused(own, name if kind != "circle" else "config.json|holds no weights")
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_nor_in_the_place_of_a_shard_or_of_the_index(shards, at_once, monkeypatch, kind):
+    monkeypatch.chdir(shards)
+    shard = min(shards.glob("*.safetensors"))
+    content = shard.read_bytes()
+    make_special(kind, shard)
+    refused(shards, shard.name)
+    shard.rmdir() if kind == "folder" else shard.unlink()
+    shard.write_bytes(content)
+    make_special(kind, shards / "diffusion_pytorch_model.safetensors.index.json")
+    refused(shards, "index.json|holds no weights")
+
+
+@pytest.mark.parametrize("place", ["vae/config.json", "scheduler/x", "model_index.json"])
+def test_nor_in_a_part_of_a_pipeline_that_diffusers_reads(tmp_path, at_once, place):
+    pipe = tiny.pipeline(tiny.make())
+    fewbit.quantize(pipe, "rtn", bits="w4a4", progress=False)
+    fewbit.save(pipe, tmp_path / "pipe")
+    make_special("pipe", tmp_path / "pipe" / place)
+    refused(tmp_path / "pipe", place)
+    with pytest.raises(BrokenFile, match=place):
+        open_model(str(tmp_path / "pipe"))
+
+
+def forge_manifest(path, change):
+    header, data = split(path)
+    manifest = json.loads(header["__metadata__"]["fewbit"])
+    change(manifest)
+    text = json.dumps(manifest)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    header["__metadata__"].update(fewbit=text, fewbit_sha256=sha256)
+    join(path, header, data)
+
+
+def forge_architecture(folder, key, value):
+    """In the configuration and in the manifest alike."""
+    edit(folder / "config.json", lambda content: content.update({key: value}))
+    (path,) = folder.glob("*.safetensors")
+    forge_manifest(path, lambda manifest: manifest["architecture"].update({key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_layers", 1 << 31),
+        ("num_layers", 1 << 19),
+        ("sample_size", 1 << 31),
+        ("sample_size", 1 << 14),
+        ("num_attention_heads", 1 << 31),
+        ("num_attention_heads", 1 << 14),
+        ("attention_head_dim", 1 << 16),
+        ("num_embeds_ada_norm", 1 << 31),
+        ("num_embeds_ada_norm", 1 << 20),
+        ("patch_size", 1 << 12),
+        ("norm_eps", "x"),
+        ("activation_fn", 7),
+    ],
+)
+def test_a_configuration_that_asks_for_the_machine(made, tmp_path, at_once, key, value):
+    folder = shutil.copytree(made / "single", tmp_path / "single")
+    forge_architecture(folder, key, value)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(folder, r"config\.json (says|describes)|safetensors: ")
+    with pytest.raises(BrokenFile):
+        fewbit.inspect(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
+@pytest.mark.parametrize(("key", "value"), [("depth", 1 << 31), ("input_size", 1 << 20)])
+def test_so_of_our_own_class(own, at_once, key, value):
+    forge_architecture(own, key, value)
+    refused(own, key)
+
+
+def test_an_unquantized_configuration_is_bounded_too(tmp_path, at_once):
+    tiny.make().save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", lambda content: content.update(num_layers=1 << 19))
+    with pytest.raises(BrokenFile, match=r"config\.json describes more parameters"):
+        fewbit.inspect(tmp_path)
+
+
+def entry_of(manifest):
+    return next(entry for entry in manifest["layers"] if "activation" in entry.get("input", {}))
+
+
+def put_transform(config):
+    return lambda manifest: entry_of(manifest)["input"].update(transform=config)
+
+
+def put_activation(config):
+    return lambda manifest: entry_of(manifest)["input"].update(activation=config)
+
+
+HADAMARD = {"kind": "hadamard", "width": 16, "block": None, "seed": 0}
+STATIC = {"kind": "static", "spec": "int8/tensor/fp32", "groups": 1, "parts": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "settings are a text": lambda m: m["provenance"]["recipe"].update(settings="x"),
+        "settings are a list": lambda m: m["provenance"]["recipe"].update(settings=[1]),
+        "a setting is a table": lambda m: m["provenance"]["recipe"]["settings"].update(adaln={}),
+        "a method is a list": lambda m: m["provenance"]["recipe"].update(method=[]),
+        "a recipe with more": lambda m: m["provenance"]["recipe"].update(x=1),
+        "a seed is a table": put_transform({**HADAMARD, "seed": {}}),
+        "a seed is huge": put_transform({**HADAMARD, "seed": 1 << 70}),
+        "a width is huge": put_transform({**HADAMARD, "width": 1 << 40}),
+        "a width is prime and large": put_transform({**HADAMARD, "width": 1048573}),
+        "a block is a text": put_transform({**HADAMARD, "block": "auto"}),
+        "another width": put_transform({**HADAMARD, "width": 32}),
+        "an empty chain": put_transform({"kind": "chain", "parts": []}),
+        "a chain of texts": put_transform({"kind": "chain", "parts": "x"}),
+        "smooth and huge": put_transform({"kind": "smooth", "width": 1 << 45}),
+        "a kind is a list": put_transform({"kind": []}),
+        "a kind is missing": put_transform({}),
+        "a codebook for inputs": put_activation({"kind": "dynamic", "spec": "vq16x4/row/fp16"}),
+        "a choice for inputs": put_activation({"kind": "dynamic", "spec": "e2m1|e1m2/row/fp32"}),
+        "groups that do not divide": put_activation({"kind": "dynamic", "spec": "int4/g7/fp32"}),
+        "steps for heads": put_activation({**STATIC, "parts": 3}),
+        "static by a choice": put_activation({**STATIC, "spec": "e2m1|e1m2/row/fp32"}),
+        "more than is read": put_activation({"kind": "dynamic", "spec": "e2m1/row/fp32", "x": 1}),
+        "no spec": put_activation({"kind": "dynamic", "spec": "e2m1/row/fp32" * 10**5}),
+        "options without end": lambda m: entry_of(m).update(
+            weight="int8|" * 10**5 + "int8/row/fp32"
+        ),
+        "a bias that is a number": lambda m: entry_of(m).update(bias=1),
+        "a shape that is a text": lambda m: entry_of(m).update(shape="x" * 10**5),
+        "an escape": lambda m: entry_of(m)["layers"].append("\x1b[31m"),
+        "an unknown part": lambda m: entry_of(m)["input"].update(x={"kind": "dynamic"}),
+        "shared with more": lambda m: entry_of(m)["input"].update(same_as="attn.qkv"),
+    }.items(),
+    ids=lambda item: item[0].replace(" ", "_"),
+)
+def test_a_signed_manifest_that_says_what_no_writer_would(own, at_once, change):
+    forge_manifest(own / "model.safetensors", change[1])
+    assert refused(own, "manifest|blueprint").isprintable()
+
+
+def test_an_empty_tensor_at_an_odd_place(tmp_path):
+    path = tmp_path / "x.safetensors"
+    odd = {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}
+    empty = {"dtype": "F32", "shape": [0, 4], "data_offsets": [3, 3]}
+    join(path, {"odd": odd, "empty": empty}, b"abc")
+    written = {"odd": torch.tensor(list(b"abc"), dtype=torch.uint8), "empty": torch.empty(0, 4)}
+    crc32 = {name: fewbit.tensors.checksum(tensor) for name, tensor in written.items()}
+    with fewbit.tensors.checked_tensors([fewbit.header.read_header(path)], crc32) as found:
+        assert all(torch.equal(found[name], written[name]) for name in written)
+
+
+def test_names_that_cannot_be_shown_are_refused_in_words_that_can(own):
+    path = own / "model.safetensors"
+    header, data = split(path)
+    header["a\x1b]0;title\x07"] = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    join(path, header, data)
+    assert refused(own, "cannot be shown").isprintable()
+    edit(own / "config.json", lambda content: content.update({"\x1b[2J": 1}))
+    assert refused(own, "cannot be shown").isprintable()
+
+
+def test_a_few_hundred_artefacts_of_the_benchmark(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    import hostile
+
+    few = ("rtn:w4a4", "hq-dit:w4a4 per channel", "tq-dit:w8a8")
+    monkeypatch.setattr(hostile, "RECIPES", {name: hostile.RECIPES[name] for name in few})
+    wholes = hostile.made(tmp_path / "whole")
+    done = [hostile.tried(number, wholes, tmp_path) for number in range(300)]
+    assert [one for one in done if one["outcome"].startswith("FAULT")] == []
+    assert {one["outcome"] for one in done} >= {"equal", "refused", "another model"}

@@ -17,6 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = [
     {"printable"},
     {"errors", "version", "decibel", "progress", "provenance", "memory", "straight_through"},
+    {"regular_file"},
     {"files", "strict_json", "registry"},
     {"formats", "models", "header", "images", "report"},
     {"kernels"},
@@ -34,7 +35,7 @@ FLOORS = [
     {"linear", "attention"},
     {"methods", "blueprint", "quick_blocks"},
     {"recipe", "dequantization", "output_error", "generate"},
-    {"plan", "checkpoint"},
+    {"plan", "checkpoint", "bounds"},
     {"artefact"},
     {"folder", "card"},
     {"diffusers_plugin", "inspection", "resume"},

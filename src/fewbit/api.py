@@ -16,6 +16,7 @@ from fewbit.errors import BadArgument, BadModel, BrokenFile
 from fewbit.files import checked_path, new_folder
 from fewbit.folder import load_module, save_module
 from fewbit.models import transformer_of
+from fewbit.regular_file import refuse_special_files
 from fewbit.report import Report
 
 MODES = ("compact", "fast")
@@ -103,6 +104,7 @@ def _load_pipeline(folder: Path) -> Any:
     """Everything but the transformer is diffusers' to load."""
     from diffusers import DiffusionPipeline
 
+    refuse_special_files(folder)
     transformer = _load_transformer(folder / "transformer", None)
     try:
         return DiffusionPipeline.from_pretrained(

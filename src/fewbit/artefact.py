@@ -19,6 +19,7 @@ from fewbit.tensors import checked_tensors
 
 CONFIG, PIPELINE_INDEX, WEIGHTS = "config.json", "model_index.json", "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+LONGEST_NAME = 256  # no file system takes a longer one
 INDEX = f"{DIFFUSERS_WEIGHTS}.index.json"
 
 
@@ -53,6 +54,12 @@ class Artefact:
     def tensors(self) -> AbstractContextManager[dict[str, Tensor]]:
         """All of them, as `checked_tensors` gives them."""
         return checked_tensors(self.headers, self.manifest.crc32)
+
+    def extent(self) -> tuple[int, int]:
+        """How many tensors the model has at most, and the longest side of one."""
+        stored = [tensor for header in self.headers for tensor in header.tensors.values()]
+        widest = max((side for tensor in stored for side in tensor.shape), default=0)
+        return len(stored) + len(self.manifest.aliases), widest
 
     def prepare(self, model: nn.Module) -> None:
         """Make a full-precision skeleton ready to take the tensors."""
@@ -89,9 +96,10 @@ def _headers_by_index(folder: Path) -> list[Header]:
 
 def _shard(index: Path, name: str) -> Path:
     """A shard lies in the folder itself, whatever an index says."""
-    if Path(name).name != name or not name.endswith(".safetensors"):
+    plain = Path(name).name == name and name.isprintable() and len(name) < LONGEST_NAME
+    if not plain or not name.endswith(".safetensors"):
         raise BrokenFile(f"{index} names {name[:200]!r}, which is no safetensors file beside it")
-    if not (index.parent / name).is_file():
+    if not (index.parent / name).exists():
         raise BrokenFile(f"{index} names the file {name[:200]!r}, which is missing")
     return index.parent / name
 

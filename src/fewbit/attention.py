@@ -15,7 +15,7 @@ from fewbit import registry
 from fewbit.activations.activation import Activation
 from fewbit.activations.multi_region import MultiRegion
 from fewbit.calibration.operands import Operands
-from fewbit.errors import BadModel
+from fewbit.errors import BadArgument, BadModel
 from fewbit.kernels.choose import backend_for
 from fewbit.kernels.modes import unasked
 from fewbit.models.fused_attention import run_with
@@ -70,16 +70,21 @@ class QAttention(nn.Module):
                     result = _rounding_shares(self.shares, q, k, v, attn_mask, scale)
         return result.to(query.dtype)
 
+    def check_heads(self, heads: object) -> None:
+        """Refuse steps for other parts than the attention has heads, where that is known."""
+        for name in OPERANDS:
+            steps = getattr(getattr(self, name), "steps", None)
+            parts = 1 if steps is None else steps.shape[-1]
+            if parts != 1 and isinstance(heads, int) and parts != heads:
+                raise BadArgument(f"{name} has steps for {parts} heads, the attention has {heads}")
+
     def config(self) -> dict[str, Any]:
         parts = {name: getattr(self, name) for name in OPERANDS}
         return {name: part.config() for name, part in parts.items() if part is not None}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QAttention:
-        asked = {
-            name: part for name, part in config.items() if part is not None or name != "shares"
-        }
-        built = {name: registry.build("activations", part) for name, part in asked.items()}
+        built = {name: registry.build("activations", part) for name, part in config.items()}
         return cls(**{"shares": None, **built})
 
 

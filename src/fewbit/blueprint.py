@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -24,7 +25,9 @@ from fewbit.linear import QLinear
 
 Entry = dict[str, Any]
 MOST_LAYERS = 100_000
+LONGEST_PATH = 200  # characters
 LAYERS, ATTENTIONS = "layers", "attentions"  # what an entry may name
+SHARED = "same_as"
 
 
 def blueprint_of(model: nn.Module, inside: str = "") -> list[Entry]:
@@ -37,7 +40,7 @@ def blueprint_of(model: nn.Module, inside: str = "") -> list[Entry]:
         if layer.stage is not None:
             first = first_user.setdefault((id(layer.stage), stem, index), name)
             if first != name:
-                config["input"] = {"same_as": _split(first)[2]}
+                config["input"] = {SHARED: _split(first)[2]}
         rows.setdefault(json.dumps(config), {}).setdefault((stem, path), []).append(index)
     entries = [
         entry for config, places in rows.items() for entry in _entries(LAYERS, config, places)
@@ -169,33 +172,43 @@ def _blocks(entry: Entry) -> list[str]:
     match = re.fullmatch(r"([\w.]+)\.(\d{1,4})(?:-(\d{1,4}))?", str(fields.get("blocks")))
     lists = [fields[kind] for kind in (LAYERS, ATTENTIONS) if kind in fields]
     names = lists[0] if len(lists) == 1 else None
-    if not match or not isinstance(names, list) or not all(isinstance(x, str) for x in names):
-        raise BrokenFile(f"a blueprint entry names no blocks and layers: {str(entry)[:120]}")
+    if not match or not isinstance(names, list) or not all(map(_is_path, names)):
+        raise BrokenFile(f"a blueprint entry names no blocks and layers: {entry!r:.120}")
     low, high = int(match[2]), int(match[3] or match[2])
     if low > high:
         raise BrokenFile(f"a blueprint entry counts its blocks backwards: {entry['blocks']}")
     return [f"{match[1]}.{index}" for index in range(low, high + 1)]
 
 
+def _is_path(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= LONGEST_PATH and name.isprintable()
+
+
 def _absolute(config: dict[str, Any], block: str) -> dict[str, Any]:
     shared = _shared(config)
-    return config if shared is None else {**config, "input": {"same_as": f"{block}.{shared}"}}
+    return config if shared is None else {**config, "input": {SHARED: f"{block}.{shared}"}}
 
 
 def _shared(config: dict[str, Any]) -> str | None:
     """The layer whose input stage this one uses."""
     stage = config.get("input")
-    return stage.get("same_as") if isinstance(stage, dict) else None
+    if not isinstance(stage, dict) or SHARED not in stage:
+        return None
+    if stage.keys() != {SHARED} or not _is_path(stage[SHARED]):
+        raise BrokenFile(f"a blueprint entry shares the input of no layer: {stage!r:.120}")
+    shared: str = stage[SHARED]
+    return shared
 
 
 def _linear_at(modules: Mapping[str, nn.Module], name: str, config: dict[str, Any]) -> nn.Linear:
     linear = _module_at(modules, name)
     if not isinstance(linear, nn.Linear):
         raise BrokenFile(f"the blueprint describes {name}, which is no linear layer")
-    if config.get("shape") != [linear.out_features, linear.in_features]:
+    shape = [linear.out_features, linear.in_features]
+    if config.get("shape") != shape or not all(shape):
         raise BrokenFile(
-            f"the blueprint gives {name} the shape {config.get('shape')}, "
-            f"the model has {[linear.out_features, linear.in_features]}"
+            f"the blueprint gives {name} the shape {config.get('shape')!r:.80}, "
+            f"the model has {shape}"
         )
     return linear
 
@@ -207,29 +220,54 @@ def _module_at(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
 
 
 def _build(name: str, config: dict[str, Any], stages: dict[str, InputStage]) -> QLinear:
-    try:
+    with _reading(name):
         if "input" in config:
-            stages[name] = _stage(name, config["input"], stages)
-        return QLinear.from_config(config, stages.get(name))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BrokenFile(f"the blueprint of {name} cannot be read: {error!r}") from None
+            stages[name] = _stage(config["input"], stages)
+            stages[name].check_width(config["shape"][1])
+        layer = QLinear.from_config(config, stages.get(name))
+        _refuse_other(layer.config(), _unshared(config, stages.get(name)))
+    return layer
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever a forged description makes a constructor do is a fault of the file."""
+    try:
+        yield
+    except FewbitError as error:
+        raise BrokenFile(f"the blueprint of {name} cannot be read: {str(error)[:300]}") from None
+    except Exception as error:
+        raise BrokenFile(f"the blueprint of {name} cannot be read: {error!r:.300}") from None
+
+
+def _refuse_other(built: dict[str, Any], said: dict[str, Any]) -> None:
+    """What was built describes itself as the file does: nothing was left out or taken for
+    something else."""
+    if json.dumps(built, sort_keys=True) != json.dumps(said, sort_keys=True):
+        raise BrokenFile(f"it says {str(said)[:120]!r}, understood was {str(built)[:120]!r}")
+
+
+def _unshared(config: dict[str, Any], stage: InputStage | None) -> dict[str, Any]:
+    """The same with a shared input written out."""
+    if stage is None or _shared(config) is None:
+        return config
+    return {**config, "input": stage.config()}
 
 
 def _put_attention(modules: Mapping[str, nn.Module], name: str, config: dict[str, Any]) -> None:
     module = _module_at(modules, name)
     if hasattr(module, CHILD):
         raise BrokenFile(f"the blueprint quantizes the attention of {name} twice")
-    try:
-        with next(chain(module.parameters(), module.buffers())).device:
-            matmuls = QAttention.from_config(config)
-    except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
-        raise BrokenFile(f"the blueprint of {name} cannot be read: {error!r}") from None
+    with _reading(name), next(chain(module.parameters(), module.buffers())).device:
+        matmuls = QAttention.from_config(config)
+        _refuse_other(matmuls.config(), config)
+        matmuls.check_heads(getattr(module, "heads", None))
     quantize_attention(module, matmuls)
 
 
-def _stage(name: str, config: dict[str, Any], stages: dict[str, InputStage]) -> InputStage:
-    if "same_as" not in config:
+def _stage(config: dict[str, Any], stages: dict[str, InputStage]) -> InputStage:
+    if SHARED not in config:
         return InputStage.from_config(config)
-    if config["same_as"] not in stages:
-        raise BrokenFile(f"{name} shares the input of {config['same_as']}, which has none")
-    return stages[config["same_as"]]
+    if config[SHARED] not in stages:
+        raise BrokenFile(f"it shares the input of {config[SHARED]}, which has none")
+    return stages[config[SHARED]]

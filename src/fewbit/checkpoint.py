@@ -46,6 +46,7 @@ _PROVENANCE: dict[str, type] = {
     "source_sha256": str,
     "fewbit_version": str,
 }
+_RECIPE: dict[str, type] = {"method": str, "bits": str, "settings": dict}
 
 
 @dataclass(frozen=True)
@@ -178,14 +179,14 @@ def check_values(model: nn.Module) -> None:
 
 
 def as_json(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON gives it back, without private keys and our own part."""
+    """A configuration as JSON gives it back, sorted, without private keys and our own part."""
     public = {
         key: value
         for key, value in architecture.items()
         if not key.startswith("_") and key != "quantization_config"
     }
     try:
-        result: dict[str, Any] = json.loads(json.dumps(public, allow_nan=False))
+        result: dict[str, Any] = json.loads(json.dumps(public, sort_keys=True, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise BadModel(f"the model's configuration cannot be written as JSON: {error}") from None
     return result
@@ -202,12 +203,13 @@ def _refuse_other_fields(content: dict[str, Any], kinds: dict[str, type], where:
 
 
 def _refuse_unknown(recipe: dict[str, Any], where: str) -> None:
+    _refuse_other_fields(recipe, _RECIPE, f"{where}: the recipe")
     try:
-        Recipe.make(recipe["method"], recipe["bits"], recipe["settings"])
+        Recipe.make(**recipe)
     except BadArgument as error:
-        raise BrokenFile(f"{where}: {error}") from None
-    except (KeyError, TypeError, AttributeError):
-        raise BrokenFile(f"{where}: the recipe is not one: {str(recipe)[:80]}") from None
+        raise BrokenFile(f"{where}: {str(error)[:300]}") from None
+    except (TypeError, ValueError) as error:  # of a value that no setting takes
+        raise BrokenFile(f"{where}: the recipe is not one: {error!r:.200}") from None
 
 
 def _by_name(headers: Iterable[Header]) -> dict[str, tuple[Stored, Path]]:

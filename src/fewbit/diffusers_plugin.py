@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers.auto import (
@@ -20,14 +22,14 @@ from torch import Tensor
 
 from fewbit.artefact import Artefact
 from fewbit.blueprint import by_name, stored_as_is
-from fewbit.checkpoint import SCHEMA_VERSION, check_values, manifest_of, quantization_config
+from fewbit.checkpoint import KEY, SCHEMA_VERSION, check_values, manifest_of, quantization_config
 from fewbit.dequantization import dequantize_layers
 from fewbit.errors import BadArgument, BadCalibration, BrokenFile
 from fewbit.folder import put
 from fewbit.plan import Plan, make_plan
 from fewbit.provenance import Provenance, source_sha256
 from fewbit.recipe import Recipe
-from fewbit.tensors import digest
+from fewbit.tensors import digest, write_tensors
 from fewbit.version import __version__
 
 
@@ -50,12 +52,17 @@ class FewbitConfig(QuantizationConfigMixin):
         **settings: Any,
     ) -> None:
         self.quant_method = QuantMethod(quant_method)
+        if not isinstance(modules_to_not_convert, list | tuple):
+            raise BadArgument(
+                f"modules_to_not_convert is a list of names, got {modules_to_not_convert!r:.80}"
+            )
         self.modules_to_not_convert = list(modules_to_not_convert)
         if isinstance(recipe, str):
             self.recipe = Recipe.resolve(recipe, bits, settings).to_dict()
             self.bits = self.recipe["bits"]
             self.schema_version, self.fewbit_version = SCHEMA_VERSION, __version__
         else:
+            _refuse_no_configuration(recipe, settings)
             self.recipe, self.bits = dict(recipe), bits
             self.__dict__.update(settings)  # whatever else the file said, newer keys included
 
@@ -273,6 +280,14 @@ def _without(plan: Plan, keep: Sequence[str]) -> Plan:
     return plan
 
 
+def _refuse_no_configuration(recipe: object, others: Mapping[str, Any]) -> None:
+    if not isinstance(recipe, Mapping):
+        raise BadArgument(f"the recipe of a quantization_config is a table, got {recipe!r:.80}")
+    taken = [name for name in others if hasattr(FewbitConfig, name)]
+    if taken:
+        raise BadArgument(f"a quantization_config cannot hold {taken[0][:80]!r}")
+
+
 def _refuse_calibrated(recipe: Recipe) -> None:
     if recipe.implementation.CALIBRATED:
         raise BadCalibration(
@@ -280,6 +295,24 @@ def _refuse_calibrated(recipe: Recipe) -> None:
             f'pipeline, call fewbit.quantize(pipe, "{recipe.method}"), then pipe.save_pretrained'
         )
 
+
+_save_file = safetensors.torch.save_file
+
+
+def _save_sorted(
+    tensors: dict[str, Tensor],
+    filename: str | PathLike[str],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """`save_pretrained` asks a quantizer what to write and safetensors to write it, whose metadata
+    come in random order. The files of quantized models are written by us, all others by it."""
+    if metadata is not None and KEY in metadata:
+        write_tensors(Path(filename), tensors, metadata)
+    else:
+        _save_file(tensors, filename, metadata)
+
+
+safetensors.torch.save_file = _save_sorted
 
 # A name that somebody else has taken stays theirs.
 AUTO_QUANTIZER_MAPPING.setdefault(QuantMethod.FEWBIT.value, FewbitQuantizer)

@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewbit.artefact import CONFIG, WEIGHTS, Artefact
 from fewbit.blueprint import by_name
+from fewbit.bounds import (
+    LARGEST_NUMBER,
+    MOST_PARAMETERS,
+    bounded_parameters,
+    refuse_large_numbers,
+    refuse_other_types,
+)
 from fewbit.checkpoint import as_json, check_values, manifest_of
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.models.original_dit import DiTConfig, OriginalDiT
+from fewbit.tensors import write_tensors
 
 
 def save_module(model: nn.Module, folder: Path) -> None:
@@ -29,7 +36,7 @@ def save_module(model: nn.Module, folder: Path) -> None:
         "quantization_config": manifest.quantization_config(),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=1))
-    save_file(tensors, folder / WEIGHTS, {"format": "pt", **manifest.to_metadata()})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **manifest.to_metadata()})
 
 
 def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
@@ -38,7 +45,7 @@ def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
     artefact = Artefact.open(folder)
     with artefact.tensors() as tensors:
         if model is None:
-            model = skeleton(folder, artefact.config)
+            model = skeleton(folder, artefact.config, artefact)
         else:
             _refuse_other_model(model, artefact)
         artefact.prepare(model)
@@ -51,19 +58,29 @@ def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
-def skeleton(folder: Path, config: Mapping[str, Any]) -> nn.Module:
-    """The full-precision model that a configuration describes, without weights."""
+def skeleton(
+    folder: Path, config: Mapping[str, Any], artefact: Artefact | None = None
+) -> nn.Module:
+    """The full-precision model that a configuration describes, without weights; no larger than
+    the artefact, if there is one, can fill."""
+    where = str(folder / CONFIG)
+    refuse_large_numbers(where, config)
+    count, widest = (MOST_PARAMETERS, LARGEST_NUMBER) if artefact is None else artefact.extent()
     name = config.get("_class_name")
     cls = OriginalDiT if name == OriginalDiT.__name__ else diffusers_class(str(name))
     if cls is None:
         raise BadModel(
-            f"{folder} holds a {str(name)[:80]}, a class that fewbit cannot build; "
+            f"{folder} holds a {str(name)!r:.80}, a class that fewbit cannot build; "
             "give one with its original weights or none: fewbit.load(path, model=...)"
         )
+    refuse_other_types(where, DiTConfig if cls is OriginalDiT else cls, config)
     try:
-        return _original(config) if cls is OriginalDiT else _of_diffusers(cls, config)
+        with bounded_parameters(where, count, widest):
+            return _original(config) if cls is OriginalDiT else _of_diffusers(cls, config)
+    except BrokenFile:
+        raise
     except Exception as error:  # a forged configuration makes a constructor fail in any way
-        raise BrokenFile(f"{folder / CONFIG} describes no {name}: {error!r:.200}") from None
+        raise BrokenFile(f"{where} describes no {name}: {error!r:.200}") from None
 
 
 def diffusers_class(name: str) -> Any:

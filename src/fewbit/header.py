@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from fewbit.errors import BrokenFile
+from fewbit.regular_file import open_regular
 from fewbit.strict_json import LARGEST, parse_table
 
 MOST_DIMENSIONS = 8
@@ -65,8 +67,8 @@ def read_header(path: Path) -> Header:
 def _content(path: Path) -> tuple[dict[str, Any], int, int]:
     """The header's table, where the data begin, and where the file ends."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise BrokenFile(f"{path} is not a whole safetensors file ({size} bytes)")

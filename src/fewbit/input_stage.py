@@ -94,6 +94,12 @@ class InputStage(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_last": None}
 
+    def check_width(self, columns: int) -> None:
+        """Refuse to be the stage of a layer that reads this many columns."""
+        for part in (self.transform, self.activation):
+            if part is not None:
+                part.check_width(columns)
+
     def __str__(self) -> str:
         """What an input goes through, as `inspect` shows it."""
         parts = [self.transform, self.activation]

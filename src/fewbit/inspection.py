@@ -110,10 +110,10 @@ def inspect_folder(folder: Path, spec: ModelSpec | None = None) -> Inspection:
     if (folder / PIPELINE_INDEX).exists():
         folder = folder / "transformer"
     config = read_table(folder / CONFIG)
-    model = skeleton(folder, config)
     if "quantization_config" not in config:
-        return _inspect_module(model, spec, None)
+        return _inspect_module(skeleton(folder, config), spec, None)
     artefact = Artefact.open(folder)
+    model = skeleton(folder, config, artefact)
     artefact.prepare(model)
     return _inspect_module(model, spec, artefact.manifest.provenance.recipe)
 

@@ -38,8 +38,10 @@ def find(package: str, marker: str, value: str) -> ModuleType | None:
 def build(package: str, config: dict[str, Any]) -> Any:
     """The part that `config` describes, its tensors still to be loaded."""
     kind = config["kind"]
+    if not isinstance(kind, str):
+        raise BrokenFile(f"a kind in {package} is a text, got {kind!r:.80}")
     found: Any = find(package, "KIND", kind)
     if found is None:
         known = ", ".join(sorted(modules(package, "KIND")))
-        raise BrokenFile(f"unknown kind {kind!r} in {package}; this version knows: {known}")
+        raise BrokenFile(f"unknown kind {kind!r:.80} in {package}; this version knows: {known}")
     return found.from_config(config)

@@ -21,6 +21,7 @@ from fewbit.folder import diffusers_class
 from fewbit.header import read_header
 from fewbit.inspection import Inspection, inspect_folder, inspect_model
 from fewbit.models import ModelSpec, load_original
+from fewbit.regular_file import refuse_special_files
 from fewbit.strict_json import read_table
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
@@ -104,7 +105,8 @@ def device_named(name: str) -> torch.device:
 
 
 def check_folder(folder: Path) -> None:
-    """There is a transformer in it, and every weight file is whole."""
+    """There is a transformer in it, all is regular files, and every weight file is whole."""
+    refuse_special_files(folder)
     is_pipeline = (folder / PIPELINE_INDEX).exists()
     if is_pipeline and not (folder / "transformer" / CONFIG).exists():
         raise BadModel(f"{folder} is a pipeline without a transformer/{CONFIG}")

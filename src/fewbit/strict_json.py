@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fewbit.errors import BrokenFile
+from fewbit.regular_file import open_regular
 
 LARGEST = 8 << 20  # bytes; a model of ten thousand tensors needs about three
 DEEPEST = 32
@@ -14,12 +16,14 @@ DEEPEST = 32
 
 def read_table(path: Path) -> dict[str, Any]:
     try:
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise BrokenFile(f"{path} holds {size} bytes of JSON, allowed {LARGEST}")
-        return parse_table(path.read_bytes(), str(path))
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            text = file.read(LARGEST + 1) if size <= LARGEST else b""
     except OSError as error:
         raise BrokenFile(f"cannot read {path}: {error.strerror}") from None
+    if size > LARGEST:
+        raise BrokenFile(f"{path} holds {size} bytes of JSON, allowed {LARGEST}")
+    return parse_table(text, str(path))
 
 
 def parse_table(text: str | bytes, where: str) -> dict[str, Any]:
@@ -42,6 +46,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         if name in table:
             raise ValueError(f"the name {name[:80]!r} occurs twice")
+        if not name.isprintable():
+            raise ValueError(f"the name {name[:80]!r} holds characters that cannot be shown")
         table[name] = value
     return table
 

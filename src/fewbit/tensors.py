@@ -7,6 +7,7 @@ the tensor stays with its process. A save never touches it: that makes a new fil
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 import os
 import zlib
@@ -14,7 +15,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch import Tensor
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.header import DTYPES, Header, Stored
 from fewbit.kernels.crc32 import crc32_of
+from fewbit.regular_file import open_regular
 
 WORKERS = min(4, os.cpu_count() or 1)  # checking and reading leave the interpreter's lock
 BATCH = 32 << 20  # bytes checked at a time
@@ -65,6 +68,26 @@ def stored_once(state: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, 
         else:
             aliases[name] = first
     return {name: crc32 for name, crc32 in checksums.items() if name not in aliases}, aliases
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file that is the same for the same tensors: safetensors itself writes the
+    metadata in an order that changes from call to call. Wide types come first, so that all lie
+    where their size divides their place."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        entry = {"dtype": _name(tensor), "shape": list(tensor.shape)}
+        header[name] = {**entry, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(memoryview(_plain(tensors[name]).numpy()))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -113,7 +136,7 @@ def _refuse(name: str, headers: Sequence[Header]) -> NoReturn:
 
 
 def _map(header: Header) -> dict[str, Tensor]:
-    with header.path.open("rb") as file:
+    with open_regular(header.path) as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return {name: _tensor(mapping, stored) for name, stored in header.tensors.items()}
 
@@ -131,9 +154,14 @@ def _tensor(mapping: mmap.mmap, stored: Stored) -> Tensor:
 
 
 def _line(tensor: Tensor) -> bytes:
+    return f"{_name(tensor)} {list(tensor.shape)}\n".encode()
+
+
+def _name(tensor: Tensor) -> str:
+    """Of its dtype."""
     if tensor.dtype not in _NAMES:
         raise BadModel(f"a tensor of {tensor.dtype} cannot be stored; allowed: {', '.join(DTYPES)}")
-    return f"{_NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode()
+    return _NAMES[tensor.dtype]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewbit.formats import Spec
+from fewbit.errors import BadArgument
+from fewbit.formats import Codebook, FormatChoice, Spec
 from fewbit.kernels.choose import backend_for, modulated
 from fewbit.kernels.coded import Coded, Modulated, Rotation
 
@@ -34,10 +35,22 @@ class Activation(nn.Module):
     def config(self) -> dict[str, Any]:
         """What, beside the stored tensors, builds it again; `kind` names its file's KIND."""
 
+    def check_width(self, columns: int) -> None:
+        """Refuse an input of a layer that has not this many columns."""
+
     def check(self, name: str) -> None:
         """Refuse stored numbers that no writer would write; `name` is where this stands."""
 
     __call__: Any = nn.Module.__call__
+
+
+def refuse_stored_levels(spec: Spec) -> None:
+    """A choice and a codebook are stored for each row or matrix, and an input has no store."""
+    if isinstance(spec.format, FormatChoice | Codebook):
+        raise BadArgument(
+            f"an input cannot be rounded to {spec!s:.100}; allowed: formats whose codes have "
+            "one meaning"
+        )
 
 
 def rotated(x: Tensor | Modulated, rotation: Rotation | None) -> Tensor:

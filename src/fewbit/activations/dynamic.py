@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fewbit.activations.activation import Activation
+from fewbit.activations.activation import Activation, refuse_stored_levels
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.kernels.choose import backend_for
@@ -20,6 +20,7 @@ class Dynamic(Activation):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
+        refuse_stored_levels(spec)
         if spec.span == "tensor" or spec.scale.outer == "tensor":
             raise BadArgument(
                 f"dynamic activations cannot use {spec}: one range for a whole batch would make "
@@ -30,6 +31,9 @@ class Dynamic(Activation):
     @property
     def handed_on(self) -> Spec:
         return self.spec
+
+    def check_width(self, columns: int) -> None:
+        self.spec.groups(columns)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])

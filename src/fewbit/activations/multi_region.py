@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fewbit.activations.activation import Activation, rotated
+from fewbit.activations.activation import Activation, refuse_stored_levels, rotated
 from fewbit.activations.kept import Kept
 from fewbit.activations.static import (
     by_part,
+    check_one_part,
     check_steps,
     checked_parts,
     in_steps,
@@ -44,6 +45,7 @@ class MultiRegion(Activation, Kept):
         self, spec: Spec, regions: Regions, steps: Tensor, bins: TimeBins, whole: int = 0
     ) -> None:
         super().__init__()
+        refuse_stored_levels(spec)
         if regions not in ("signed", "fused", "unit"):
             raise BadArgument(f"regions cannot be {regions!r}; allowed: signed, fused, unit")
         self.spec, self.regions, self.bins = spec, regions, bins
@@ -83,6 +85,9 @@ class MultiRegion(Activation, Kept):
         fine = [low, low.reciprocal(), torch.full_like(low, half - 1)]
         coarse = [high, high.reciprocal(), first, torch.full_like(high, half)]
         return torch.cat([*fine, *coarse, split], 1)
+
+    def check_width(self, columns: int) -> None:
+        check_one_part(self.config())
 
     def check(self, name: str) -> None:
         check_steps(f"{name}.steps", self.steps)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewbit.activations.activation import Activation, rotated
+from fewbit.activations.activation import Activation, refuse_stored_levels, rotated
 from fewbit.activations.kept import Kept
 from fewbit.activations.time_groups import TimeBins
 from fewbit.errors import BadArgument, BrokenFile
@@ -25,6 +25,7 @@ class Static(Activation, Kept):
 
     def __init__(self, spec: Spec, steps: Tensor, bins: TimeBins) -> None:
         super().__init__()
+        refuse_stored_levels(spec)
         self.spec, self.bins = spec, bins
         self.register_buffer("steps", steps)
 
@@ -46,6 +47,9 @@ class Static(Activation, Kept):
         integers = levels if fmt.step == 1 else levels.div_(fmt.step)
         scales = row_scales(lost_rows(x), step) * fmt.step
         return Coded(integers.to(torch.int8), scales, fmt.integer_max)
+
+    def check_width(self, columns: int) -> None:
+        check_one_part(self.config())
 
     def check(self, name: str) -> None:
         check_steps(f"{name}.steps", self.steps)
@@ -101,6 +105,12 @@ def checked_parts(parts: object) -> int:
     if type(parts) is not int or not 1 <= parts <= MOST_PARTS:
         raise BadArgument(f"a tensor has 1 to {MOST_PARTS} parts with steps, got {parts!r}")
     return parts
+
+
+def check_one_part(config: dict[str, Any]) -> None:
+    """Only an attention knows how many parts, its heads, the second axis of an input has."""
+    if config["parts"] != 1:
+        raise BadArgument(f"the input of a layer has steps for 1 part, got {config['parts']}")
 
 
 def check_steps(name: str, steps: Tensor) -> None:

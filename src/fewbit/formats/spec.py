@@ -45,7 +45,7 @@ def format_named(name: str) -> Format | None:
         return _codebook(int(codebook[1]), int(codebook[2]))
     options = [FORMATS.get(part) for part in name.split(SEPARATOR)]
     known = tuple(option for option in options if option is not None)
-    if len(known) < len(options) or len({(f.bits, f.signed) for f in known}) > 1:
+    if len(set(known)) < len(options) or len({(f.bits, f.signed) for f in known}) > 1:
         return None
     return known[0] if len(known) == 1 else FormatChoice(known)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from fewbit import registry
+from fewbit.errors import BadArgument
 from fewbit.kernels.choose import modulated
 from fewbit.kernels.coded import Modulated, Rotation
 from fewbit.transforms.transform import Transform
@@ -32,6 +33,10 @@ class Chain(Transform):
             x = part(x)
         return last.ahead(x)
 
+    def check_width(self, columns: int) -> None:
+        for part in self._transforms():
+            part.check_width(columns)
+
     def weight(self, weight: Tensor) -> Tensor:
         for part in self._transforms():
             weight = part.weight(weight)
@@ -48,4 +53,7 @@ class Chain(Transform):
 
 
 def from_config(config: dict[str, Any]) -> Chain:
-    return Chain([registry.build("transforms", part) for part in config["parts"]])
+    parts = config["parts"]
+    if not isinstance(parts, list) or not parts:
+        raise BadArgument(f"a chain is a list of transforms, got {parts!r:.80}")
+    return Chain([registry.build("transforms", part) for part in parts])

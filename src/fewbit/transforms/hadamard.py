@@ -17,7 +17,7 @@ from fewbit.kernels.choose import backend_for
 from fewbit.kernels.coded import Modulated, Rotation
 from fewbit.kernels.precision import as_written
 from fewbit.transforms.hadamard_matrix import factors, kronecker, steps
-from fewbit.transforms.transform import Transform
+from fewbit.transforms.transform import Transform, checked_width, same_width
 
 Block = int | Literal["auto"] | None
 
@@ -95,6 +95,9 @@ class HadamardTransform(Transform):
     def ahead(self, x: Tensor | Modulated) -> tuple[Tensor | Modulated, Rotation | None]:
         return x, self.rotation
 
+    def check_width(self, columns: int) -> None:
+        same_width(self.hadamard.width, columns)
+
     def weight(self, weight: Tensor) -> Tensor:
         return _rotated(weight, self.rotation)
 
@@ -110,7 +113,10 @@ class HadamardTransform(Transform):
 
 
 def from_config(config: dict[str, Any]) -> HadamardTransform:
-    return HadamardTransform(Hadamard(config["width"], config["block"], config["seed"]))
+    width, block, seed = checked_width(config["width"]), config["block"], config["seed"]
+    if not (block is None or type(block) is int) or type(seed) is not int or abs(seed) >> 63:
+        raise BadArgument(f"a rotation has a block and a seed, got {block!r:.80} and {seed!r:.80}")
+    return HadamardTransform(Hadamard(width, block, seed))
 
 
 def allowed_blocks(width: int) -> list[int]:

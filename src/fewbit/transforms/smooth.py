@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
-from fewbit.transforms.transform import Transform
+from fewbit.transforms.transform import Transform, checked_width, same_width
 
 KIND = "smooth"
 LARGEST_LOG = 11.5  # scales stay within 1e-5 .. 1e5
@@ -26,6 +26,9 @@ class Smooth(Transform):
     def forward(self, x: Tensor) -> Tensor:
         return (x / self.scales).to(x.dtype)
 
+    def check_width(self, columns: int) -> None:
+        same_width(len(self.scales), columns)
+
     def weight(self, weight: Tensor) -> Tensor:
         return (weight * self.scales).to(weight.dtype)
 
@@ -37,7 +40,7 @@ class Smooth(Transform):
 
 
 def from_config(config: dict[str, Any]) -> Smooth:
-    return Smooth(torch.empty(config["width"]))
+    return Smooth(torch.empty(checked_width(config["width"])))
 
 
 def smoothing_scales(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:

@@ -7,8 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewbit.errors import BadArgument
 from fewbit.kernels.choose import modulated
 from fewbit.kernels.coded import Modulated, Rotation
+
+MOST_COLUMNS = 1 << 20
 
 
 class Transform(nn.Module):
@@ -19,6 +22,10 @@ class Transform(nn.Module):
     def ahead(self, x: Tensor | Modulated) -> tuple[Tensor | Modulated, Rotation | None]:
         """The input up to a last rotation, which a kernel does together with the rounding."""
         return self(modulated(x)), None
+
+    @abstractmethod
+    def check_width(self, columns: int) -> None:
+        """Refuse an input that has not this many columns."""
 
     @abstractmethod
     def weight(self, weight: Tensor) -> Tensor:
@@ -33,3 +40,15 @@ class Transform(nn.Module):
         """How `inspect` shows it."""
 
     __call__: Any = nn.Module.__call__
+
+
+def checked_width(width: object) -> int:
+    """As a file says it, before anything of that size is made."""
+    if type(width) is not int or not 1 <= width <= MOST_COLUMNS:
+        raise BadArgument(f"a transform has 1 to {MOST_COLUMNS} columns, got {width!r:.80}")
+    return width
+
+
+def same_width(own: int, columns: int) -> None:
+    if own != columns:
+        raise BadArgument(f"a transform of {own} columns cannot take an input of {columns}")
