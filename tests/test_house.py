@@ -16,7 +16,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up. A module imports its own package and what lies on a lower floor.
 FLOORS = [
     {"errors", "version", "decibel", "progress", "provenance", "memory", "straight_through"},
-    {"files", "strict_json", "registry"},
+    {"files", "strict_json", "registry", "fingerprint"},
+    {"entries"},
     {"formats", "models", "header", "images", "report"},
     {"kernels"},
     {
@@ -36,7 +37,7 @@ FLOORS = [
     {"plan", "checkpoint"},
     {"artefact"},
     {"folder", "card"},
-    {"diffusers_plugin", "inspection", "resume"},
+    {"diffusers_plugin", "inspection", "resume", "identity", "originals"},
     {"engine", "api", "registration"},
     {"fewbit"},
     {"demo"},

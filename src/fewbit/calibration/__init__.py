@@ -1,8 +1,9 @@
 """What layers see: sets of forward arguments, pipelines that give them, streams through blocks."""
 
+from fewbit.calibration.pipelines import manner_of
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.stream import BlockInput, BlockStream, LayerInput, Rows, Step
-from fewbit.calibration.trajectories import sample
+from fewbit.calibration.trajectories import Sampling, sample
 
 __all__ = [
     "BlockInput",
@@ -10,6 +11,8 @@ __all__ = [
     "CalibrationSet",
     "LayerInput",
     "Rows",
+    "Sampling",
     "Step",
+    "manner_of",
     "sample",
 ]

@@ -57,7 +57,10 @@ class Manner:
 
 
 def manner_of(
-    pipe: Any, prompts: Sequence[str] | None, steps: int | None, guidance: float | None
+    pipe: Any,
+    prompts: Sequence[str] | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
 ) -> Manner:
     accepted = inspect.signature(type(pipe).__call__).parameters
     by_class = "class_labels" in accepted
