@@ -2,16 +2,20 @@
 
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import tiny_transformers as tiny
 import torch
+from killed import kill_each
+from safetensors import safe_open
 from small_dit import bits_of
 from test_resume import data
 from torch import nn
 
 import fewbit
 from fewbit import ModelSpec
+from fewbit.calibration.trajectories import _Recording
 from fewbit.engine import _Run
 from fewbit.errors import BadOutput
 
@@ -199,6 +203,51 @@ def test_the_other_kinds_of_files_too(tmp_path, monkeypatch, lost):
     assert again == first
     assert any(str(file) in warning for warning in report.warnings)
     assert not any("work" in w or str(file) in w for w in run(tmp_path)[1].warnings)
+
+
+def make(folder):
+    """A quantized pipeline, from nothing to a folder."""
+    torch.set_num_threads(1)
+    folder = Path(folder)
+    pipe = tiny.pipeline(tiny.make())
+    work = folder.with_suffix(".work")
+    fewbit.quantize(pipe, "hq-dit", gptq=False, calibration=8, workdir=work, progress=False)
+    fewbit.save(pipe, folder, overwrite=True)
+
+
+def content_of(folder):
+    with safe_open(tiny.weights(folder / "transformer"), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (t.dtype, t.tolist()) for name, t in tensors.items()}, file.metadata()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "whole"
+    make(folder)
+    return content_of(folder)
+
+
+KILLS = [("kept", 2), ("written", 2), ("saved", 1)]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    pytest.importorskip("diffusers")
+    folder = tmp_path_factory.mktemp("killed")
+    places = {kill: folder / f"{kill[0]}-{kill[1]}" for kill in KILLS}
+    prepare = "import test_work_folder as here; here.tiny.pipeline(here.tiny.make())"
+    kill_each(prepare, "here.make", [(*kill, str(at)) for kill, at in places.items()])
+    return places
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_killed_anywhere_it_goes_on_to_the_same_file(made, killed, monkeypatch, kill):
+    folder = killed[kill]
+    assert not folder.exists()
+    monkeypatch.setattr(_Recording, "of", lambda *_: pytest.fail("it was drawn already"))
+    make(folder)
+    assert content_of(folder) == made
 
 
 def change_the_config(model):
