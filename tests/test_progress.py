@@ -100,11 +100,12 @@ def test_what_an_earlier_run_has_done_is_not_taken_for_quick_work(clock):
 
 def test_a_line_that_is_cut_short_is_ended(clock):
     stream = Terminal()
+    steps = track(range(3), "blocks", 3, stream=stream)
+    for _ in range(2):
+        next(steps)
+        clock[0] += 30
     with pytest.raises(KeyboardInterrupt):
-        for _ in track(range(3), "blocks", 3, stream=stream):
-            clock[0] += 30
-            if clock[0] > 150:
-                raise KeyboardInterrupt
+        steps.throw(KeyboardInterrupt)
     assert stream.getvalue().endswith("left\n")
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ class Entries:
         return None
 
     def drop(self, name: str) -> None:
-        self.path(name).unlink(missing_ok=True)
+        """What cannot be dropped does no harm: it is whole, or will be found damaged."""
+        with suppress(OSError):
+            self.path(name).unlink()
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}{SUFFIX}"
