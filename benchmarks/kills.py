@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vq4dit": {"bits": "w1.5", "steps": 4, "tuning": 4, "calibration": 72},
     "hq-dit": {"calibration": 72},
 }
-SAVING = "saving"
-REACHED = {
-    "tuned": "after the last training",
-    "block": "in a later block",
-    "survey": "in the first block",
-    "samples": "after calibration has begun",
-    "run": "before that",
-}  # by the latest kind of entry in the work folder
 
 
 def main() -> None:
@@ -56,7 +48,7 @@ def main() -> None:
         found = _trials(recipe, kills, random_moments)
         print(recipe, found, flush=True)
         figures["recipes"][recipe] = found
-        figures["kills"] += sum(found["kills in"].values())
+        figures["kills"] += sum(found["killed"].values())
     print(write_result("kills", figures))
     different = sum(one["other tensors"] for one in figures["recipes"].values())
     sys.exit(f"{different} runs ended in another model" if different else 0)
@@ -72,79 +64,69 @@ def _arguments() -> argparse.Namespace:
 
 def _trials(recipe: str, kills: int, moments: random.Random) -> dict[str, Any]:
     found: Counter[str] = Counter()
-    phases: Counter[str] = Counter()
+    killed: Counter[str] = Counter()  # by phase
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
-        spans = _run(recipe, whole)  # for the first time, when much is only being imported
-        spans = _run(recipe, Path(folder) / "measured")
+        _run(recipe, whole)  # for the first time, when much is only being imported
+        lengths = _run(recipe, Path(folder) / "measured")
         expected = _digests(whole)
-        while phases.total() < kills:
+        while killed.total() < kills:
             place = Path(folder) / f"trial-{found.total()}"
-            for _ in range(min(moments.randint(1, 2), kills - phases.total())):
-                phase = moments.choice(list(spans))
-                began, ended = spans[phase]
-                if _killed(recipe, place, moments.uniform(began, ended)):
-                    phases[_phase_reached(place)] += 1
+            for _ in range(min(moments.randint(1, 2), kills - killed.total())):
+                phase = moments.choice(list(lengths))
+                if _killed(recipe, place, phase, moments.uniform(0, lengths[phase])):
+                    killed[phase] += 1
             _run(recipe, place)
-            bytes_, tensors = _digests(place)
-            found["same file" if bytes_ == expected[0] else "other bytes"] += 1
+            file, tensors = _digests(place)
+            found["same file" if file == expected[0] else "other bytes"] += 1
             found["same tensors" if tensors == expected[1] else "other tensors"] += 1
     outcomes = ("same file", "other bytes", "same tensors", "other tensors")
-    return {"kills in": dict(phases), **{outcome: found[outcome] for outcome in outcomes}}
+    return {"killed": dict(killed), **{outcome: found[outcome] for outcome in outcomes}}
 
 
 class Stopwatch(Meter):
-    """When each phase began, in seconds from the start."""
+    """How long each phase takes; `tell` is called with its name when one begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], object]) -> None:
         super().__init__(show=False)
+        self.tell = tell
         self.began: dict[str, float] = {}
 
     def begin(self, name: str, steps: int) -> None:
-        self.began[name] = time.monotonic() - self.start
+        self.began.setdefault(name, time.monotonic())
         super().begin(name, steps)
+        self.tell(name)
 
-    def spans(self) -> dict[str, tuple[float, float]]:
-        ends = [*list(self.began.values())[1:], time.monotonic() - self.start]
-        return dict(zip(self.began, zip(self.began.values(), ends, strict=True), strict=True))
+    def lengths(self) -> dict[str, float]:
+        pairs = pairwise([*self.began.values(), time.monotonic()])
+        return {name: end - start for name, (start, end) in zip(self.began, pairs, strict=True)}
 
 
-def _run(recipe: str, place: Path) -> dict[str, tuple[float, float]]:
-    """Whatever an earlier run has left is used; returned is when each phase began and ended."""
-    settings, watch = RECIPES[recipe], Stopwatch()
+def _run(recipe: str, place: Path, tell: Callable[[str], object] = len) -> dict[str, float]:
+    """Whatever an earlier run has left is used; returned is how long each phase took."""
+    watch = Stopwatch(tell)
     pipe = _pipeline()
-    fewbit.quantize(pipe, recipe, workdir=_work(place), progress=watch, **settings)
-    watch.begin(SAVING, 1)
+    work = place.with_suffix(".work")
+    fewbit.quantize(pipe, recipe, workdir=work, progress=watch, **RECIPES[recipe])
+    watch.begin("saving", 1)
     fewbit.save(pipe, place, overwrite=True)
-    return watch.spans()
+    return watch.lengths()
 
 
-def _killed(recipe: str, place: Path, after: float) -> bool:
-    """Whether it had not ended by then."""
+def _killed(recipe: str, place: Path, phase: str, after: float) -> bool:
+    """In this phase, so many seconds from its beginning; False where it came to its end."""
+    ear, mouth = os.pipe()
     child = os.fork()
     if child == 0:
-        with _silent():
-            _run(recipe, place)
+        _run(recipe, place, lambda name: os.write(mouth, f"{name}\n".encode()))
         os._exit(0)
-    time.sleep(after)
+    os.close(mouth)
+    with os.fdopen(ear) as begun:
+        if any(name.strip() == phase for name in begun):
+            time.sleep(after)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stderr.fileno())
-    yield
-
-
-def _phase_reached(place: Path) -> str:
-    """By what lies in the work folder, and beside it."""
-    if any(place.parent.glob(f".{place.name}-*")):
-        return SAVING
-    kinds = (kind for kind in REACHED if any(_work(place).glob(f"{kind}*.entry")))
-    return REACHED[next(kinds, "run")]
 
 
 def _pipeline() -> Any:
@@ -164,10 +146,6 @@ def _pipeline() -> Any:
             block_out_channels=(4,), latent_channels=4, norm_num_groups=2, sample_size=8
         ).eval()
     return diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())
-
-
-def _work(place: Path) -> Path:
-    return place.with_suffix(".work")
 
 
 def _digests(place: Path) -> tuple[str, str]:
