@@ -6,34 +6,58 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fewbit.api
 from fewbit.calibration.stream import Step
 from fewbit.engine import _Run
+from fewbit.entries import Entries
 from fewbit.resume import Workdir
 
 MOMENTS = {
+    "kept": (Entries, "write"),  # at first whose work it is, then calibration
     "written": (Workdir, "save"),
     "advanced": (Step, "advance"),
     "tuned": (Workdir, "save_tuned"),
+    "saved": (fewbit.api, "write_card"),  # all of it, but not under its name
 }
 
 
 def kill_at(moment, count, code, *folders):
     """Run `code`, which finds modules in `folders` too, until `moment` has come so many times."""
-    places = [Path(__file__).parent, *folders, *sys.path]
-    died = subprocess.run(
-        [sys.executable, "-c", f"import killed\nkilled.die_at({moment!r}, {count})\n{code}"],
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))},
-    )
+    died = _python(f"import killed\nkilled.die_at({moment!r}, {count})\n{code}", *folders)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+
+
+def kill_each(prepare, function, cases):
+    """Run function(argument), for each (moment, count, argument) in a process of its own that is
+    killed there; the code `prepare` is run once for all of them, on one thread."""
+    ended = _python(f"import killed\n{prepare}\nkilled.fork_each({function}, {cases!r})")
+    assert ended.returncode == 0, ended.stderr.decode()
+
+
+def fork_each(function, cases):
+    for moment, count, argument in cases:
+        child = os.fork()
+        if child == 0:
+            die_at(moment, count)
+            function(argument)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), f"{moment} came less than {count} times"
+
+
+def _python(code, *folders):
+    places = [Path(__file__).parent, *folders, *sys.path]
+    changed = {"PYTHONPATH": os.pathsep.join(map(str, places)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, env={**os.environ, **changed})
 
 
 def die_at(moment, count):
     target, name = MOMENTS[moment]
     before, calls = getattr(target, name), []
 
-    def once(*arguments):
-        result = before(*arguments)
+    def once(*arguments, **named):
+        result = before(*arguments, **named)
         calls.append(None)
         if len(calls) == count:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -53,6 +53,19 @@ def refuses(*arguments: str) -> str:
     return sentence
 
 
+def test_progress_is_that_of_the_whole_job(pipeline_folder, monkeypatch):
+    monkeypatch.setattr("fewbit.progress.QUIET_SECONDS", 0)
+    monkeypatch.setattr("fewbit.progress.LINE_SECONDS", 0)
+    words = ("tiny", "--recipe", "hq-dit", "--set", "gptq=false", "--calibration", "8")
+    result = fewbit_says("quantize", *words, "--output", "out")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("hq-dit:w4a4, ")]
+    phases = [line.removeprefix("hq-dit:w4a4, ").partition(":")[0] for line in lines]
+    assert list(dict.fromkeys(phases)) == ["calibration", "blocks", "saving"]
+    assert phases.count("calibration") > 40  # once for each of the scheduler's steps
+    assert all(line.endswith(" left") for line in lines[1:-1])
+    assert " saving: 1/1 in " in lines[-1]
+
+
 def test_help_waits_for_nothing_heavy():
     code = f"""
 import sys

@@ -18,7 +18,8 @@ FLOORS = [
     {"printable"},
     {"errors", "version", "decibel", "progress", "provenance", "memory", "straight_through"},
     {"regular_file"},
-    {"files", "strict_json", "registry"},
+    {"files", "strict_json", "registry", "fingerprint"},
+    {"entries"},
     {"formats", "models", "header", "images", "report"},
     {"kernels"},
     {
@@ -38,7 +39,7 @@ FLOORS = [
     {"plan", "checkpoint", "bounds"},
     {"artefact"},
     {"folder", "card"},
-    {"diffusers_plugin", "inspection", "resume"},
+    {"diffusers_plugin", "inspection", "resume", "identity", "originals"},
     {"engine", "api", "registration"},
     {"fewbit"},
     {"demo"},

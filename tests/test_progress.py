@@ -55,6 +55,60 @@ def test_a_log_gets_whole_lines_but_seldom(clock):
     ]
 
 
+def test_the_time_left_is_that_of_all_phases(clock):
+    stream = io.StringIO()
+    with Meter("job", stream=stream) as meter:
+        meter.expect("saving", seconds=30)
+        meter.expect("drawing", work=100)
+        meter.expect("solving", work=200)
+        meter.begin("drawing", 4)
+        for done in (1, 2, 3, 4):
+            clock[0] += 10
+            meter.reach(done)
+        meter.begin("solving", 2)
+        clock[0] += 100
+        meter.reach(1)
+        clock[0] += 100
+        meter.reach(2)
+        meter.begin("saving", 1)
+        clock[0] += 20
+        meter.reach(1)
+    assert stream.getvalue().splitlines() == [
+        "job, drawing: 1/4, 2:20 left",  # 3 · 10 s, 80 s for twice the work, 30 s of saving
+        "job, drawing: 2/4, 2:10 left",
+        "job, drawing: 3/4, 2:00 left",
+        "job, solving: 0/2, 1:50 left",
+        "job, solving: 1/2, 2:10 left",  # as measured
+        "job, saving: 0/1, 0:30 left",
+        "job, saving: 1/1 in 4:20",
+    ]
+
+
+def test_what_an_earlier_run_has_done_is_not_taken_for_quick_work(clock):
+    stream = io.StringIO()
+    with Meter(stream=stream) as meter:
+        meter.begin("blocks", 10)
+        for done in range(1, 9):
+            clock[0] += 2
+            meter.reach(done, found=True)
+        clock[0] += 60
+        meter.reach(9)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "blocks: 5/10"  # nothing is known yet
+    assert lines[-2] == "blocks: 9/10, 1:00 left"
+
+
+def test_a_line_that_is_cut_short_is_ended(clock):
+    stream = Terminal()
+    steps = track(range(3), "blocks", 3, stream=stream)
+    for _ in range(2):
+        next(steps)
+        clock[0] += 30
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+    assert stream.getvalue().endswith("left\n")
+
+
 def test_not_shown_is_not_shown(clock):
     stream = Terminal()
     assert walk(clock, stream, 100.0, show=False) == list(range(10))

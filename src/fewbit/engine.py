@@ -7,8 +7,8 @@ import inspect
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,37 @@ from torch import Tensor, nn
 from fewbit import memory
 from fewbit.activations.time_groups import share_clock
 from fewbit.blueprint import quantized_layers
-from fewbit.calibration import BlockStream, Calibration, CalibrationSet, Step, sample
+from fewbit.calibration import (
+    BlockStream,
+    Calibration,
+    CalibrationSet,
+    Sampling,
+    Step,
+    manner_of,
+)
+from fewbit.calibration.trajectories import CALIBRATION
 from fewbit.decibel import sqnr
+from fewbit.entries import Entries
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.files import checked_path, keeping
-from fewbit.methods.contract import ModelJob, Rule, Solved
+from fewbit.identity import model_sha256, pipeline_sha256
+from fewbit.methods.contract import BlockJob, ModelJob
 from fewbit.models import Layer, ModelSpec, transformer_of
+from fewbit.originals import Originals, written_on_copies
 from fewbit.output_error import OutputError, output_errors
 from fewbit.plan import Plan, make_plan
 from fewbit.printable import printable
-from fewbit.progress import track
+from fewbit.progress import Meter
 from fewbit.provenance import LARGEST_SEED, Provenance, source_sha256
 from fewbit.recipe import Recipe
 from fewbit.report import LayerReport, Report
 from fewbit.resume import BlockDone, Workdir
 from fewbit.tensors import digest, stored_once
 from fewbit.version import __version__
+
+SURVEY, BLOCKS, TRAINING = "survey", "blocks", "last training"  # after the calibration
+PASSES = 6  # of all rows through the blocks, beside their training
+BACK_AND_FORTH = 3  # times as long as forth alone
 
 
 def quantize(
@@ -45,7 +60,7 @@ def quantize(
     seed: int = 0,
     device: str | torch.device | None = None,
     workdir: str | Path | None = None,
-    progress: bool = True,
+    progress: bool | Meter = True,
     spec: ModelSpec | None = None,
     allow_unknown: bool = False,
     **settings: Any,
@@ -54,7 +69,9 @@ def quantize(
 
     `recipe` is a name (`fewbit.recipes()` lists them) or a recipe file, perhaps with bits after a
     colon; `bits` picks one of its variants; further keywords are the recipe's own settings.
-    `calibration` is a number of samples, a `Calibration`, or forward keyword dicts.
+    `calibration` is a number of samples, a `Calibration`, or forward keyword dicts. Whatever ends
+    it early leaves the model as it was; with a `workdir` the same call then goes on from what was
+    finished.
     """
     started = time.perf_counter()
     chosen = Recipe.resolve(recipe, bits, settings)
@@ -65,41 +82,43 @@ def quantize(
     transformer: Any = transformer_of(model)
     plan = make_plan(transformer, chosen, spec, allow_unknown)
     _refuse_empty(transformer)
-    if progress:
-        print(printable(str(plan)), file=sys.stderr)
-    bytes_before = stored_bytes(transformer)
-    with keeping(work):
-        data = _data(model, chosen, asked, seed)
+    source = _source(model, chosen, asked, seed)
+    shown = nullcontext(progress) if isinstance(progress, Meter) else Meter(str(chosen), progress)
+    with shown as meter, keeping(work), Originals(transformer).back_on_failure():
+        if meter.show:
+            print(printable(str(plan)), file=sys.stderr)
+        bytes_before = stored_bytes(transformer)
+        run = _Run(model, plan, source, seed, device, work, meter)
+        run.calibrate()
         calibrated = time.perf_counter()
-        run = _Run(transformer, plan, data, seed, device, work)
-        run.survey(progress)
-        for _ in track(run.blocks(), f"{chosen}, blocks", len(plan.structure.blocks), progress):
-            pass
+        run.survey()
+        run.blocks()
         run.finish()
-    transformer.requires_grad_(False)  # as it will be when it is loaded again, to the last bit
-    for layer in quantized_layers(transformer).values():
-        layer.as_stored()
-    report = Report(
-        recipe=chosen.to_dict(),
-        family=plan.structure.family,
-        source=source_sha256(run.sources),
-        seed=seed,
-        fewbit_version=__version__,
-        layers=run.layers,
-        bytes_before=bytes_before,
-        bytes=stored_bytes(transformer),
-        duplicate_bytes=_duplicate_bytes(transformer),
-        seconds={
-            "calibrate": calibrated - started,
-            "solve": time.perf_counter() - calibrated,
-        },
-        warnings=run.warnings,
-    )
-    transformer.fewbit = Provenance(chosen.to_dict(), seed, report.source, __version__)
-    if hasattr(transformer, "register_to_config"):
-        from fewbit.diffusers_plugin import attach
+        transformer.requires_grad_(False)  # as it will be when it is loaded again, to the last bit
+        for layer in quantized_layers(transformer).values():
+            layer.as_stored()
+        report = Report(
+            recipe=chosen.to_dict(),
+            family=plan.structure.family,
+            source=source_sha256(run.sources),
+            seed=seed,
+            fewbit_version=__version__,
+            layers=run.layers,
+            bytes_before=bytes_before,
+            bytes=stored_bytes(transformer),
+            duplicate_bytes=_duplicate_bytes(transformer),
+            seconds={
+                "calibrate": calibrated - started,
+                "solve": time.perf_counter() - calibrated,
+            },
+            warnings=run.warnings + run.notes,
+        )
+        transformer.fewbit = Provenance(chosen.to_dict(), seed, report.source, __version__)
+        if hasattr(transformer, "register_to_config"):
+            from fewbit.diffusers_plugin import attach
 
-        attach(transformer)
+            attach(transformer)
+    memory.release()
     return report
 
 
@@ -108,52 +127,76 @@ class _Run:
 
     def __init__(
         self,
-        transformer: nn.Module,
+        model: Any,
         plan: Plan,
-        data: CalibrationSet | None,
+        source: CalibrationSet | Sampling | None,
         seed: int,
         device: str | torch.device | None,
         workdir: Path | None,
+        meter: Meter,
     ) -> None:
-        self.transformer, self.plan, self.seed, self.device = transformer, plan, seed, device
-        self.data = data
+        self.model, self.transformer = model, transformer_of(model)
+        self.plan, self.source, self.seed = plan, source, seed
+        self.device, self.meter = device, meter
         self.sources = {name: digest(self._weight(name)) for name in plan.rules}
-        self.work = None if workdir is None else Workdir(workdir, self._identity(data))
-        self.stream = None if data is None else self._stream(data, workdir)
-        self.exact = None if data is None else self._exact_stream(data, workdir)
+        self.work = None if workdir is None else Workdir(workdir, self._identity())
         settings = plan.recipe.settings
         keeps = plan.recipe.implementation.TARGETS and settings.keep_original
-        self.original = copy.deepcopy(transformer) if keeps else None
+        self.original = copy.deepcopy(self.transformer) if keeps else None
+        self.data: CalibrationSet | None = None
+        self.stream: BlockStream | None = None
+        self.exact: BlockStream | None = None
         self.layers: list[LayerReport] = []
         self.warnings: list[str] = []
         self.surveyed: Mapping[str, Tensor] = {}
+        self._expect()
 
-    def survey(self, progress: bool) -> None:
+    @property
+    def notes(self) -> list[str]:
+        """What was found damaged in the work folder."""
+        return [] if self.work is None else self.work.entries.notes
+
+    def calibrate(self) -> None:
+        """The data, drawn unless it was given, and the streams of it through the blocks."""
+        entries = None if self.work is None else self.work.entries
+        if isinstance(self.source, Sampling):
+            self.data = self.source.draw(self.model, entries, self.meter)
+        else:
+            self.data = self.source
+        if self.data is not None:
+            self.stream = self._stream(self.data, entries)
+            self.exact = self._exact_stream(self.data, entries)
+
+    def survey(self) -> None:
         """What the method learns of the model before any block is solved."""
         method = self.plan.recipe.implementation
         if self.data is None or method.survey is None:
             return
-        if self.work is not None and self.work.surveyed:
-            self.surveyed = self.work.restore_survey()
+        known = None if self.work is None else self.work.survey()
+        if known is not None:
+            self.surveyed = known
             return
-        job = self.plan.survey_job(self.transformer, self.data, self.seed, progress)
+        self.meter.begin(SURVEY, 1)
+        job = self.plan.survey_job(self.transformer, self.data, self.seed, self._track_survey)
         self.surveyed = method.survey(job, self.plan.recipe.settings)
         if self.work is not None:
             self.work.save_survey(self.surveyed)
 
-    def blocks(self) -> Iterator[int]:
-        """Each block when it is done, those first that an earlier run has finished."""
-        first = self._restore()
-        yield from range(first)
+    def blocks(self) -> None:
+        """Each of them solved, or restored where an earlier run has finished it."""
+        first = self._first()
+        self.meter.begin(BLOCKS, len(self.plan.structure.blocks))
+        for block in range(first):
+            self._restore(block)
         for block, (step, exact) in zip(self._rest(first), self._steps(first), strict=True):
             if exact is not None:
                 exact.advance()  # the block is still in full precision
             if self.work is not None and self.work.finished(block):
-                self._take(self.work.restore(self.transformer, block))
+                self._restore(block)
             else:
                 self._solve(block, step, exact)
+                self.meter.reach(block + 1)
             memory.release()
-            yield block
 
     def finish(self) -> None:
         """What a method does to the whole model in the end."""
@@ -164,13 +207,33 @@ class _Run:
         assert exact is not None
         blocks = self.plan.structure.blocks
         job = ModelJob(self.transformer, blocks, self.data, exact.results, self.original, self.seed)
-        if self.work is not None and self.work.tuned:
-            self.work.restore_tuned(self.transformer)
-        elif not method.finish(job, settings):
-            return
-        elif self.work is not None:
-            self.work.save_tuned(self.transformer)
+        if self.work is None or not self.work.restore_tuned(self.transformer):
+            self.meter.begin(TRAINING, 1)
+            if not method.finish(job, settings):
+                return
+            if self.work is not None:
+                self.work.save_tuned(self.transformer)
         self.warnings.append("the layers' errors are those before the whole model was trained")
+
+    def _expect(self) -> None:
+        """The phases to come, in rows that are run through the transformer: coarse guesses, only
+        for the time left until blocks are measured."""
+        method, settings = self.plan.recipe.implementation, self.plan.recipe.settings
+        rows = 0
+        if isinstance(self.source, Sampling):
+            rows = self.source.samples
+            self.meter.expect(CALIBRATION, self.source.rows_run)
+        elif self.source is not None:
+            rows = len(self.source)
+        if rows and method.survey is not None:
+            self.meter.expect(SURVEY, BACK_AND_FORTH * rows)
+        batch = BACK_AND_FORTH * getattr(settings, "batch", 0)
+        self.meter.expect(BLOCKS, PASSES * rows + batch * getattr(settings, "steps", 0))
+        if rows and method.finish is not None:
+            self.meter.expect(TRAINING, batch * getattr(settings, "tuning", 0))
+
+    def _track_survey(self, parts: Sequence[range]) -> Iterator[range]:
+        return self.meter.track(SURVEY, parts, len(parts))
 
     def _solve(self, block: int, step: Step | None, exact: Step | None) -> None:
         job = self.plan.job(self.transformer, block, self.seed)
@@ -179,16 +242,13 @@ class _Run:
             step.advance()
             job.exact = step
         originals = {name: job.linear(name) for name in job.rules}
-        with _visiting(self.device, job.module):
-            self.plan.recipe.implementation.solve(job, self.plan.recipe.settings)
-        share_clock(self.transformer)
-        outputs = {} if step is None else output_errors(step, job, originals)
-        reports = [
-            _layer_report(
-                layer, originals[layer.name], job.rules[layer.name], job.solved[layer.name], outputs
-            )
-            for layer in job.layers
-        ]
+        with written_on_copies(job.module):
+            with _visiting(self.device, job.module):
+                self.plan.recipe.implementation.solve(job, self.plan.recipe.settings)
+            share_clock(self.transformer)
+            outputs = {} if step is None else output_errors(step, job, originals)
+            reports = [_layer_report(layer, job, originals[layer.name], outputs)
+                       for layer in job.layers]  # fmt: skip
         done = BlockDone(reports, job.warnings)
         self._take(done)
         if self.work is not None:
@@ -198,19 +258,20 @@ class _Run:
         self.layers += done.layers
         self.warnings += done.warnings
 
-    def _restore(self) -> int:
-        """Blocks whose result and whose outputs an earlier run has left."""
-        count = len(self.plan.structure.blocks)
-        if self.work is None:
+    def _restore(self, block: int) -> None:
+        assert self.work is not None
+        self._take(self.work.restore(self.transformer, block))
+        self.meter.reach(block + 1, found=True)
+
+    def _first(self) -> int:
+        """The block to go on at: those before it are finished, and all streams can begin there."""
+        blocks = range(len(self.plan.structure.blocks))
+        work, streams = self.work, [one for one in (self.stream, self.exact) if one is not None]
+        if work is None:
             return 0
-        ready = min(
-            (stream.ready() for stream in (self.stream, self.exact) if stream), default=count
-        )
-        first = 0
-        while first < ready and self.work.finished(first):
-            self._take(self.work.restore(self.transformer, first))
-            first += 1
-        return first
+        finished = sum(1 for _ in itertools.takewhile(work.finished, blocks))
+        places = range(finished, -1, -1)
+        return next(place for place in places if all(one.begins(place) for one in streams))
 
     def _rest(self, first: int) -> range:
         return range(first, len(self.plan.structure.blocks))
@@ -221,25 +282,30 @@ class _Run:
         streams = ((none if one is None else one.steps(first)) for one in (self.stream, self.exact))
         return zip(*streams, strict=True)
 
-    def _exact_stream(self, data: CalibrationSet, workdir: Path | None) -> BlockStream | None:
+    def _exact_stream(self, data: CalibrationSet, entries: Entries | None) -> BlockStream | None:
         """A second one, where the method wants targets that quantized blocks have not touched."""
         recipe = self.plan.recipe
         if not (recipe.implementation.TARGETS and recipe.settings.propagate):
             return None
-        return self._stream(data, None if workdir is None else workdir / "exact")
+        return self._stream(data, None if entries is None else entries.inside("exact"))
 
-    def _stream(self, data: CalibrationSet, workdir: Path | None) -> BlockStream:
+    def _stream(self, data: CalibrationSet, entries: Entries | None) -> BlockStream:
         blocks = [self.transformer.get_submodule(name) for name in self.plan.structure.blocks]
-        return BlockStream(self.transformer, blocks, data, workdir=workdir)
+        return BlockStream(self.transformer, blocks, data, workdir=entries)
 
-    def _identity(self, data: CalibrationSet | None) -> dict[str, Any]:
-        """What must be the same for finished blocks to be used again."""
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for finished work to be used again."""
+        drawn = isinstance(self.source, Sampling)
+        quantized = {f"{name}.weight" for name in self.plan.rules}
         return {
             "recipe": self.plan.recipe.to_dict(),
             "seed": self.seed,
             "fewbit": __version__,
             "weights": source_sha256(self.sources),
-            "data": None if data is None else data.fingerprint(),
+            "model": model_sha256(self.transformer, without=quantized),
+            "structure": repr(self.plan.structure.spec),
+            "pipeline": pipeline_sha256(self.model) if drawn else None,
+            "data": None if self.source is None else self.source.fingerprint(),
         }
 
     def _weight(self, name: str) -> Tensor:
@@ -266,13 +332,14 @@ def _asked(recipe: Recipe, calibration: object) -> Calibration | CalibrationSet 
     return calibration
 
 
-def _data(
+def _source(
     model: Any,
     recipe: Recipe,
     asked: Calibration | CalibrationSet | Iterable[Mapping[str, Any]],
     seed: int,
-) -> CalibrationSet | None:
-    """What a calibrated recipe sees: what was given, or the pipeline's own trajectories."""
+) -> CalibrationSet | Sampling | None:
+    """What a calibrated recipe sees: what was given, or how the pipeline's own trajectories are
+    to be sampled."""
     if not recipe.implementation.CALIBRATED:
         return None
     if not isinstance(asked, Calibration):
@@ -286,15 +353,8 @@ def _data(
             "or quantize the whole pipeline"
         )
     times = getattr(recipe.settings, "time_groups", 1)
-    return sample(
-        model,
-        samples=asked.samples or recipe.settings.samples,
-        seed=seed,
-        steps=asked.steps,
-        guidance=asked.guidance,
-        prompts=asked.prompts,
-        times=times,
-    )
+    drawn = manner_of(model, asked)
+    return Sampling.of(drawn, asked.samples or recipe.settings.samples, seed, times=times)
 
 
 def _refuse_foreign(data: CalibrationSet, transformer: nn.Module) -> None:
@@ -369,12 +429,9 @@ def _visiting(device: str | torch.device | None, block: nn.Module) -> Iterator[N
 
 
 def _layer_report(
-    layer: Layer,
-    original: nn.Linear,
-    rule: Rule,
-    solved: Solved,
-    outputs: Mapping[str, OutputError],
+    layer: Layer, job: BlockJob, original: nn.Linear, outputs: Mapping[str, OutputError]
 ) -> LayerReport:
+    rule, solved = job.rules[layer.name], job.solved[layer.name]
     weight, packed = original.weight.detach(), solved.layer.packed_weight
     stage = solved.layer.stage
     activation = getattr(stage.activation, "spec", None) if stage else None

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,13 +154,13 @@ def _facts(pipe: Any, settings: dict[str, Any]) -> dict[str, str]:
 @contextmanager
 def _meter(pipe: Any, total: int, show: bool) -> Iterator[None]:
     """One progress for all pictures instead of the pipeline's own bar for each."""
-    meter = Meter("drawing, steps", total, show, sys.stderr)
-    before = getattr(pipe, "_progress_bar_config", {})
+    before, steps = getattr(pipe, "_progress_bar_config", {}), count(1)
     pipe.set_progress_bar_config(**{**before, "disable": True})
-    hook = transformer_of(pipe).register_forward_hook(lambda *_: meter.advance())
-    try:
-        yield
-        meter.close()
-    finally:
-        hook.remove()
-        pipe.set_progress_bar_config(**before)
+    with Meter(show=show) as meter:
+        meter.begin("drawing, steps", total)
+        hook = transformer_of(pipe).register_forward_hook(lambda *_: meter.reach(next(steps)))
+        try:
+            yield
+        finally:
+            hook.remove()
+            pipe.set_progress_bar_config(**before)

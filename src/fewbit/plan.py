@@ -16,6 +16,7 @@ from fewbit.errors import BadArgument, BadModel
 from fewbit.linear import QLinear
 from fewbit.methods.contract import BlockJob, Rule, SurveyJob
 from fewbit.models import Attention, Layer, ModelSpec, Structure, describe
+from fewbit.progress import Track
 from fewbit.recipe import Recipe
 from fewbit.report.summary import megabytes
 
@@ -60,12 +61,12 @@ class Plan:
         return BlockJob(block, module, name, layers, rules, groups, attentions, attending, seed)
 
     def survey_job(
-        self, model: nn.Module, data: CalibrationSet, seed: int, progress: bool
+        self, model: nn.Module, data: CalibrationSet, seed: int, track: Track
     ) -> SurveyJob:
         blocks = self.structure.blocks
         attending = chain.from_iterable(map(self.structure.attending, range(len(blocks))))
         layers = tuple(self.rules)
-        return SurveyJob(model, blocks, layers, tuple(attending), data, seed, progress)
+        return SurveyJob(model, blocks, layers, tuple(attending), data, seed, track)
 
     def _attentions(self, block: int, rules: Mapping[str, Rule]) -> tuple[Attention, ...]:
         """Those all of whose value and output projections are to be quantized."""

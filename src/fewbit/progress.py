@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self, TextIO, TypeVar
 
 from fewbit.printable import printable
 
 T = TypeVar("T")
+Track = Callable[[Sequence[range]], Iterable[range]]  # gives minibatches again, and shows how far
 QUIET_SECONDS = 2.0  # work shorter than this shows nothing
 LINE_SECONDS = 10.0  # how often a line is written when it is not a terminal
 
@@ -18,46 +20,110 @@ def track(
     items: Iterable[T], label: str, total: int, show: bool = True, stream: TextIO | None = None
 ) -> Iterator[T]:
     """The items again; how far we are and how long it will take goes to standard error."""
-    meter = Meter(label, total, show, stream or sys.stderr)
-    for item in items:
-        yield item
-        meter.advance()
-    meter.close()
+    with Meter("", show, stream) as meter:
+        yield from meter.track(label, items, total)
+
+
+@dataclass
+class Phase:
+    """A part of a long work, in steps of equal length.
+
+    Until one of them was measured the whole phase is taken to last `seconds`, and what `work` takes
+    in the phases before, in a unit they share.
+    """
+
+    name: str
+    work: float = 0.0
+    seconds: float = 0.0
+    steps: int = 1
+    done: float = 0.0
+    measured: float = 0.0  # of what is done: the rest was found done by an earlier run
+    took: float = 0.0  # seconds, for what was measured
+
+    def left(self, pace: float) -> float:
+        """Seconds, where a unit of work takes `pace`."""
+        whole = self.seconds + self.work * pace
+        each = self.took / self.measured if self.measured else whole / self.steps
+        return each * (self.steps - self.done)
 
 
 class Meter:
-    def __init__(self, label: str, total: int, show: bool, stream: TextIO) -> None:
-        self.label, self.total, self.show, self.stream = printable(label), total, show, stream
-        self.done = 0
-        self.start = self.last_line = time.monotonic()
+    """Phases one after the other, and the time that all of them together still need."""
+
+    def __init__(self, label: str = "", show: bool = True, stream: TextIO | None = None) -> None:
+        self.label, self.show, self.stream = printable(label), show, stream or sys.stderr
+        self.phases: dict[str, Phase] = {}
+        self.phase: Phase | None = None
+        self.start = self.last_line = self.last_step = time.monotonic()
         self.wrote = False
 
-    def advance(self) -> None:
-        self.done += 1
-        now = time.monotonic()
-        pause = 0.1 if self.stream.isatty() else LINE_SECONDS
-        due = now - self.start >= QUIET_SECONDS and now - self.last_line >= pause
-        if self.show and due and self.done < self.total:
-            self.last_line = now
-            self._write(self._text(now))
+    def expect(self, name: str, work: float = 0.0, seconds: float = 0.0) -> None:
+        """A phase to come, for the estimate of those before it."""
+        self.phases[name] = Phase(name, work, seconds)
 
-    def close(self) -> None:
+    def begin(self, name: str, steps: int) -> None:
+        """The phase before, if there was one, has ended."""
+        if self.phase is not None:
+            self.phase.done = self.phase.steps
+        self.phase = self.phases.setdefault(name, Phase(name))
+        self.phase.steps, self.phase.done = steps, 0.0
+        self.last_step = time.monotonic()
+        self._line()
+
+    def track(self, name: str, items: Iterable[T], steps: int) -> Iterator[T]:
+        """The items again, each of them a step of this phase."""
+        self.begin(name, steps)
+        for done, item in enumerate(items, 1):
+            yield item
+            self.reach(done)
+
+    def reach(self, done: float, found: bool = False) -> None:
+        """So many steps of the phase are done; `found` if an earlier run has done these last."""
+        assert self.phase is not None
+        now = time.monotonic()
+        if not found:
+            self.phase.measured += done - self.phase.done
+            self.phase.took += now - self.last_step
+        self.phase.done, self.last_step = done, now
+        if done < self.phase.steps:
+            self._line()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.wrote:
-            self._write(f"{self.label}: {self.done}/{self.total} in {self._clock(self._elapsed())}")
+            if kind is None:
+                self._write(f"{self._where()} in {self._clock(time.monotonic() - self.start)}")
             if self.stream.isatty():
                 self.stream.write("\n")
 
-    def _text(self, now: float) -> str:
-        left = (now - self.start) / self.done * (self.total - self.done)
-        return f"{self.label}: {self.done}/{self.total}, {self._clock(left)} left"
+    def _line(self) -> None:
+        now = time.monotonic()
+        pause = 0.1 if self.stream.isatty() else LINE_SECONDS
+        if self.show and now - self.start >= QUIET_SECONDS and now - self.last_line >= pause:
+            self.last_line = now
+            left = self._left()
+            self._write(self._where() + ("" if left is None else f", {self._clock(left)} left"))
+
+    def _left(self) -> float | None:
+        """Seconds for all phases, or None where nothing was measured yet."""
+        begun = [phase for phase in self.phases.values() if phase.measured]
+        if not begun:
+            return None
+        work = sum(phase.work * phase.measured / phase.steps for phase in begun)
+        pace = sum(phase.took for phase in begun if phase.work) / work if work else 0.0
+        return sum(phase.left(pace) for phase in self.phases.values())
+
+    def _where(self) -> str:
+        assert self.phase is not None
+        label = f"{self.label}, " if self.label else ""
+        return f"{label}{self.phase.name}: {int(self.phase.done)}/{self.phase.steps}"
 
     def _write(self, text: str) -> None:
         self.wrote = True
         self.stream.write(f"\r\x1b[K{text}" if self.stream.isatty() else f"{text}\n")
         self.stream.flush()
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self.start
 
     @staticmethod
     def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""A working folder: a finished block is written there and never computed again."""
+"""A work folder: what is finished is written there and never computed again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewbit.blueprint import (
@@ -18,14 +17,13 @@ from fewbit.blueprint import (
     quantized_layers,
     quantized_tensors,
 )
-from fewbit.errors import BadOutput
-from fewbit.files import replacing, write_text
+from fewbit.entries import Entries, Entry
+from fewbit.errors import BadOutput, BrokenFile
 from fewbit.folder import put
-from fewbit.header import read_header
 from fewbit.report import LayerReport
 from fewbit.tensors import stored_once
 
-KEY, SURVEY = "run.json", "survey.safetensors"
+RUN, SURVEY, TUNED = "run", "survey", "tuned"
 
 
 @dataclass(frozen=True)
@@ -37,39 +35,43 @@ class BlockDone:
 class Workdir:
     """Belongs to one run, which `key` describes: same model, recipe, seed and data."""
 
-    def __init__(self, path: Path, key: dict[str, Any]) -> None:
-        self.path = path
-        said = json.dumps(key, sort_keys=True, indent=1)
-        place = path / KEY
-        if not place.exists():
-            write_text(place, said)
-        elif place.read_text() != said:
-            before = _read(place)
-            differs = ", ".join(name for name in key if before.get(name) != key[name])
+    def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
+        key = json.loads(json.dumps(key))  # as it will be read
+        whose = Entries(path)
+        before = whose.read(RUN)
+        if before is None:
+            whose.write(RUN, Entry({}, key))
+        elif before.table != key:
+            differs = ", ".join(name for name in key if before.table.get(name) != key[name])
             raise BadOutput(
                 f"{path} holds the work of another run, which differs in: {differs}; "
                 "choose another folder or delete it"
             )
+        self.entries = Entries(path, seal=json.dumps(key, sort_keys=True), notes=whose.notes)
+        self.entries.clear_leftovers()
 
     def finished(self, block: int) -> bool:
-        return self._file(block).exists()
+        return self.entries.read(_name(block)) is not None
 
     def save(self, model: nn.Module, name: str, block: int, done: BlockDone) -> None:
         """The quantized layers of the block called `name`, and what is said of them."""
         state = quantized_tensors(model, inside=name)
         kept, aliases = stored_once(state)
-        said = {
-            "entries": blueprint_of(model, inside=name),
-            "aliases": aliases,
-            **asdict(done),
-        }
-        with replacing(self._file(block)) as aside:
-            contiguous = {key: state[key].contiguous() for key in kept}
-            save_file(contiguous, aside, {KEY: json.dumps(said)})
+        said = {"entries": blueprint_of(model, inside=name), "aliases": aliases, **asdict(done)}
+        self.entries.write(_name(block), Entry({key: state[key] for key in kept}, said))
 
-    @property
-    def tuned(self) -> bool:
-        return self._tuned.exists()
+    def restore(self, model: nn.Module, block: int) -> BlockDone:
+        """Put a finished block's layers into the model."""
+        entry = self.entries.read(_name(block))
+        if entry is None:
+            raise BrokenFile(f"{self.entries.path(_name(block))} was lost while it was needed")
+        said = entry.table
+        apply_blueprint(model, said["entries"])
+        modules = by_name(model)
+        for name in [*entry.tensors, *said["aliases"]]:
+            put(modules, name, entry.tensors[said["aliases"].get(name, name)])
+        layers = [LayerReport(**layer) for layer in said["layers"]]
+        return BlockDone(layers, said["warnings"])
 
     def save_tuned(self, model: nn.Module) -> None:
         """All quantized layers, after the whole model was changed once more."""
@@ -78,47 +80,25 @@ class Workdir:
             for name, layer in quantized_layers(model).items()
             for key, tensor in layer.state_dict().items()
         }
-        with replacing(self._tuned) as aside:
-            save_file({name: tensor.clone() for name, tensor in state.items()}, aside)
+        self.entries.write(TUNED, Entry(state))
 
-    def restore_tuned(self, model: nn.Module) -> None:
-        modules = by_name(model)
-        for name, tensor in load_file(self._tuned).items():
-            put(modules, name, tensor)
-
-    def restore(self, model: nn.Module, block: int) -> BlockDone:
-        """Put a finished block's layers into the model."""
-        file = self._file(block)
-        said = json.loads(read_header(file).metadata[KEY])
-        apply_blueprint(model, said["entries"])
-        tensors, modules = load_file(file), by_name(model)
-        for name in [*tensors, *said["aliases"]]:
-            put(modules, name, tensors[said["aliases"].get(name, name)])
-        layers = [LayerReport(**layer) for layer in said["layers"]]
-        return BlockDone(layers, said["warnings"])
-
-    @property
-    def _tuned(self) -> Path:
-        return self.path / "tuned.safetensors"
-
-    @property
-    def surveyed(self) -> bool:
-        return (self.path / SURVEY).exists()
+    def restore_tuned(self, model: nn.Module) -> bool:
+        """Whether there was something to put into the model."""
+        entry = self.entries.read(TUNED)
+        if entry is not None:
+            modules = by_name(model)
+            for name, tensor in entry.tensors.items():
+                put(modules, name, tensor)
+        return entry is not None
 
     def save_survey(self, survey: Mapping[str, Tensor]) -> None:
         """What the method learnt of the whole model before it began."""
-        with replacing(self.path / SURVEY) as aside:
-            save_file(dict(survey), aside)
+        self.entries.write(SURVEY, Entry(survey))
 
-    def restore_survey(self) -> dict[str, Tensor]:
-        return load_file(self.path / SURVEY)
-
-    def _file(self, block: int) -> Path:
-        return self.path / f"block-{block:04}.safetensors"
+    def survey(self) -> Mapping[str, Tensor] | None:
+        entry = self.entries.read(SURVEY)
+        return None if entry is None else entry.tensors
 
 
-def _read(place: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(place.read_text()))
-    except (ValueError, TypeError):
-        raise BadOutput(f"{place} is not of a run; choose another folder or delete it") from None
+def _name(block: int) -> str:
+    return f"block-{block:04}"

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from fewbit.calibration import BlockStream, CalibrationSet
 from fewbit.calibration.tree import tensors
+from fewbit.entries import Entries
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 
 ROWS, BATCH = 5, 2
@@ -186,7 +187,7 @@ def test_a_killed_walk_goes_on_to_the_same_bits(family, at, moment, tmp_path: Pa
     whole, results = walk(stream_of(make(family), family), disturb)
 
     model = make(family)
-    stream = stream_of(model, family, workdir=tmp_path)
+    stream = stream_of(model, family, workdir=Entries(tmp_path))
 
     def kill(*_):
         raise Killed
@@ -203,7 +204,7 @@ def test_a_killed_walk_goes_on_to_the_same_bits(family, at, moment, tmp_path: Pa
     model = make(family)  # in a new process
     for block in blocks_of(model)[:at]:
         disturb(block)
-    resumed = stream_of(model, family, workdir=tmp_path)
+    resumed = stream_of(model, family, workdir=Entries(tmp_path))
     assert resumed.ready() == at
     mine, outcome = walk(resumed, disturb, first=resumed.ready())
     assert_same(mine, whole[at:])
@@ -212,11 +213,11 @@ def test_a_killed_walk_goes_on_to_the_same_bits(family, at, moment, tmp_path: Pa
 
 def test_a_block_written_down_but_not_advanced_is_only_run(dit, tmp_path: Path):
     whole, results = walk(stream_of(make("DiTTransformer2DModel")), disturb)
-    for step in stream_of(dit, workdir=tmp_path).steps():
+    for step in stream_of(dit, workdir=Entries(tmp_path)).steps():
         disturb(step.block)
         if step.index == 2:
             break
-    stream = stream_of(dit, workdir=tmp_path)
+    stream = stream_of(dit, workdir=Entries(tmp_path))
     assert stream.ready() == 2
     for step in stream.steps(2):
         assert all(map(same, seen_by(step), whole[step.index]))
@@ -226,12 +227,14 @@ def test_a_block_written_down_but_not_advanced_is_only_run(dit, tmp_path: Path):
 
 
 def test_other_data_or_another_batch_never_resumes(dit, tmp_path: Path):
-    walk(stream_of(dit, workdir=tmp_path))
-    assert stream_of(dit, workdir=tmp_path).ready() == 4
-    assert stream_of(dit, workdir=tmp_path, batch=3).ready() == 0
-    assert stream_of(dit, workdir=tmp_path, store=torch.float16).ready() == 0
+    walk(stream_of(dit, workdir=Entries(tmp_path)))
+    assert stream_of(dit, workdir=Entries(tmp_path)).ready() == 4
+    assert stream_of(dit, workdir=Entries(tmp_path), batch=3).ready() == 0
+    assert stream_of(dit, workdir=Entries(tmp_path), store=torch.float16).ready() == 0
     other = CalibrationSet.from_items([arguments("DiTTransformer2DModel", ROWS, seed=1)])
-    assert BlockStream(dit, blocks_of(dit), other, batch=BATCH, workdir=tmp_path).ready() == 0
+    assert (
+        BlockStream(dit, blocks_of(dit), other, batch=BATCH, workdir=Entries(tmp_path)).ready() == 0
+    )
 
 
 def test_layers_report_their_inputs_and_rows(dit):
@@ -413,7 +416,7 @@ def test_bad_arguments_are_named(dit):
         stream_of(dit, store=torch.int8)
     with pytest.raises(BadArgument, match="got 0"):
         stream_of(dit, batch=0)
-    with pytest.raises(BadArgument, match="begin at block 2; allowed: 0 to 0"):
+    with pytest.raises(BadArgument, match=r"begin at block 2; allowed: 0$"):
         next(stream_of(dit).steps(2))
     step = next(iter(stream_of(dit).steps()))
     with pytest.raises(BadArgument, match=r"no layer 'attn1.qkv'; it has: .*attn1\.to_q"):

@@ -1,5 +1,6 @@
 """Rows come from the pipeline's own run: all timesteps, both halves, nothing else disturbed."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from small_models import make
 from torch.testing import assert_close
 
-from fewbit.calibration.trajectories import Choice, _generator, sample
+from fewbit.calibration import Sampling, manner_of
+from fewbit.calibration.trajectories import Choice, _generator, _Recording, sample
+from fewbit.entries import Entries
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 
 diffusers = pytest.importorskip("diffusers")
@@ -96,6 +99,80 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(labelled):
         sample(labelled, samples=8, steps=STEPS, seed=seed).fingerprint() for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+@contextmanager
+def ended_after(monkeypatch, recordings):
+    """The run ends when so many batches of images were drawn."""
+    whole, left = _Recording.of, iter(range(recordings))
+
+    def ending(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Recording, "of", ending)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+@pytest.mark.parametrize("scheduler", [None, stochastic, multistep])
+@pytest.mark.parametrize("family", ["labelled", "text_pipe"])
+def test_batches_that_were_drawn_are_kept(request, tmp_path, monkeypatch, family, scheduler):
+    pipe = request.getfixturevalue(family)
+    if scheduler:
+        pipe.scheduler = scheduler()
+    sampling = Sampling.of(manner_of(pipe, steps=STEPS), 40, batch=2)
+    whole = sampling.draw(pipe)
+    with ended_after(monkeypatch, 1):
+        sampling.draw(pipe, Entries(tmp_path))
+    with monkeypatch.context() as patch:
+        starts = recorded_by(patch)
+        resumed = sampling.draw(pipe, Entries(tmp_path))
+    assert starts == [2, 4]
+    assert resumed.fingerprint() == whole.fingerprint()
+
+
+def recorded_by(patch):
+    """Grows with the first image of each batch that is drawn."""
+    starts, whole = [], _Recording.of
+    patch.setattr(
+        _Recording, "of", lambda one, *rest: starts.append(one.images.start) or whole(one, *rest)
+    )
+    return starts
+
+
+def test_noise_of_the_global_generator_does_not_depend_on_the_batches_before(
+    labelled, tmp_path, monkeypatch
+):
+    """Not every pipeline hands its generators on."""
+
+    def noisy(_, args, kwargs):
+        return (args[0] + torch.randn(args[0].shape), *args[1:]), kwargs
+
+    labelled.transformer.register_forward_pre_hook(noisy, with_kwargs=True)
+    sampling = Sampling.of(manner_of(labelled, steps=STEPS, guidance=1.0), 16, batch=1)
+    whole = sampling.draw(labelled)
+    with ended_after(monkeypatch, 2):
+        sampling.draw(labelled, Entries(tmp_path))
+    assert sampling.draw(labelled, Entries(tmp_path)).fingerprint() == whole.fingerprint()
+
+
+def test_what_is_drawn_has_an_identity(labelled):
+    def print_of(seed=0, samples=8, batch=8, **asked):
+        return Sampling.of(manner_of(labelled, **asked), samples, seed, batch).fingerprint()
+
+    prints = [
+        print_of(),
+        print_of(seed=1),
+        print_of(samples=16),
+        print_of(batch=4),
+        print_of(steps=4),
+        print_of(guidance=2.0),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert print_of() == prints[0]
 
 
 def test_without_guidance_there_is_one_half(labelled):

@@ -1,9 +1,10 @@
 """What layers see: sets of forward arguments, pipelines that give them, streams through blocks."""
 
+from fewbit.calibration.pipelines import manner_of
 from fewbit.calibration.request import Calibration
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.stream import BlockInput, BlockStream, LayerInput, Rows, Step
-from fewbit.calibration.trajectories import sample
+from fewbit.calibration.trajectories import Sampling, sample
 
 __all__ = [
     "BlockInput",
@@ -12,6 +13,8 @@ __all__ = [
     "CalibrationSet",
     "LayerInput",
     "Rows",
+    "Sampling",
     "Step",
+    "manner_of",
     "sample",
 ]

@@ -28,7 +28,7 @@ from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.tree import map_tensors, tensors
 from fewbit.errors import BadCalibration
 from fewbit.models.fused_attention import standing_in
-from fewbit.progress import track
+from fewbit.progress import Track
 
 ROWS = 4  # in one backward pass: enough to keep the processor busy, few enough for memory
 
@@ -69,7 +69,7 @@ def squared_gradients(
     data: CalibrationSet,
     groups: Tensor,
     seed: int,
-    progress: bool = False,
+    track: Track = iter,
 ) -> dict[str, Tensor]:
     """float32 [groups, channels], by the names of linears, and for attentions by NAME.scores (of
     each head) and NAME.products.
@@ -78,13 +78,12 @@ def squared_gradients(
     groups: int64 [rows], the time group of each row. Zeros are of layers whose output has no
     effect, as some of the last block have where two streams meet.
     """
-    parts = data.parts(ROWS)
     device = next(p.device for p in model.parameters())
     random = torch.Generator("cpu").manual_seed(seed)
     names = [*linears, *(f"{one}.{what}" for one in attentions for what in ("scores", "products"))]
     sums = {name: _Sums(groups) for name in names}
     with evaluating(model), _frozen(model), torch.enable_grad():
-        for part in track(parts, "gradients, minibatches", len(parts), progress):
+        for part in track(data.parts(ROWS)):
             inputs = map_tensors(data.take(part), lambda tensor: tensor.to(device))
             hear = {name: partial(one.add, part) for name, one in sums.items()}
             with (

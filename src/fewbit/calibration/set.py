@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fewbit.calibration.tree import rebuild, tensors
-from fewbit.errors import BadArgument, BadCalibration, BrokenFile
-from fewbit.files import replacing
+from fewbit.entries import Entry
+from fewbit.errors import BadArgument, BadCalibration
+from fewbit.fingerprint import fingerprint
 from fewbit.models.timestep import TIMES
 
 _SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # positions: no batch dimension to split
@@ -95,31 +92,20 @@ class CalibrationSet:
 
     def fingerprint(self) -> str:
         """SHA-256 of all there is."""
-        digest = hashlib.sha256(self._nesting().encode())
-        for name, tensor in sorted(self._named().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self._nesting(), self._named())
 
-    def save(self, path: Path) -> None:
-        with replacing(path) as aside:
-            named = {name: tensor.contiguous() for name, tensor in self._named().items()}
-            save_file(named, aside, metadata={"arguments": self._nesting()})
+    def to_entry(self) -> Entry:
+        return Entry(self._named(), {"arguments": _to_json(self.arguments)})
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        try:
-            with safe_open(path, framework="pt") as file:
-                arguments = _from_json(json.loads(file.metadata()["arguments"]))
-                named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise BrokenFile(f"{path} is not a calibration set: {error}") from None
+    def from_entry(cls, entry: Entry) -> Self:
         columns, shared = (
-            {name.removeprefix(kind): tensor for name, tensor in named.items()
+            {name.removeprefix(kind): tensor for name, tensor in entry.tensors.items()
              if name.startswith(kind)}
             for kind in ("rows/", "shared/")
         )  # fmt: skip
-        return cls(arguments, columns, shared, named.get("conditional"), named.get("pair"))
+        flags = entry.tensors.get("conditional"), entry.tensors.get("pair")
+        return cls(_from_json(entry.table["arguments"]), columns, shared, *flags)
 
     def _named(self) -> dict[str, Tensor]:
         named = {f"rows/{path}": tensor for path, tensor in self.columns.items()}

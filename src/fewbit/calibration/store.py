@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewbit.files import new_folder
+from fewbit.entries import Entries, Entry
+from fewbit.errors import BrokenFile
 
 Named = dict[str, Tensor]
 
@@ -45,26 +43,38 @@ class Memory:
 
 
 class Disk:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    """As entries, one for each of so many minibatches of a block."""
+
+    def __init__(self, entries: Entries, minibatches: int) -> None:
+        self.entries, self.minibatches = entries, minibatches
+        self.known: dict[int, bool] = {}  # blocks that were looked at: whether all of it is there
 
     def write(self, block: int, minibatches: Iterable[Named]) -> None:
-        with new_folder(self._place(block), overwrite=True) as fresh:
-            for number, tensors in enumerate(minibatches):
-                save_file(tensors, _file(fresh, number))
+        self.known[block] = False
+        for number, tensors in enumerate(minibatches):
+            self.entries.write(_name(block, number), Entry(tensors))
+        self.known[block] = True
 
     def read(self, block: int, minibatch: int) -> Named:
-        return load_file(_file(self._place(block), minibatch))
+        entry = self.entries.read(_name(block, minibatch))
+        if entry is None:
+            raise BrokenFile(
+                f"{self.entries.path(_name(block, minibatch))} was lost or damaged while it was "
+                "needed; the same call makes it again"
+            )
+        return dict(entry.tensors)
 
     def holds(self, block: int) -> bool:
-        return self._place(block).is_dir()
+        if block not in self.known:
+            numbers = range(self.minibatches)
+            self.known[block] = all(self.entries.read(_name(block, n)) for n in numbers)
+        return self.known[block]
 
     def drop(self, block: int) -> None:
-        shutil.rmtree(self._place(block), ignore_errors=True)
+        for number in range(self.minibatches):
+            self.entries.drop(_name(block, number))
+        self.known[block] = False
 
-    def _place(self, block: int) -> Path:
-        return self.folder / f"block-{block:04}"
 
-
-def _file(folder: Path, minibatch: int) -> Path:
-    return folder / f"{minibatch:05}.safetensors"
+def _name(block: int, minibatch: int) -> str:
+    return f"block-{block:04}-{minibatch:05}"

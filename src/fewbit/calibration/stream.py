@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from fewbit.calibration.replay import Replay, Routes
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.store import Disk, Memory, Named, Store
 from fewbit.calibration.tree import map_tensors, rebuild, tensors
+from fewbit.entries import Entries
 from fewbit.errors import BadArgument, BadCalibration
 
 STORED = (None, torch.float32, torch.bfloat16, torch.float16)
@@ -72,7 +72,7 @@ class BlockStream:
         *,
         batch: int = 8,
         store: torch.dtype | None = None,
-        workdir: Path | None = None,
+        workdir: Entries | None = None,
     ) -> None:
         if not blocks:
             raise BadArgument("a stream needs one block or more, got none")
@@ -86,17 +86,17 @@ class BlockStream:
         self.outputs: Store = Memory()
         if workdir is not None:
             identity = sha256(f"{data.fingerprint()} {batch} {store}".encode()).hexdigest()
-            self.outputs = Disk(workdir / f"stream-{identity[:16]}")
+            entries = workdir.inside(f"stream-{identity[:16]}")
+            self.outputs = Disk(entries, len(self.parts))
 
     def steps(self, first: int = 0) -> Iterator[Step]:
         """One block after the other; each step advances when the loop comes back for the next.
 
         Write down what was made of a block inside the loop: afterwards its inputs are forgotten.
         """
-        if not 0 <= first <= self.ready():
-            raise BadArgument(
-                f"the stream cannot begin at block {first}; allowed: 0 to {self.ready()}"
-            )
+        if not self.begins(first):
+            allowed = ", ".join(str(index) for index in self._places() if self.begins(index))
+            raise BadArgument(f"the stream cannot begin at block {first}; allowed: {allowed}")
         for index in range(first, len(self.blocks)):
             step = Step(self, index)
             yield step
@@ -106,13 +106,13 @@ class BlockStream:
                 if self.routes.last[done] <= index:
                     self.outputs.drop(done)
 
+    def begins(self, index: int) -> bool:
+        """Whether the outputs that wait are all that is read at this block or later."""
+        return index in self._places() and all(map(self.outputs.holds, self._read_from(index)))
+
     def ready(self) -> int:
-        """The last block that all waiting outputs allow to begin at."""
-        return max(
-            index
-            for index in range(len(self.blocks) + 1)
-            if all(self.outputs.holds(block) for block in self._read_from(index))
-        )
+        """The last block that it can begin at."""
+        return max(filter(self.begins, self._places()))
 
     def results(self) -> Iterator[Any]:
         """What the model gives for each minibatch, after the last step."""
@@ -177,6 +177,10 @@ class BlockStream:
             return waiting[path].to(self.replay.device, outline.dtype, copy=True)
 
         return rebuild(self.routes.outlines[block], fill)
+
+    def _places(self) -> range:
+        """Where it may begin: at any block, or after all of them."""
+        return range(len(self.blocks) + 1)
 
     def _read_from(self, index: int) -> list[int]:
         """The blocks before `index` whose outputs are read at `index` or later."""

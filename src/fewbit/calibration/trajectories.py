@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -23,8 +23,11 @@ from fewbit.calibration.pipelines import Manner, manner_of
 from fewbit.calibration.request import Calibration
 from fewbit.calibration.set import CalibrationSet, count_rows, in_rows, time_per_row
 from fewbit.calibration.tree import rebuild
+from fewbit.entries import Entries, Entry
 from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.progress import Meter
 
+CALIBRATION = "calibration"  # what the phase is called
 MOMENTS_PER_IMAGE = 4  # more saves time, fewer means more images
 
 
@@ -47,30 +50,96 @@ def sample(
     different timesteps would be seen, that is said before anything is drawn.
     """
     manner = manner_of(pipe, Calibration(samples, prompts, steps, guidance))
-    if samples % manner.halves:
-        raise BadArgument(f"samples must be even, for guidance has two halves, got {samples}")
-    if type(batch) is not int or batch < 1:
-        raise BadArgument(f"batch must be a positive number of images, got {batch!r}")
-    choice = Choice.spread(samples // manner.halves, manner.steps)
-    most = min(choice.moments, manner.steps)
-    if most < times:
-        raise BadCalibration(
-            f"{times} time groups need {times * manner.halves} samples and {times} steps or more; "
-            f"{samples} samples of {manner.steps} steps allow {most}"
+    return Sampling.of(manner, samples, seed, batch, times).draw(pipe)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """All that decides which rows a pipeline gives, settled before anything is drawn."""
+
+    manner: Manner
+    choice: Choice
+    seed: int
+    batch: int  # images at a time
+
+    @classmethod
+    def of(
+        cls, manner: Manner, samples: int, seed: int = 0, batch: int = 8, times: int = 1
+    ) -> Sampling:
+        if samples % manner.halves:
+            raise BadArgument(f"samples must be even, for guidance has two halves, got {samples}")
+        if type(batch) is not int or batch < 1:
+            raise BadArgument(f"batch must be a positive number of images, got {batch!r}")
+        choice = Choice.spread(samples // manner.halves, manner.steps)
+        most = min(choice.moments, manner.steps)
+        if most < times:
+            raise BadCalibration(
+                f"{times} time groups need {times * manner.halves} samples and {times} steps or "
+                f"more; {samples} samples of {manner.steps} steps allow {most}"
+            )
+        return cls(manner, choice, seed, batch)
+
+    @property
+    def samples(self) -> int:
+        return self.choice.moments * self.manner.halves
+
+    @property
+    def rows_run(self) -> int:
+        """Rows that go through the transformer while the images are drawn."""
+        return self.choice.images * self.manner.steps * self.manner.halves
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the rows depend on beside the pipeline."""
+        return sha256(repr(self).encode()).hexdigest()
+
+    def draw(
+        self, pipe: Any, kept: Entries | None = None, meter: Meter | None = None
+    ) -> CalibrationSet:
+        """Each batch of images is kept when it is drawn, and is not drawn again."""
+        images = range(self.choice.images)
+        meter = Meter(show=False) if meter is None else meter
+        meter.begin(CALIBRATION, len(images))
+        moments: dict[int, dict[str, Any]] = {}
+        with _borrowed(pipe):
+            for start in images[:: self.batch]:
+                moments |= self._batch(pipe, images[start : start + self.batch], kept, meter)
+        order = torch.randperm(self.choice.moments, generator=_generator(self.seed, "order"))
+        return CalibrationSet.from_items(
+            (moments.pop(moment) for moment in order.tolist()),
+            conditional=torch.arange(self.samples) % self.manner.halves == 0,
+            pair=torch.arange(self.choice.moments).repeat_interleave(self.manner.halves),
         )
-    subjects = _draw(manner.subjects, choice.images, seed)
-    kept: dict[int, dict[str, Any]] = {}
-    with _borrowed(pipe, seed):
-        for start in range(0, choice.images, batch):
-            images = range(start, min(start + batch, choice.images))
-            kept |= _Recording(manner, choice, images, seed).of(pipe, subjects)
-    order = torch.randperm(choice.moments, generator=_generator(seed, "order")).tolist()
-    pairs = torch.arange(choice.moments).repeat_interleave(manner.halves)
-    return CalibrationSet.from_items(
-        (kept.pop(moment) for moment in order),
-        conditional=torch.arange(samples) % manner.halves == 0,
-        pair=pairs,
-    )
+
+    def _batch(
+        self, pipe: Any, images: range, kept: Entries | None, meter: Meter
+    ) -> dict[int, dict[str, Any]]:
+        """Moment -> the forward arguments of its one or two rows."""
+        name = f"samples-{images.start:06}"
+        known = None if kept is None else kept.read(name)
+        if known is not None:
+            meter.reach(images.stop, found=True)
+            return _unpacked(known)
+
+        def watch(share: float) -> None:
+            meter.reach(images.start + share * len(images))
+
+        subjects = _draw(self.manner.subjects, self.choice.images, self.seed)
+        recording = _Recording(self.manner, self.choice, images, self.seed, watch)
+        moments = recording.of(pipe, subjects[images.start : images.stop])
+        if kept is not None:
+            kept.write(name, _packed(moments))
+        meter.reach(images.stop)
+        return moments
+
+
+def _packed(moments: Mapping[int, Mapping[str, Any]]) -> Entry:
+    entry = CalibrationSet.from_items(moments.values()).to_entry()
+    return Entry(entry.tensors, {**entry.table, "moments": list(moments)})
+
+
+def _unpacked(entry: Entry) -> dict[int, dict[str, Any]]:
+    rows, moments = CalibrationSet.from_entry(entry), entry.table["moments"]
+    return dict(zip(moments, rows.batches(len(rows) // len(moments)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -104,9 +173,18 @@ class _AllSeen(Exception):
 class _Recording:
     """One run of the pipeline for a few images."""
 
-    def __init__(self, manner: Manner, choice: Choice, images: range, seed: int) -> None:
-        self.manner, self.choice, self.images = manner, choice, images
+    def __init__(
+        self,
+        manner: Manner,
+        choice: Choice,
+        images: range,
+        seed: int,
+        watch: Callable[[float], None],
+    ) -> None:
+        """`watch` is told what share of the scheduler's steps is done."""
+        self.manner, self.choice, self.images, self.watch = manner, choice, images, watch
         self.generators = [_generator(seed, image) for image in images]
+        self.global_seed = _generator(seed, f"images from {images.start}").initial_seed()
         self.kept: dict[int, dict[str, Any]] = {}
         self.wanted: dict[int, dict[int, int]] | None = None
         self.step = 0
@@ -114,7 +192,7 @@ class _Recording:
     def of(self, pipe: Any, subjects: Sequence[Any]) -> dict[int, dict[str, Any]]:
         """Moment -> the forward arguments of its one or two rows."""
         lender, pipe.scheduler = pipe.scheduler, copy.deepcopy(pipe.scheduler)
-        pipe.scheduler.step = self._counting(pipe.scheduler.step)
+        pipe.scheduler.step = self._counting(pipe.scheduler)
 
         def look(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.wanted is None:
@@ -122,9 +200,10 @@ class _Recording:
             names = inspect.signature(transformer.forward).parameters
             self._keep({**dict(zip(names, args, strict=False)), **kwargs})
 
+        torch.manual_seed(self.global_seed)  # the batches before may not have been drawn
         hook = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
         try:
-            self.manner.ask(pipe, subjects[self.images.start : self.images.stop], self.generators)
+            self.manner.ask(pipe, subjects, self.generators)
         except _AllSeen:
             return self.kept
         finally:
@@ -153,8 +232,9 @@ class _Recording:
         halves = [place + half * count for half in range(self.manner.halves)]
         return halves if self.manner.conditional_first else halves[::-1]
 
-    def _counting(self, step: Any) -> Any:
+    def _counting(self, scheduler: Any) -> Any:
         """The scheduler's step, its noise drawn from each image's own generator."""
+        step = scheduler.step
         accepted = inspect.signature(step).parameters
 
         @wraps(step)  # pipelines read its signature
@@ -164,6 +244,7 @@ class _Recording:
             if "generator" in accepted and kwargs.get("generator") is None:
                 kwargs["generator"] = self.generators * (len(latent) // len(self.generators))
             self.step += 1
+            self.watch(self.step / len(scheduler.timesteps))
             return step(output, timestep, latent, *args, **kwargs)
 
         return counted
@@ -193,12 +274,11 @@ def _generator(seed: int, purpose: object) -> Generator:
 
 
 @contextmanager
-def _borrowed(pipe: Any, seed: int) -> Iterator[None]:
-    """The pipeline quiet and in evaluation mode, the global generators set and then put back."""
+def _borrowed(pipe: Any) -> Iterator[None]:
+    """The pipeline quiet and in evaluation mode, the global generators put back afterwards."""
     bar = vars(pipe).get("_progress_bar_config")
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     with torch.random.fork_rng(range(torch.cuda.device_count())), evaluating(*modules):
-        torch.manual_seed(seed)
         pipe.set_progress_bar_config(disable=True)
         try:
             yield

@@ -27,6 +27,8 @@ from fewbit.errors import BadArgument
 if TYPE_CHECKING:
     from fewbit.plan import Plan
 
+DISK = 200e6  # bytes a second, to guess how long saving takes
+
 
 @click.command(epilog=MODEL_HELP)
 @model_argument
@@ -40,7 +42,11 @@ if TYPE_CHECKING:
 @click.option("--prompts", type=click.Path(path_type=Path), help="To calibrate on; one a line.")
 @click.option("--steps", type=int, help="Of calibration; the pipeline's own if left out.")
 @click.option("--guidance", type=float, help="Of calibration; the pipeline's own if left out.")
-@click.option("--workdir", type=click.Path(path_type=Path), help="Where to resume after a stop.")
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path),
+    help="Keeps what is finished; a stopped run goes on from there.",
+)
 @click.option("--allow-unknown", is_flag=True, help="Keep layers of unknown role as they are.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @seed_option
@@ -88,6 +94,7 @@ def quantize(
     from fewbit.files import keeping
     from fewbit.models import transformer_of
     from fewbit.plan import make_plan
+    from fewbit.progress import Meter
     from fewbit.recipe import Recipe, split_bits
     from fewbit.source import device_named, open_model
 
@@ -100,24 +107,38 @@ def quantize(
         plan = make_plan(transformer_of(source), resolved, None, allow_unknown)
         show(_plan_dict(plan) if as_json else plan)
         return
-    report = fewbit.quantize(
-        source,
-        split_bits(recipe)[0],
-        bits=resolved.bits,
-        calibration=calibration,
-        seed=seed,
-        device=None if solver.type == "cpu" else solver,
-        workdir=workdir,
-        progress=not quiet,
-        allow_unknown=allow_unknown,
-        **chosen,
-    )
-    with keeping(workdir):
-        fewbit.save(source, output, report=report, overwrite=overwrite)
+    with Meter(str(resolved), not quiet) as meter:
+        meter.expect("saving", seconds=_bytes(source) / DISK)
+        report = fewbit.quantize(
+            source,
+            split_bits(recipe)[0],
+            bits=resolved.bits,
+            calibration=calibration,
+            seed=seed,
+            device=None if solver.type == "cpu" else solver,
+            workdir=workdir,
+            progress=meter,
+            allow_unknown=allow_unknown,
+            **chosen,
+        )
+        meter.begin("saving", 1)
+        with keeping(workdir):
+            fewbit.save(source, output, report=report, overwrite=overwrite)
+        meter.reach(1)
     if as_json:
         say((output / REPORT).read_text())
     elif not quiet:
         say(f"{report}\n  written to {output}")
+
+
+def _bytes(model: Any) -> int:
+    """Of all networks that will be written, before any is quantized."""
+    from torch import nn
+
+    from fewbit.engine import stored_bytes
+
+    parts = model.components.values() if hasattr(model, "components") else [model]
+    return sum(stored_bytes(part) for part in parts if isinstance(part, nn.Module))
 
 
 def _settings(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -5,7 +5,9 @@ A method is a module with
     VARIANTS        bits -> Rule; the first is the default
     CALIBRATED      whether it needs to see data; its Settings then say how many `samples`, and
                     with `propagate` whether later blocks see what the quantized earlier ones give.
-                    `time_groups`, if they have it, are the different timesteps it needs at least
+                    `time_groups`, if they have it, are the different timesteps it needs at least,
+                    `steps` of `batch` rows the training of each block, and `tuning` those of the
+                    whole model
     TARGETS         whether it needs what was given in full precision: `exact` of its jobs, and of
                     `finish` the outputs. Its Settings then say with `keep_original` whether a copy
                     of the model stays beside
@@ -33,6 +35,7 @@ from fewbit.errors import BadArgument
 from fewbit.formats import QTensor, Spec
 from fewbit.linear import QLinear
 from fewbit.models import Attention, Layer, Role
+from fewbit.progress import Track
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class SurveyJob:
     attending: tuple[str, ...]  # modules that call the fused attention, of all blocks
     data: CalibrationSet
     seed: int
-    progress: bool
+    track: Track  # its minibatches, to show how far it is
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
         job.data,
         groups,
         job.seed,
-        job.progress,
+        job.track,
     )
 
 
