@@ -48,7 +48,7 @@ class QLinear(nn.Module):
         self._made: tuple[object, ...] = ()  # by and of what `_laid` was made
         self._laid: Weight | None = None
 
-    bias: Tensor | None
+    bias: nn.Parameter | None
     codes: Tensor
     scales: Tensor
     outer_scales: Tensor | None

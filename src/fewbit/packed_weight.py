@@ -20,7 +20,7 @@ ASSIGNING = "assign_to_params_buffers"  # what torch asks the metadata of every 
 class PackedWeight(Tensor):
     """A tensor with a shape, a dtype and a device, whose numbers nobody may touch."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     @classmethod
     def of(cls, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Self:
@@ -29,7 +29,7 @@ class PackedWeight(Tensor):
         return weight
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if operation is torch.ops.aten.detach.default:  # what `.data` is
@@ -39,7 +39,7 @@ class PackedWeight(Tensor):
             "allowed: its shape, dtype and device, or fewbit.dequantize(model) beforehand"
         )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PackedWeight({list(self.shape)}, {self.dtype}, {self.device})"
 
 
