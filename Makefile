@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install native demo test lint clean
+.PHONY: install native demo test lowest lint clean
 
 install: $(VENV)/.installed
 
@@ -26,10 +26,27 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+LOWEST := $(VENV)-lowest
+LOWEST_TESTS := tests/test_registration.py tests/test_diffusers_contract.py
+
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet "torch==2.13.0"
+	$(LOWEST)/bin/python -m pip install --quiet --editable ".[diffusers]" \
+		"diffusers==0.40.0" "transformers==5.0.0" "accelerate==1.2.0" "pillow==10.0.0" \
+		"numpy==1.26.0" "safetensors==0.8.0" "pytest==8.0.0"
+	touch $@
+
+# diffusers 0.40 cannot offload groups, of any model, where there is no accelerator.
+lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) -k "not group_offload"
+
 lint: install
 	$(BIN)/ruff format --check src tests benchmarks studies
 	$(BIN)/ruff check src tests benchmarks studies
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo-output build
+	rm -rf $(VENV) $(LOWEST) demo-output build

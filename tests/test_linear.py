@@ -207,7 +207,7 @@ def test_a_weight_is_in_memory_once(weight):
     packed = QTensor.quantize(torch.randn(128, 256), Spec.parse(weight))
     layer = QLinear(packed, None, None)
     layer(torch.randn(1, 256))
-    resting = sum(t.nbytes for t in layer.buffers())
+    resting = sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
     assert resting <= packed.nbytes + 1024
 
 
@@ -220,7 +220,7 @@ def test_a_layout_follows_what_it_was_made_of(change, forced, monkeypatch):
     if change == "load":
         layer.load_state_dict({**layer.state_dict(), "codes": flipped})
     elif change == "put":
-        layer._buffers["codes"] = flipped.clone()
+        layer._parameters["codes"] = torch.nn.Parameter(flipped.clone(), requires_grad=False)
     elif change == "write":
         layer.as_stored()
         layer(x)

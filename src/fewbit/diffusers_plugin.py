@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from enum import StrEnum
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import safetensors.torch
@@ -29,8 +30,12 @@ from fewbit.folder import put
 from fewbit.plan import Plan, make_plan
 from fewbit.provenance import Provenance, source_sha256
 from fewbit.recipe import Recipe
+from fewbit.registration import when_imported
 from fewbit.tensors import digest, write_tensors
 from fewbit.version import __version__
+
+SAID = "quantization_config"
+NOT_PASSED_ON = "_use_default_values"  # keys that from_config leaves out and no file holds
 
 
 class QuantMethod(StrEnum):
@@ -88,11 +93,17 @@ class FewbitQuantizer(DiffusersQuantizer):
 
     def __init__(self, quantization_config: FewbitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.work = None
-        if not self.pre_quantized:
-            recipe = quantization_config.as_recipe()
-            _refuse_calibrated(recipe)
-            self.work = _Rounding(recipe, quantization_config.modules_to_not_convert)
+        self.work = None if self.pre_quantized else _Rounding.asked_by(quantization_config)
+
+    def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
+        """diffusers writes what goes to disk in the model's dtype, before anybody can check it."""
+        places = device_map if isinstance(device_map, Mapping) else {}
+        if "disk" in places.values():
+            name = next(name for name, place in places.items() if place == "disk")
+            raise BadArgument(
+                f"device_map puts {name or 'the model'} of a quantized model on disk; allowed: "
+                "devices, or accelerate.disk_offload(model, folder) after loading"
+            )
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
         return torch_dtype or torch.float32
@@ -114,7 +125,9 @@ class FewbitQuantizer(DiffusersQuantizer):
         self.work.begin(model, keep_in_fp32_modules or ())
 
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        assert self.work is not None
+        if self.work is None:  # from_single_file, which never says that a model is not quantized
+            _refuse_packed(state_dict)
+            self.work = _Rounding.asked_by(self.quantization_config)
         return self.work.state_dict(state_dict)
 
     def check_if_quantized_param(
@@ -142,7 +155,7 @@ class FewbitQuantizer(DiffusersQuantizer):
         assert self.work is not None
         model.fewbit = self.work.finish()
         model.requires_grad_(False)
-        model.register_to_config(quantization_config=self.quantization_config)
+        _declare(model, self.quantization_config)
         self.work = None
         return model
 
@@ -156,7 +169,7 @@ class FewbitQuantizer(DiffusersQuantizer):
 
     def _dequantize(self, model: Any) -> Any:
         dequantize_layers(model)
-        plain = {k: v for k, v in model.config.items() if k != "quantization_config"}
+        plain = {k: v for k, v in model.config.items() if k not in (SAID, NOT_PASSED_ON)}
         model._internal_dict = FrozenDict(plain)  # there is no public way to take a key out
         return model
 
@@ -228,6 +241,12 @@ class _Rounding:
         self.recipe, self.keep = recipe, keep
         self.sources: dict[str, str] = {}
 
+    @classmethod
+    def asked_by(cls, config: FewbitConfig) -> _Rounding:
+        recipe = config.as_recipe()
+        _refuse_calibrated(recipe)
+        return cls(recipe, config.modules_to_not_convert)
+
     def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
         self.model = model
         whole = make_plan(model, self.recipe, None, allow_unknown=False)
@@ -264,7 +283,13 @@ def attach(model: Any) -> None:
     model.hf_quantizer = quantizer
     model.is_quantized = True
     model.quantization_method = config.quant_method
-    model.register_to_config(quantization_config=config)
+    _declare(model, config)
+
+
+def _declare(model: Any, config: FewbitConfig) -> None:
+    """In the model's configuration, but not for models that are made from it: those are plain."""
+    known = model.config.get(NOT_PASSED_ON, [])
+    model.register_to_config(**{SAID: config, NOT_PASSED_ON: [*known, SAID]})
 
 
 def _without(plan: Plan, keep: Sequence[str]) -> Plan:
@@ -314,6 +339,23 @@ def _save_sorted(
 
 safetensors.torch.save_file = _save_sorted
 
+
+def _refuse_packed(state_dict: Mapping[str, Any]) -> None:
+    packed = next((name for name in state_dict if name.endswith(".codes")), None)
+    if packed is not None:
+        raise BadArgument(
+            f"the file given to from_single_file is quantized already: it holds {packed[:200]!r}; "
+            "allowed: from_pretrained of its folder"
+        )
+
+
+def _tell_transformers(auto: ModuleType) -> None:
+    """PipelineQuantizationConfig takes no backend that transformers has not heard of."""
+    known = auto.AUTO_QUANTIZATION_CONFIG_MAPPING
+    known.setdefault(QuantMethod.FEWBIT.value, FewbitConfig)
+
+
 # A name that somebody else has taken stays theirs.
 AUTO_QUANTIZER_MAPPING.setdefault(QuantMethod.FEWBIT.value, FewbitQuantizer)
 AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QuantMethod.FEWBIT.value, FewbitConfig)
+when_imported("transformers.quantizers.auto", _tell_transformers)

@@ -14,6 +14,7 @@ from fewbit.activations.activation import Activation
 from fewbit.kernels.choose import modulated
 from fewbit.kernels.coded import Coded, Modulated, Rotation
 from fewbit.kernels.precision import as_written
+from fewbit.offload import brought
 from fewbit.transforms.transform import Transform
 
 
@@ -79,7 +80,7 @@ class InputStage(nn.Module):
 
     def _compute(self, x: Tensor | Modulated) -> Coded | Tensor:
         rotation: Rotation | None = None
-        with as_written(_tensor(x)):
+        with as_written(_tensor(x)), brought(self.transform, self.activation):
             if self.activation is None:
                 x = modulated(x)
                 return x if self.transform is None else self.transform(x.float())

@@ -24,6 +24,8 @@ from fewbit.kernels.coded import (
 from fewbit.kernels.modes import unasked
 from fewbit.kernels.precision import as_written
 from fewbit.kernels.reference import Reference
+from fewbit.offload import is_offloaded
+from fewbit.packed_weight import PackedMetadata, PackedWeight
 
 STORED = ("codes", "scales", "outer_scales", "zeros", "choices", "codebook")
 
@@ -31,10 +33,12 @@ STORED = ("codes", "scales", "outer_scales", "zeros", "choices", "codebook")
 class QLinear(nn.Module):
     """A linear layer whose weight rests packed; the result has the dtype of the input.
 
-    A backend may want the codes in an order of its own. That `layout` is made when it is first
-    used; where the codes can be had back from it, it takes their place, so that a weight is in
-    memory once. `fast`, which `fewbit.prepare` sets, also
-    allows layouts that take more memory than the codes.
+    What is stored are parameters without a gradient, because libraries that move weights between
+    devices, memory and disk move parameters. A backend may want the codes in an order of its own,
+    its layout. That is made when it is first used. Where the codes can be had back from it, it is
+    what the parameter `codes` then holds, flat, so that a weight is in memory once and the form of
+    `codes` alone says which it is. `fast`, which `fewbit.prepare` sets, also allows layouts that
+    take more memory than the codes and are kept beside them.
     """
 
     def __init__(self, weight: QTensor, bias: Tensor | None, stage: InputStage | None) -> None:
@@ -42,30 +46,39 @@ class QLinear(nn.Module):
         self.spec = weight.spec
         self.out_features, self.in_features = weight.shape
         tensors = weight.tensors()
+        self.register_parameter("bias", _frozen(bias))  # first: diffusers reads a dtype off it
         for name in STORED:
-            self.register_buffer(name, tensors.get(name))
-        self.register_buffer("layout", None, persistent=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+            self.register_parameter(name, _frozen(tensors.get(name)))
         self.stage = stage
         self.fast = False
-        self._maker: Reference | None = None  # of a layout that stands in for the codes
+        self.layout: Tensor | None = None  # beside the codes, which no mover of buffers shall see
+        self._maker: Reference | None = None  # of the layout that `codes` may hold
         self._made: tuple[object, ...] = ()  # by and of what `_laid` was made
         self._laid: Weight | None = None
 
+    bias: nn.Parameter | None
     codes: Tensor
     scales: Tensor
     outer_scales: Tensor | None
     zeros: Tensor | None
     choices: Tensor | None
     codebook: Tensor | None
-    layout: Tensor | None
 
     @property
     def packed_weight(self) -> QTensor:
         """As it is stored, wherever its codes are now."""
-        if self._maker is None or self.layout is None:
-            return self._weight(self.codes)
-        return self._weight(self._maker.codes_in(self.layout, self.spec))
+        return self._weight(self._stored_codes())
+
+    @property
+    def weight(self) -> PackedWeight:
+        """Shape, dtype and device for whoever asks a linear layer for them, without the numbers."""
+        dtype = torch.float32 if self.bias is None else self.bias.dtype
+        return PackedWeight.of(self.out_features, self.in_features, dtype, self.scales.device)
+
+    def _stored_codes(self) -> Tensor:
+        if self._maker is None or self.codes.dim() == 2:
+            return self.codes
+        return self._maker.codes_in(self.codes.cpu(), self.spec).to(self.codes.device)
 
     def _weight(self, codes: Tensor) -> QTensor:
         scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices, self.codebook)
@@ -88,19 +101,29 @@ class QLinear(nn.Module):
         if torch.compiler.is_compiling():
             if not self._made or self._made[0] != backend.name:
                 return Weight(self.packed_weight)
-            return Weight(self._weight(self.codes), self.layout)
+            return self._with_layout()
+        if is_offloaded(self):  # a layout would stay when the weight goes
+            return Weight(self.packed_weight)
         if self._laid is None or self._made != self._made_of(backend):
             self._lay_out(backend)
-            weight = Weight(self._weight(self.codes), self.layout)
+            weight = self._with_layout()
             self._laid = replace(weight, kept_scales=_scales_of(weight))
         return self._laid
+
+    def _with_layout(self) -> Weight:
+        if self.codes.dim() == 2:
+            return Weight(self._weight(self.codes), self.layout)
+        return Weight(self._weight(self.codes.new_empty(self.out_features, 0)), self.codes)
 
     def _lay_out(self, backend: Reference) -> None:
         self.as_stored()
         with torch.inference_mode(False):
-            self.layout = backend.layout(self.packed_weight, self.activation, self.fast)
-            if self.layout is not None and backend.replaces_codes(self.spec):
-                self._maker, self.codes = backend, self.codes.new_empty(self.out_features, 0)
+            layout = backend.layout(self.packed_weight, self.activation, self.fast)
+            if layout is not None and backend.replaces_codes(self.spec):
+                self._maker = backend
+                self._put_codes(layout)
+            else:
+                self.layout = layout
         self._made = self._made_of(backend)
 
     def _made_of(self, backend: Reference) -> tuple[object, ...]:
@@ -114,10 +137,18 @@ class QLinear(nn.Module):
         return None if activation is None else activation.handed_on
 
     def as_stored(self) -> None:
-        """Codes in their own place again, and no layout."""
-        if self._maker is not None and self.codes.numel() == 0:
-            self.codes = self.packed_weight.packed
+        """Codes in the order of files again, and no layout."""
+        if self.codes.dim() != 2:
+            with torch.inference_mode(False):
+                self._put_codes(self._stored_codes())
         self.layout, self._maker, self._made, self._laid = None, None, (), None
+
+    def _put_codes(self, codes: Tensor) -> None:
+        """Into the same parameter, which others may hold, unless inference mode made it."""
+        if self.codes.is_inference():
+            self._parameters["codes"] = _frozen(codes)
+        else:
+            self.codes.data = codes
 
     def effective_weight(self) -> Tensor:
         """The matrix this layer multiplies its untransformed, unrounded input with, in float32; a
@@ -132,6 +163,11 @@ class QLinear(nn.Module):
     def nbytes(self) -> int:
         """Bytes this layer keeps, its input stage aside."""
         return self.packed_weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes in memory that are no parameter's."""
+        return 0 if self.layout is None else self.layout.nbytes
 
     def config(self) -> dict[str, Any]:
         """All that is needed, beside the stored tensors, to build this layer again."""
@@ -153,35 +189,51 @@ class QLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.spec}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLinear:
-        """`.half()` and `.to(dtype)` move the stored scales but never change their dtype."""
+        """`.half()` and `.to(dtype)` move what is stored but never change its dtype."""
         self.as_stored()
-        stored = {name: self._buffers[name] for name in STORED}
+        stored = {
+            name: tensor.data for name in STORED if (tensor := getattr(self, name)) is not None
+        }
         super()._apply(fn, recurse)
         for name, before in stored.items():
-            after = self._buffers[name]
-            if before is not None and after is not None and after.dtype != before.dtype:
-                self._buffers[name] = before.to(after.device)
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                after.data = before.to(after.device)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Whoever offloads weights takes them from here and puts them in the places they had."""
+        self.as_stored()
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}codes"] = self.packed_weight.packed
+        destination._metadata[prefix[:-1]] = PackedMetadata(destination._metadata[prefix[:-1]])
 
     def __getstate__(self) -> dict[str, Any]:
         """As stored: a layout belongs to the process, the machine and the backend that made it.
         Scales as bytes, for torch cannot pickle every dtype they have."""
-        stored = {"codes": self.packed_weight.packed, "scales": self.scales.view(torch.uint8)}
-        buffers = {**self._buffers, **stored, "layout": None}
-        bound = {"_maker": None, "_made": (), "_laid": None}
-        return {**super().__getstate__(), "_buffers": buffers, **bound}
+        stored = {"codes": self._stored_codes(), "scales": self.scales.view(torch.uint8)}
+        frozen = {name: _frozen(tensor) for name, tensor in stored.items()}
+        bound = {"layout": None, "_maker": None, "_made": (), "_laid": None}
+        return {**super().__getstate__(), "_parameters": {**self._parameters, **frozen}, **bound}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.scales = self.scales.view(self.spec.scale.dtype)
+        self._parameters["scales"] = _frozen(self.scales.view(self.spec.scale.dtype))
 
-    def _load_from_state_dict(self, *arguments: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *arguments: Any
+    ) -> None:
         self.as_stored()
-        super()._load_from_state_dict(*arguments)
+        if f"{prefix}weight" in state_dict:
+            errors = arguments[-1]
+            errors.append(
+                f"{prefix}weight is a full-precision weight and cannot be loaded into a quantized "
+                "layer; load it into the model before fewbit.quantize"
+            )
+        super()._load_from_state_dict(state_dict, prefix, dict(local_metadata), *arguments)
+
+
+def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
+    return None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
 
 
 def _modulated(x: Tensor | Modulated) -> Tensor:
