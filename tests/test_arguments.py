@@ -19,7 +19,7 @@ LONG = "n" * 256
 @pytest.fixture
 def idle(monkeypatch):
     """Whoever begins to calibrate or to solve fails."""
-    for work in ("sample", "_Run", "stored_bytes"):
+    for work in ("_Run", "Originals", "stored_bytes"):
         monkeypatch.setattr(engine, work, None)
 
 
@@ -58,7 +58,7 @@ def test_the_first_and_the_last_seed(tmp_path, seed):
         (2.5, "calibration must be a number of samples, a fewbit.Calibration, or a list .*float"),
         ("shapes", "calibration must be a number of samples.* got str"),
         ({"hidden_states": torch.zeros(1)}, "or a list of dicts .* got dict"),
-        (object(), "got object"),
+        (print, "got builtin_function_or_method"),
     ],
     ids=repr,
 )

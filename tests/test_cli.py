@@ -56,7 +56,7 @@ def refuses(*arguments: str) -> str:
 def test_progress_is_that_of_the_whole_job(pipeline_folder, monkeypatch):
     monkeypatch.setattr("fewbit.progress.QUIET_SECONDS", 0)
     monkeypatch.setattr("fewbit.progress.LINE_SECONDS", 0)
-    words = ("tiny", "--recipe", "hq-dit", "--set", "gptq=false", "--calibration", "8")
+    words = ("tiny", "--recipe", "hq-dit", "--set", "gptq=false", "--samples", "8")
     result = fewbit_says("quantize", *words, "--output", "out")
     lines = [line for line in result.stderr.splitlines() if line.startswith("hq-dit:w4a4, ")]
     phases = [line.removeprefix("hq-dit:w4a4, ").partition(":")[0] for line in lines]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewbit.entries import Entries, Entry
-from fewbit.errors import BadOutput
+from fewbit.errors import DiskFull
 
 TENSORS = {
     "view": torch.arange(12.0).reshape(3, 4).T,
@@ -71,10 +71,10 @@ def test_what_is_no_file_is_damaged(tmp_path):
     assert len(entries.notes) == 3
 
 
-def test_a_full_disk_is_one_sentence_that_says_how_to_go_on(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(BadOutput, match=r"one\.entry: No space left on device; what is finished"):
+    with pytest.raises(DiskFull, match=r"no room to write .*one\.entry \(No space left on device"):
         Entries(tmp_path).write("one", Entry({}))

@@ -315,7 +315,7 @@ def test_a_pipeline_that_draws_otherwise_is_another(tmp_path, part):
 def test_leftovers_of_a_killed_write_are_cleared(half_done, tmp_path):
     folder = tmp_path / "work"
     shutil.copytree(half_done, folder)
-    (folder / ".block-0002.entry-x8s2").mkdir()
-    (folder / ".block-0002.entry-x8s2" / "part").write_bytes(b"half")
+    (folder / ".fewbit-x8s2").mkdir()
+    (folder / ".fewbit-x8s2" / "part").write_bytes(b"half")
     quantize(Tower(), folder)
     assert not list(folder.rglob(".*"))

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fewbit.errors import BadOutput
-from fewbit.files import replacing
+from fewbit.files import ASIDE, replacing
 
 SUFFIX = ".entry"
 
@@ -54,10 +54,7 @@ class Entries:
                 if path.is_dir():
                     os.rmdir(path)
         except OSError as error:
-            raise BadOutput(
-                f"cannot write {path}: {error.strerror}; what is finished stays in {self.folder}, "
-                "and the same call goes on from there"
-            ) from None
+            raise BadOutput(f"cannot write {path}: {error.strerror}") from None
 
     def read(self, name: str) -> Entry | None:
         """None where there is no such entry, or where it was damaged."""
@@ -85,7 +82,7 @@ class Entries:
 
     def clear_leftovers(self) -> None:
         """What killed writes have left beside the entries."""
-        for path in self.folder.glob(f"**/.*{SUFFIX}-*"):
+        for path in self.folder.glob(f"**/{ASIDE}*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _checksum(self, table: bytes, packed: bytes) -> bytes:

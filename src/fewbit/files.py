@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fewbit.errors import BadArgument, BadOutput, DiskFull
 
+ASIDE = ".fewbit-"  # how hidden folders begin, which a killed write leaves behind
 LONGEST_NAME = 255  # bytes, on all file systems in use
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -78,7 +79,7 @@ def _aside(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path`, on the same file system, gone afterwards."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".fewbit-", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=ASIDE, dir=path.parent))
     except OSError as error:
         _refuse_full(error, path)
         raise BadOutput(f"cannot write to {path}: {error.strerror}") from None
