@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import BadModel, BrokenFile
+from fewbit.files import replacing
 from fewbit.header import DTYPES, Header, Stored
 from fewbit.kernels.crc32 import crc32_of
 from fewbit.regular_file import open_regular
@@ -84,7 +85,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         header[name] = {**entry, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    # Never into the old file: the tensors may be mapped from it.
+    with replacing(path) as aside, aside.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             file.write(memoryview(_plain(tensors[name]).numpy()))  # type: ignore[arg-type]
