@@ -20,7 +20,7 @@ native:
 	cmake --build build/native
 
 demo: install
-	$(BIN)/python -m fewbit.demo.show --output demo-output
+	$(BIN)/python -m demos.show --output demo-output
 
 # One thread: the tests' tensors are so small that threads only wait for each other.
 test: install
@@ -44,8 +44,8 @@ lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) -k "not group_offload"
 
 lint: install
-	$(BIN)/ruff format --check src tests benchmarks studies
-	$(BIN)/ruff check src tests benchmarks studies
+	$(BIN)/ruff format --check src tests benchmarks studies demos
+	$(BIN)/ruff check src tests benchmarks studies demos
 	$(BIN)/mypy
 
 clean:

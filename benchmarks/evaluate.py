@@ -22,13 +22,13 @@ from environment import write_result
 
 import fewbit
 from fewbit import demo
-from fewbit.evaluate.alike import Named
-from fewbit.evaluate.compare import asked, compare
-from fewbit.evaluate.evaluation import Judges, Setting, evaluate
-from fewbit.evaluate.features import net_for
-from fewbit.evaluate.frechet import frechet_distance
-from fewbit.evaluate.moments import FeatureMoments
-from fewbit.evaluate.reference import real_for
+from fewbit.judge.alike import Named
+from fewbit.judge.compare import asked, compare
+from fewbit.judge.evaluation import Judges, Setting, evaluate
+from fewbit.judge.features import net_for
+from fewbit.judge.frechet import frechet_distance
+from fewbit.judge.moments import FeatureMoments
+from fewbit.judge.reference import real_for
 
 MODEL, STEPS, GUIDANCE, TOGETHER = "shapes", 25, 3.0, 48
 RECIPES = "rtn,rtn:w8a8,rtn:w4a8,rtn:w6a6,hq-dit"

@@ -51,9 +51,9 @@ def quantize() -> dict[str, float]:
     from models import dit_xl_2
 
     import fewbit
-    from fewbit.engine import stored_bytes
-    from fewbit.plan import make_plan
-    from fewbit.recipe import Recipe
+    from fewbit.engine.plan import make_plan
+    from fewbit.engine.recipe import Recipe
+    from fewbit.engine.run import stored_bytes
 
     model = dit_xl_2()
     before = stored_bytes(model)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewbit.formats import FORMATS
-from fewbit.kernels import native
+from fewbit.kernels.native import ops as native
 from fewbit.transforms.hadamard import Hadamard
 
 TOKENS = 512

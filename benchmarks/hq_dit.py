@@ -18,7 +18,7 @@ from environment import write_result
 from models import dit_rows, dit_xl_2
 
 import fewbit
-from fewbit.resume import KEY
+from fewbit.engine.workdir import KEY
 
 BLOCKS, ROWS, ETA_AFTER = 28, 128, 3
 

@@ -114,7 +114,7 @@ def evict(folder: Path) -> None:
 def make(folder: Path, settings: dict[str, Any] | None) -> dict[str, int]:
     """Write a model and say what it should weigh."""
     import fewbit
-    from fewbit.tensors import stored_once
+    from fewbit.storage.tensors import stored_once
 
     model = random_dit().half()
     if settings is not None:
@@ -148,7 +148,7 @@ def random_dit() -> Any:
 
 
 def packed_bytes(model: Any) -> int:
-    from fewbit.linear import QLinear
+    from fewbit.layers.linear import QLinear
 
     return sum(m.packed_weight.nbytes for m in model.modules() if isinstance(m, QLinear))
 

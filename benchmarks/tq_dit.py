@@ -18,7 +18,7 @@ from environment import write_result
 from models import dit_rows, dit_xl_2
 
 import fewbit
-from fewbit.resume import KEY, SURVEY
+from fewbit.engine.workdir import KEY, SURVEY
 
 BLOCKS, ROWS = 28, 64
 

@@ -8,7 +8,7 @@ from collections import Counter
 from demo import RESULTS, fidelity, quantized, write_table
 from plot import lines
 
-from fewbit.blueprint import quantized_layers
+from fewbit.layers.linear import quantized_layers
 
 ALPHAS = (0.02, 0.05, 0.1, 0.25, 0.5)
 FORMATS = ("e3m0", "e2m1", "e1m2")

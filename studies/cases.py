@@ -18,7 +18,7 @@ import fewbit
 from fewbit.demo import check_scenes, shapes
 from fewbit.demo.check_shapes import recognised, save_grid
 from fewbit.demo.sampling import sample
-from fewbit.recipe import Recipe
+from fewbit.engine.recipe import Recipe
 
 CACHE = Path(__file__).parent / "cache"
 SAMPLES, JUDGED, SHOWN = 512, 240, 2

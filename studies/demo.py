@@ -12,12 +12,8 @@ from plot import bars
 import fewbit
 from fewbit.calibration import CalibrationSet, sample
 from fewbit.demo import load
-from fewbit.evaluate.trajectory import (
-    TrajectoryFidelity,
-    picture_fidelity,
-    trajectory_fidelity,
-)
-from fewbit.generate import generate
+from fewbit.judge.trajectory import TrajectoryFidelity, picture_fidelity, trajectory_fidelity
+from fewbit.pipelines.generate import generate
 
 RESULTS = Path(__file__).parent / "results"
 MANNERS = {"shapes": {"steps": 25, "guidance": 2.5}, "scenes": {"steps": 20, "guidance": 4.5}}

@@ -11,7 +11,7 @@ from cases import SAMPLES, key_of, once
 from demo import calibration, held_out, pipeline, write_table
 
 import fewbit
-from fewbit.evaluate.trajectory import trajectory_fidelity
+from fewbit.judge.trajectory import trajectory_fidelity
 
 BLOCKS = 2
 USUAL = 0.001  # of plain AdaRound in published code; ours is 0.2

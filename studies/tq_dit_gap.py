@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fewbit.activations.multi_region import MultiRegion
 from fewbit.activations.static import Static
-from fewbit.decibel import ratio_db
+from fewbit.engine.decibel import ratio_db
 from fewbit.formats import Spec
 
 THIRDS = ("last", "middle", "first")  # of the way from noise to picture, by timestep

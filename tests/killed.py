@@ -8,9 +8,9 @@ from pathlib import Path
 
 import fewbit.api
 from fewbit.calibration.stream import Step
-from fewbit.engine import _Run
-from fewbit.entries import Entries
-from fewbit.resume import Workdir
+from fewbit.engine.run import _Run
+from fewbit.engine.workdir import Workdir
+from fewbit.storage.entries import Entries
 
 MOMENTS = {
     "kept": (Entries, "write"),  # at first whose work it is, then calibration

@@ -6,9 +6,9 @@ import torch
 
 import fewbit
 from fewbit.bench.footprint import resident_bytes
-from fewbit.blueprint import quantized_layers
 from fewbit.errors import BadArgument, BadModel, BrokenFile
 from fewbit.kernels.choose import BACKENDS, VARIABLE
+from fewbit.layers.linear import quantized_layers
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

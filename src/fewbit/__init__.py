@@ -8,32 +8,32 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fewbit.registration import register_with_diffusers
+from fewbit.diffusers.registration import register_with_diffusers
 from fewbit.version import __version__
 
 if TYPE_CHECKING:
     from fewbit.api import dequantize, prepare, save
     from fewbit.calibration import Calibration
-    from fewbit.diffusers_plugin import FewbitConfig
-    from fewbit.engine import quantize
+    from fewbit.diffusers.plugin import FewbitConfig
+    from fewbit.engine.recipe import recipes
+    from fewbit.engine.report import Report
+    from fewbit.engine.run import quantize
     from fewbit.errors import FewbitError
     from fewbit.models import ModelSpec
-    from fewbit.recipe import recipes
-    from fewbit.report import Report
-    from fewbit.source import inspect, load
+    from fewbit.pipelines.opening import inspect, load
 
 _HOMES = {
     "Calibration": "fewbit.calibration",
-    "FewbitConfig": "fewbit.diffusers_plugin",
+    "FewbitConfig": "fewbit.diffusers.plugin",
     "FewbitError": "fewbit.errors",
     "ModelSpec": "fewbit.models",
-    "Report": "fewbit.report",
+    "Report": "fewbit.engine.report",
     "dequantize": "fewbit.api",
-    "inspect": "fewbit.source",
-    "load": "fewbit.source",
+    "inspect": "fewbit.pipelines.opening",
+    "load": "fewbit.pipelines.opening",
     "prepare": "fewbit.api",
-    "quantize": "fewbit.engine",
-    "recipes": "fewbit.recipe",
+    "quantize": "fewbit.engine.run",
+    "recipes": "fewbit.engine.recipe",
     "save": "fewbit.api",
 }
 

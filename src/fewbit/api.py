@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from fewbit.artefact import CONFIG, PIPELINE_INDEX
-from fewbit.blueprint import quantized_layers
-from fewbit.card import write_card
-from fewbit.dequantization import dequantize_layers
+from fewbit.engine.card import write_card
+from fewbit.engine.report import Report
 from fewbit.errors import BadArgument, BadModel, BrokenFile
 from fewbit.files import checked_path, new_folder
-from fewbit.folder import load_module, save_module
+from fewbit.layers.dequantize import dequantize_layers
+from fewbit.layers.linear import quantized_layers
 from fewbit.models import transformer_of
-from fewbit.regular_file import refuse_special_files
-from fewbit.report import Report
+from fewbit.storage.folder import load_module, save_module
+from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
+from fewbit.storage.regular_file import refuse_special_files
 
 MODES = ("compact", "fast")
 
@@ -117,7 +117,7 @@ def _load_pipeline(folder: Path) -> Any:
 def _load_transformer(folder: Path, model: nn.Module | None) -> Any:
     module = load_module(folder, model)
     if hasattr(module, "register_to_config"):
-        from fewbit.diffusers_plugin import attach
+        from fewbit.diffusers.plugin import attach
 
         attach(module)
     return module

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
+from fewbit.activations.clock import Clock, TimeBins
 from fewbit.activations.multi_region import MultiRegion, from_config, two_regions
-from fewbit.activations.time_groups import Clock, TimeBins
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import QTensor, Spec
-from fewbit.input_stage import InputStage
 from fewbit.kernels.choose import BACKENDS as ALL
 from fewbit.kernels.choose import VARIABLE
-from fewbit.kernels.coded import After, Coded, Weight
-from fewbit.linear import QLinear
+from fewbit.kernels.values import After, Coded, Weight
+from fewbit.layers.linear import QLinear
+from fewbit.layers.stage import InputStage
 
 BACKENDS = [one.name for one in ALL if one.why_not(torch.device("cpu")) is None]
 SPECS = {"signed": "int{}/tensor/fp32", "unit": "uint{}/tensor/fp32"}

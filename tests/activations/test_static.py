@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewbit.activations.clock import Clock, TimeBins
 from fewbit.activations.static import Static, from_config
-from fewbit.activations.time_groups import Clock, TimeBins
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import QTensor, Spec
-from fewbit.input_stage import InputStage
 from fewbit.kernels.choose import BACKENDS as ALL
 from fewbit.kernels.choose import VARIABLE, backend_for
-from fewbit.kernels.coded import Coded, Rotation
-from fewbit.linear import QLinear
+from fewbit.kernels.values import Coded, Rotation
+from fewbit.layers.linear import QLinear
+from fewbit.layers.stage import InputStage
 from fewbit.transforms.hadamard import Hadamard
 
 BACKENDS = [one.name for one in ALL if one.why_not(torch.device("cpu")) is None]

@@ -80,7 +80,7 @@ def _bytes(network: nn.Module) -> int:
 def test_an_error_that_is_larger_than_the_definitions_is_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from fewbit.kernels.portable import Portable
+    from fewbit.kernels.torch_cpu import Portable
 
     right = Portable.quantize
 
@@ -188,7 +188,7 @@ def test_a_model_without_inputs_or_layers_is_refused(
     with pytest.raises(BadModel, match="cannot make up inputs for a bare HunyuanDiT2DModel"):
         inputs_for(small("HunyuanDiT2DModel"), 2)
     small().save_pretrained(tmp_path / "small")
-    monkeypatch.setattr("fewbit.models.dit.spec", lambda model: _keeping_all())
+    monkeypatch.setattr("fewbit.models.families.dit.spec", lambda model: _keeping_all())
     with pytest.raises(BadModel, match="no layer that can be quantized"):
         bench(str(tmp_path / "small"))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.bench.shares import PARTS, nothing_to_wait_for, shares
-from fewbit.input_stage import InputStage
+from fewbit.layers.stage import InputStage
 
 SHORT = 0.01
 

@@ -6,8 +6,8 @@ from small_models import FAMILIES, arguments, make
 
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.tree import rebuild, tensors
-from fewbit.entries import Entries
 from fewbit.errors import BadArgument, BadCalibration
+from fewbit.storage.entries import Entries
 
 
 def items(**changes):

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from fewbit.calibration import BlockStream, CalibrationSet
 from fewbit.calibration.tree import tensors
-from fewbit.entries import Entries
 from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.storage.entries import Entries
 
 ROWS, BATCH = 5, 2
 

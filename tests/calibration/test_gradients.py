@@ -8,7 +8,7 @@ from torch import nn
 from fewbit.calibration import CalibrationSet
 from fewbit.calibration.gradients import squared_gradients
 from fewbit.errors import BadCalibration
-from fewbit.models.original_dit import DiTConfig, OriginalDiT
+from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
 
 
 class Chain(nn.Module):

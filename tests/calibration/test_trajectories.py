@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from fewbit.calibration import Sampling, manner_of
 from fewbit.calibration.trajectories import Choice, _generator, _Recording, sample
-from fewbit.entries import Entries
 from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.storage.entries import Entries
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
+from demos.ship import ship
 from fewbit import demo
 from fewbit.demo import assets
-from fewbit.demo.ship import ship
 from fewbit.errors import BadArgument, BrokenFile
 
 
@@ -63,8 +63,8 @@ def test_the_shapes_demo_is_small():
 
 
 def test_shipping_copies_and_notes_hashes(tmp_path, copied, monkeypatch):
-    monkeypatch.setattr("fewbit.demo.ship.ASSETS", copied.parent)
-    monkeypatch.setattr("fewbit.demo.ship.MANIFEST", copied.parent / "manifest.json")
+    monkeypatch.setattr("demos.ship.ASSETS", copied.parent)
+    monkeypatch.setattr("demos.ship.MANIFEST", copied.parent / "manifest.json")
     before = demo.names()
     (tmp_path / "dots").mkdir()
     (tmp_path / "dots" / "a.json").write_text("{}")

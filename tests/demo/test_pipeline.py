@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
+from demos import denoiser
 from fewbit import demo
-from fewbit.demo import denoiser, shapes
+from fewbit.demo import shapes
 from fewbit.demo.check_shapes import recognised, save_grid
 from fewbit.demo.sampling import sample
 

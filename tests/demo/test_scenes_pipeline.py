@@ -8,7 +8,7 @@ from fewbit.demo import scenes
 from fewbit.demo.check_scenes import captions, faithfulness, sample
 from fewbit.demo.language import WIDTH
 from fewbit.demo.shapes import as_float
-from fewbit.source import open_model
+from fewbit.pipelines.opening import open_model
 
 pytestmark = pytest.mark.skipif("scenes" not in demo.names(), reason="its weights do not ship yet")
 

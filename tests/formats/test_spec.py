@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewbit.decibel import sqnr
+from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, SCALES, QTensor, Spec
 

@@ -9,7 +9,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from fewbit.formats import FORMATS, FormatChoice, Minifloat, QTensor, Spec
 from fewbit.kernels.choose import BACKENDS, backend_named
-from fewbit.kernels.coded import (
+from fewbit.kernels.values import (
     After,
     Coded,
     Modulated,

@@ -5,12 +5,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewbit.formats import QTensor, Scales, Spec
-from fewbit.kernels import native, reference
+from fewbit.kernels import reference
 from fewbit.kernels.choose import BACKENDS
-from fewbit.kernels.coded import After, Weight
-from fewbit.kernels.cpu import Native
+from fewbit.kernels.native import ops as native
+from fewbit.kernels.native.backend import Native
 from fewbit.kernels.reference import Reference
-from fewbit.linear import QLinear
+from fewbit.kernels.values import After, Weight
+from fewbit.layers.linear import QLinear
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ import torch
 
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.kernels.choose import backend_named
-from fewbit.kernels.coded import Coded, Weight
 from fewbit.kernels.cuda import FP8, fits_tensor_cores, fp8_levels, fp8_unit, is_fp8
+from fewbit.kernels.values import Coded, Weight
 
 CUDA, DEFINITION = backend_named("cuda"), backend_named("reference")
 IN_FP8 = [name for name, fmt in FORMATS.items() if is_fp8(fmt)]

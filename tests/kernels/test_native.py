@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
+from fewbit.activations.clock import Clock, TimeBins
 from fewbit.activations.multi_region import MultiRegion, two_regions
-from fewbit.activations.time_groups import Clock, TimeBins
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, Format, FormatChoice, Spec
-from fewbit.kernels import native
-from fewbit.kernels.native_library import FILE, ISAS, load
+from fewbit.kernels.native import ops as native
+from fewbit.kernels.native.library import FILE, ISAS, load
 from fewbit.transforms.hadamard import Hadamard
 
 if not native.available():
@@ -499,7 +499,7 @@ def test_the_environment_picks_the_instruction_set(fresh_load, monkeypatch):
 def test_a_damaged_library_is_no_library(fresh_load, tmp_path, monkeypatch):
     damaged = tmp_path / "_native.so"
     with monkeypatch.context() as patch:
-        patch.setattr("fewbit.kernels.native_library.FILE", damaged)
+        patch.setattr("fewbit.kernels.native.library.FILE", damaged)
         assert "was not built" in native.why_not()
         for content in _damaged(FILE.read_bytes()):
             damaged.write_bytes(content)

@@ -3,7 +3,7 @@
 import fewbit
 from fewbit.calibration import sample
 from fewbit.demo import load
-from fewbit.evaluate.trajectory import trajectory_fidelity
+from fewbit.judge.trajectory import trajectory_fidelity
 
 MANNER = {"steps": 25, "guidance": 2.5}
 

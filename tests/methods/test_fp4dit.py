@@ -9,12 +9,12 @@ from killed import blocks_solved, kill_at
 from small_dit import bits_of, rows, run
 
 import fewbit
-from fewbit.attention import quantized_attentions
-from fewbit.blueprint import quantized_layers
 from fewbit.calibration import CalibrationSet
-from fewbit.decibel import sqnr
+from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import FORMATS
+from fewbit.layers.attention import quantized_attentions
+from fewbit.layers.linear import quantized_layers
 from fewbit.methods import fp4dit
 
 pytest.importorskip("diffusers")

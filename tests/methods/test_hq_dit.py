@@ -11,14 +11,14 @@ from torch import nn
 
 import fewbit
 from fewbit import ModelSpec
-from fewbit.blueprint import quantized_layers
 from fewbit.calibration import BlockStream, CalibrationSet
 from fewbit.calibration.observe import Seen
-from fewbit.decibel import sqnr
+from fewbit.engine.decibel import sqnr
+from fewbit.engine.plan import make_plan
+from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadArgument, BadCalibration
+from fewbit.layers.linear import quantized_layers
 from fewbit.methods.hq_dit import CANDIDATES, Settings, fold_into_values
-from fewbit.plan import make_plan
-from fewbit.recipe import Recipe
 from fewbit.transforms.chain import Chain
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform
 from fewbit.transforms.smooth import Smooth
@@ -111,7 +111,7 @@ def test_moments_after_a_transform_are_those_of_transformed_inputs():
 def test_at_eight_bits_nothing_but_rounding_is_lost(small, monkeypatch, smooth, hadamard):
     """A wrong transform anywhere would not lose little, it would lose all."""
     from fewbit.methods import hq_dit
-    from fewbit.methods.contract import Rule
+    from fewbit.methods.method import Rule
 
     exact = run(small())
     int8 = hq_dit._row("int8")

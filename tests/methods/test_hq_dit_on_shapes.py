@@ -17,8 +17,8 @@ import fewbit
 from fewbit.calibration import sample
 from fewbit.demo import load
 from fewbit.demo.outliers import with_outliers
-from fewbit.evaluate.trajectory import picture_fidelity, trajectory_fidelity
-from fewbit.generate import generate
+from fewbit.judge.trajectory import picture_fidelity, trajectory_fidelity
+from fewbit.pipelines.generate import generate
 
 MANNER = {"steps": 25, "guidance": 2.5}
 

@@ -8,7 +8,7 @@ import torch
 import fewbit
 from fewbit.errors import BadArgument
 from fewbit.formats import QTensor
-from fewbit.linear import QLinear
+from fewbit.layers.linear import QLinear
 
 VARIANTS = {
     None: ("e2m1/row/fp32", "e2m1/row/fp32"),

@@ -15,18 +15,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewbit
+from fewbit.activations.clock import TimeBins
 from fewbit.activations.multi_region import MultiRegion, two_regions
 from fewbit.activations.static import Static
-from fewbit.activations.time_groups import TimeBins
-from fewbit.attention import quantized_attentions
-from fewbit.blueprint import quantized_layers
 from fewbit.calibration import trajectories
-from fewbit.doctor import examine_layers
+from fewbit.engine.doctor import examine_layers
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Spec
+from fewbit.layers.attention import quantized_attentions
+from fewbit.layers.linear import quantized_layers
 from fewbit.methods import tq_dit
 from fewbit.models import Role
-from fewbit.models.original_dit import DiTConfig, OriginalDiT
+from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
 from fewbit.rounding.steps import Search, factors
 
 FEW = {"groups": 3, "rounds": 1, "candidates": 20, "progress": False}

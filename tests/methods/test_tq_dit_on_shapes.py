@@ -12,9 +12,9 @@ from shapes_demo import MANNER, pipeline
 
 import fewbit
 from fewbit.calibration import operands, sample
-from fewbit.evaluate.pixels import ssim
-from fewbit.evaluate.trajectory import picture_fidelity, trajectory_fidelity
-from fewbit.generate import generate
+from fewbit.judge.pixels import ssim
+from fewbit.judge.trajectory import picture_fidelity, trajectory_fidelity
+from fewbit.pipelines.generate import generate
 
 FAST = {"preset": "fast", "rounds": 1}
 BASELINE = {"granularity": "tensor", "ho": False, "mrq": False, "tgq": False, "smooth": None}

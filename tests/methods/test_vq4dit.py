@@ -8,10 +8,10 @@ from killed import blocks_solved, kill_at
 from small_dit import bits_of, rows, run
 
 import fewbit
-from fewbit.blueprint import quantized_layers
-from fewbit.decibel import sqnr
+from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Codebook, Spec
+from fewbit.layers.linear import quantized_layers
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,7 @@ def test_bits_are_codebooks_and_sizes_are_exact(small, bits, entries, columns, s
         assert layer.bits_per_weight == 8 * (packed + 2 * fmt.entries * columns + 2 * out) / (
             out * width
         )
-    assert report.bytes == fewbit.engine.stored_bytes(model)
+    assert report.bytes == fewbit.engine.run.stored_bytes(model)
 
 
 def test_activations_are_quantized_too(small):
@@ -54,7 +54,9 @@ def test_activations_are_quantized_too(small):
 @pytest.mark.parametrize("name", ["PixArtTransformer2DModel", "HunyuanDiT2DModel"])
 def test_other_families_plan_and_cluster(small, name):
     model = small(name)
-    plan = fewbit.plan.make_plan(model, fewbit.recipe.Recipe.make("vq4dit", None, {}), None, False)
+    plan = fewbit.engine.plan.make_plan(
+        model, fewbit.engine.recipe.Recipe.make("vq4dit", None, {}), None, False
+    )
     assert all(isinstance(rule.weight.format, Codebook) for rule in plan.rules.values())
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from fewbit.models import describe
 from fewbit.models.families import families
-from fewbit.models.original_dit import DiTConfig, OriginalDiT
+from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
 
 FAMILY = {
     "DiTTransformer2DModel": "dit",

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from fewbit.errors import BadArgument, BadModel, BrokenFile
 from fewbit.models import describe, load_original
-from fewbit.models.original_dit import DiTConfig, OriginalDiT
+from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
 
 CONFIGS = [
     DiTConfig(8, 2, 4, 16, 64, depth=2, heads=2, classes=11, learn_sigma=True),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from fewbit.decibel import sqnr
+from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.formats.codebook import nearest

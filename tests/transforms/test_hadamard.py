@@ -7,11 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from fewbit.errors import BadArgument
-from fewbit.transforms.hadamard import (
-    Hadamard,
-    HadamardTransform,
-    allowed_blocks,
-)
+from fewbit.transforms.hadamard import Hadamard, HadamardTransform, allowed_blocks
 from fewbit.transforms.hadamard_matrix import halves, kronecker
 
 EXACT = {"rtol": 0, "atol": 1e-11}  # float64 sums of at most 12288 terms of size one

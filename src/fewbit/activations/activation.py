@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewbit.errors import BadArgument
 from fewbit.formats import Codebook, FormatChoice, Spec
 from fewbit.kernels.choose import backend_for, modulated
-from fewbit.kernels.coded import Coded, Modulated, Rotation
+from fewbit.kernels.values import Coded, Modulated, Rotation
 
 
 class Activation(nn.Module):

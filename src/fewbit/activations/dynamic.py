@@ -10,7 +10,7 @@ from fewbit.activations.activation import Activation, refuse_stored_levels
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.coded import Coded, Modulated, Rotation
+from fewbit.kernels.values import Coded, Modulated, Rotation
 
 KIND = "dynamic"
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewbit.activations.activation import Activation, refuse_stored_levels, rotated
+from fewbit.activations.clock import TimeBins
 from fewbit.activations.kept import Kept
 from fewbit.activations.static import (
     by_part,
@@ -27,10 +28,9 @@ from fewbit.activations.static import (
     row_scales,
     times,
 )
-from fewbit.activations.time_groups import TimeBins
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
-from fewbit.kernels.coded import Coded, Modulated, Rotation, has_integer_rows
+from fewbit.kernels.values import Coded, Modulated, Rotation, has_integer_rows
 
 KIND = "multi_region"
 Regions = Literal["signed", "fused", "unit"]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fewbit.activations.activation import Activation, refuse_stored_levels, rotated
+from fewbit.activations.clock import TimeBins
 from fewbit.activations.kept import Kept
-from fewbit.activations.time_groups import TimeBins
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import Spec
-from fewbit.kernels.coded import Coded, Modulated, Rotation, has_integer_rows
+from fewbit.kernels.values import Coded, Modulated, Rotation, has_integer_rows
 
 KIND = "static"
 MOST_PARTS = 10_000

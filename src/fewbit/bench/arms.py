@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewbit.activation_function import QuickGelu
 from fewbit.api import prepare
 from fewbit.bench import onednn
 from fewbit.bench.peers import (
@@ -24,9 +23,10 @@ from fewbit.bench.peers import (
 from fewbit.bench.subject import Subject
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import VARIABLE, backend_named
+from fewbit.layers.block import quick_blocks
+from fewbit.layers.gelu import QuickGelu
+from fewbit.layers.quick_attention import QuickAttention
 from fewbit.models import describe
-from fewbit.quick_attention import QuickAttention
-from fewbit.quick_blocks import quick_blocks
 
 REFERENCE = "reference"
 FP32, BF16 = torch.float32, torch.bfloat16

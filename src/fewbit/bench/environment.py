@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from fewbit.doctor import examine
-from fewbit.kernels import native
+from fewbit.engine.doctor import examine
+from fewbit.kernels.native import ops as native
 from fewbit.version import __version__
 
 PEERS = ("torchao", "sdnq", "openvino")

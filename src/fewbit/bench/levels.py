@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fewbit.bench.subject import Call, Subject, calls
 from fewbit.calibration.tree import tensors
 from fewbit.errors import BadModel
-from fewbit.input_stage import InputStage
-from fewbit.kernels.coded import Coded, Modulated
-from fewbit.linear import QLinear
-from fewbit.modulation import remembered
+from fewbit.kernels.values import Coded, Modulated
+from fewbit.layers.linear import QLinear
+from fewbit.layers.modulation import remembered
+from fewbit.layers.stage import InputStage
 
 SETS = 4  # of weights in turn: what one arm reads has left the caches when its turn comes again
 STEPS = 50

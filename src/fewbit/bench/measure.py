@@ -22,9 +22,9 @@ from fewbit.bench.result import Result, Row, Table
 from fewbit.bench.shares import shares, waiting_for
 from fewbit.bench.subject import open_subject
 from fewbit.bench.turns import Times, Turn, ratio, take_turns
-from fewbit.decibel import sqnr
+from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument
-from fewbit.linear import QLinear
+from fewbit.layers.linear import QLinear
 
 AS_NEAR = 0.05  # dB: what roundings of float32 and bfloat16 in another order may cost
 

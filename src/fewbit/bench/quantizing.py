@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from fewbit.bench.subject import Subject
-from fewbit.engine import quantize
+from fewbit.engine.recipe import Recipe
+from fewbit.engine.run import quantize
 from fewbit.errors import BadArgument
-from fewbit.recipe import Recipe
 
 OFF = ("gptq", "clip", "propagate", "ho", "weighted")
 NO_SEARCH = {**dict.fromkeys(OFF, False), "steps": 0}

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fewbit.errors import BadModel
+from fewbit.layers.modulation import EMBEDDERS
 from fewbit.models import describe
-from fewbit.modulation import EMBEDDERS
 
 CAPTION_TOKENS = 120  # as PixArt's pipeline pads them
 

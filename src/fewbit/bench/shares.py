@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from fewbit.input_stage import InputStage
+from fewbit.layers.stage import InputStage
 
 PARTS = ("linear", "attention", "quantize", "other")  # quantize: with whatever rotates before it
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from fewbit import demo
-from fewbit.activations.time_groups import share_clock, tell_time
+from fewbit.activations.clock import share_clock, tell_time
 from fewbit.api import dequantize
 from fewbit.bench.random_models import BLOCKS, CONFIGS, grown, inputs_for, one_block
-from fewbit.blueprint import quantized_layers
 from fewbit.calibration import sample
 from fewbit.calibration.tree import map_tensors
 from fewbit.errors import BadModel, BrokenFile
+from fewbit.layers.linear import quantized_layers
 from fewbit.models import Layer, describe, transformer_of
-from fewbit.source import open_model
+from fewbit.pipelines.opening import open_model
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """What layers see: sets of forward arguments, pipelines that give them, streams through blocks."""
 
-from fewbit.calibration.pipelines import manner_of
-from fewbit.calibration.request import Calibration
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.stream import BlockInput, BlockStream, LayerInput, Rows, Step
 from fewbit.calibration.trajectories import Sampling, sample
+from fewbit.pipelines.asking import manner_of
+from fewbit.pipelines.request import Calibration
 
 __all__ = [
     "BlockInput",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.calibration.stream import LayerInput, Step
+from fewbit.layers.attention import scores_of
 from fewbit.models.fused_attention import standing_in
 
 TOKENS = 4096  # of each layer input, over all rows
@@ -127,3 +128,10 @@ def sample_operands(
         {name: one.tokens() for name, one in tokens.items()},
         {name: one.operands() for name, one in operands.items()},
     )
+
+
+def without_padding(seen: Operands) -> Operands:
+    """Keys and values at which no query looks, as zeros."""
+    shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)
+    real = (shares > 0).any(2)[..., None]
+    return replace(seen, key=seen.key * real, value=seen.value * real)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fewbit.calibration.tree import rebuild, tensors
-from fewbit.entries import Entry
 from fewbit.errors import BadArgument, BadCalibration
-from fewbit.fingerprint import fingerprint
 from fewbit.models.timestep import TIMES
+from fewbit.storage.entries import Entry
+from fewbit.storage.fingerprint import fingerprint
 
 _SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # positions: no batch dimension to split
 _PLAIN = (type(None), bool, int, float, str)

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fewbit.entries import Entries, Entry
 from fewbit.errors import BrokenFile
+from fewbit.storage.entries import Entries, Entry
 
 Named = dict[str, Tensor]
 

@@ -22,8 +22,8 @@ from fewbit.calibration.replay import Replay, Routes
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.store import Disk, Memory, Named, Store
 from fewbit.calibration.tree import map_tensors, rebuild, tensors
-from fewbit.entries import Entries
 from fewbit.errors import BadArgument, BadCalibration
+from fewbit.storage.entries import Entries
 
 STORED = (None, torch.float32, torch.bfloat16, torch.float16)
 

@@ -19,13 +19,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fewbit.calibration.modes import evaluating
-from fewbit.calibration.pipelines import Manner, manner_of
-from fewbit.calibration.request import Calibration
 from fewbit.calibration.set import CalibrationSet, count_rows, in_rows, time_per_row
 from fewbit.calibration.tree import rebuild
-from fewbit.entries import Entries, Entry
 from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.pipelines.asking import Manner, manner_of
+from fewbit.pipelines.request import Calibration
 from fewbit.progress import Meter
+from fewbit.storage.entries import Entries, Entry
 
 CALIBRATION = "calibration"  # what the phase is called
 MOMENTS_PER_IMAGE = 4  # more saves time, fewer means more images

@@ -45,7 +45,7 @@ def bench(
         refuse_unwritable(file)
 
     from fewbit.bench import bench as measure
-    from fewbit.source import device_named
+    from fewbit.pipelines.opening import device_named
 
     found = measure(
         model,

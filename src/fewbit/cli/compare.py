@@ -91,14 +91,14 @@ def compare(
     """
     refuse_unwritable(output)
 
-    from fewbit.evaluate.alike import Named
-    from fewbit.evaluate.compare import PICTURES, asked
-    from fewbit.evaluate.compare import compare as lay_side_by_side
-    from fewbit.evaluate.drawing import REFERENCE
-    from fewbit.evaluate.evaluation import Setting
-    from fewbit.evaluate.page import About, shown_of, write_page
-    from fewbit.evaluate.reading import picture_files
-    from fewbit.source import device_named, open_model
+    from fewbit.judge.alike import Named
+    from fewbit.judge.compare import PICTURES, asked
+    from fewbit.judge.compare import compare as lay_side_by_side
+    from fewbit.judge.drawing import REFERENCE
+    from fewbit.judge.evaluation import Setting
+    from fewbit.judge.page import About, shown_of, write_page
+    from fewbit.judge.reading import picture_files
+    from fewbit.pipelines.opening import device_named, open_model
 
     wanted = asked(recipes)
 

@@ -20,8 +20,8 @@ def doctor(model: str | None, device: str, as_json: bool) -> None:
     Versions, processor, memory, GPUs, and on which path quantized layers run and why; with a
     quantized MODEL the path of each of its layers.
     """
-    from fewbit.doctor import examine, examine_layers
-    from fewbit.source import device_named, open_model
+    from fewbit.engine.doctor import examine, examine_layers
+    from fewbit.pipelines.opening import device_named, open_model
 
     if model is None:
         found: Any = examine()

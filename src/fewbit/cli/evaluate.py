@@ -96,13 +96,13 @@ def evaluate(
 
     import tempfile
 
-    from fewbit.evaluate.alike import Named
-    from fewbit.evaluate.drawing import MODEL, REFERENCE
-    from fewbit.evaluate.evaluation import Setting
-    from fewbit.evaluate.evaluation import evaluate as score
-    from fewbit.evaluate.page import About, Shown, write_page
-    from fewbit.evaluate.reading import picture_files, write_npz
-    from fewbit.source import device_named, open_model
+    from fewbit.judge.alike import Named
+    from fewbit.judge.drawing import MODEL, REFERENCE
+    from fewbit.judge.evaluation import Setting
+    from fewbit.judge.evaluation import evaluate as score
+    from fewbit.judge.page import About, Shown, write_page
+    from fewbit.judge.reading import picture_files, write_npz
+    from fewbit.pipelines.opening import device_named, open_model
 
     texts = prompts_for(reference, prompts, count)
     setting = Setting(count, seed, steps, guidance, texts, together)

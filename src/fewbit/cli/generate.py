@@ -65,9 +65,9 @@ def generate(
     files = [output] if one_file else [output.with_stem(f"{output.stem}-{s}") for s in seeds]
     refuse_files(files)
 
-    from fewbit.generate import generate as draw
-    from fewbit.images import common_facts, grid, psnr, save_png
-    from fewbit.source import device_named, open_model
+    from fewbit.pages.images import common_facts, grid, psnr, save_png
+    from fewbit.pipelines.generate import generate as draw
+    from fewbit.pipelines.opening import device_named, open_model
 
     def pictures(name: str) -> list[Image]:
         pipe = open_model(name, dtype=dtype_named(dtype), device=device_named(device))

@@ -12,7 +12,7 @@ import click
 from fewbit.cli.options import lines_of
 
 if TYPE_CHECKING:
-    from fewbit.evaluate.evaluation import Judges
+    from fewbit.judge.evaluation import Judges
 
 count_option = click.option(
     "-n", "--n", "count", type=click.IntRange(1), default=256, show_default=True, help="Pictures."
@@ -62,13 +62,13 @@ def judges_for(
     pictures_only: bool,
 ) -> Judges:
     """For the reference `pipe` called `name`."""
-    from fewbit.evaluate.checkers import checker_for
-    from fewbit.evaluate.clip import ClipScore, refuse_without_words
-    from fewbit.evaluate.evaluation import Judges
-    from fewbit.evaluate.features import net_for
-    from fewbit.evaluate.lpips import Lpips
-    from fewbit.evaluate.metrics import PictureMetric
-    from fewbit.evaluate.reference import real_for
+    from fewbit.judge.checkers import checker_for
+    from fewbit.judge.clip import ClipScore, refuse_without_words
+    from fewbit.judge.evaluation import Judges
+    from fewbit.judge.features import net_for
+    from fewbit.judge.lpips import Lpips
+    from fewbit.judge.metrics import PictureMetric
+    from fewbit.judge.reference import real_for
 
     if fidelity_only and (real or inception):
         raise click.UsageError("--fidelity-only leaves no use for --real and --inception.")
@@ -92,7 +92,7 @@ def judges_for(
 
 def prompts_for(name: str, file: Path | None, count: int) -> list[str]:
     """What the file says, or what a text demo asks of itself."""
-    from fewbit.evaluate.checkers import checker_for
+    from fewbit.judge.checkers import checker_for
 
     if file is not None:
         return lines_of(file)
@@ -106,7 +106,7 @@ def command_line() -> str:
 
 def environment() -> dict[str, str]:
     """What a figure on a page depends on."""
-    from fewbit.doctor import examine
+    from fewbit.engine.doctor import examine
 
     found = examine()
     versions = [f"{name} {version}" for name, version in found.versions.items() if version]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fewbit.errors import BrokenFile
-from fewbit.provenance import LARGEST_SEED
+from fewbit.storage.provenance import LARGEST_SEED
 
 if TYPE_CHECKING:
     import torch

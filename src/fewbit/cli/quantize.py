@@ -25,7 +25,7 @@ from fewbit.cli.saying import say, show
 from fewbit.errors import BadArgument
 
 if TYPE_CHECKING:
-    from fewbit.plan import Plan
+    from fewbit.engine.plan import Plan
 
 DISK = 200e6  # bytes a second, to guess how long saving takes
 
@@ -90,13 +90,13 @@ def quantize(
         refuse_unwritable(workdir)
 
     import fewbit
-    from fewbit.card import REPORT
+    from fewbit.engine.card import REPORT
+    from fewbit.engine.plan import make_plan
+    from fewbit.engine.recipe import Recipe, split_bits
     from fewbit.files import keeping
     from fewbit.models import transformer_of
-    from fewbit.plan import make_plan
+    from fewbit.pipelines.opening import device_named, open_model
     from fewbit.progress import Meter
-    from fewbit.recipe import Recipe, split_bits
-    from fewbit.source import device_named, open_model
 
     given = (samples, None if prompts is None else lines_of(prompts), steps, guidance)
     calibration = None if given == (None,) * 4 else fewbit.Calibration(*given)
@@ -135,7 +135,7 @@ def _bytes(model: Any) -> int:
     """Of all networks that will be written, before any is quantized."""
     from torch import nn
 
-    from fewbit.engine import stored_bytes
+    from fewbit.engine.run import stored_bytes
 
     parts = model.components.values() if hasattr(model, "components") else [model]
     return sum(stored_bytes(part) for part in parts if isinstance(part, nn.Module))

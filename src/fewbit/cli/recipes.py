@@ -17,7 +17,7 @@ def recipes(as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from fewbit.recipe import recipes as known
+    from fewbit.engine.recipe import recipes as known
 
     if as_json:
         show([asdict(recipe) for recipe in known()])

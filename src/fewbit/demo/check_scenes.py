@@ -67,7 +67,7 @@ def sample(
 def save_grid(images: Tensor, columns: int, file: Path) -> None:
     from PIL import Image
 
-    from fewbit.images import grid, save_png
+    from fewbit.pages.images import grid, save_png
 
     levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     cells = [Image.fromarray(level.numpy()) for level in levels.permute(0, 2, 3, 1)]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
-from fewbit.kernels.coded import Modulated
-from fewbit.kernels.cpu import Native
 from fewbit.kernels.cuda import Cuda
-from fewbit.kernels.portable import Portable
+from fewbit.kernels.native.backend import Native
 from fewbit.kernels.reference import Reference
+from fewbit.kernels.torch_cpu import Portable
+from fewbit.kernels.values import Modulated
 
 VARIABLE = "FEWBIT_BACKEND"
 BACKENDS: tuple[Reference, ...] = (Cuda(), Native(), Portable(), Reference())  # as they are tried

@@ -9,7 +9,7 @@ from functools import cache
 
 from torch import Tensor
 
-from fewbit.kernels.native_library import Loaded, load
+from fewbit.kernels.native.library import Loaded, load
 
 
 def crc32_of(pieces: Sequence[Tensor], before: Sequence[int]) -> list[int]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from fewbit.formats import Format, Minifloat, QTensor, Spec
-from fewbit.kernels.coded import (
+from fewbit.kernels.torch_cpu import Portable, integers_of, scaled, to_levels
+from fewbit.kernels.values import (
     NOTHING,
     After,
     Coded,
@@ -21,7 +22,6 @@ from fewbit.kernels.coded import (
     has_integers,
     scaled_by_row,
 )
-from fewbit.kernels.portable import Portable, integers_of, scaled, to_levels
 
 FP8 = torch.float8_e4m3fn
 FP8_BIAS, FP8_MANTISSA, FP8_EXPONENT = 7, 3, 4

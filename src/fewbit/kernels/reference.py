@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
 from fewbit.formats import Codebook, Format, QTensor, Spec
 from fewbit.formats.scale import FP32
-from fewbit.kernels.coded import (
+from fewbit.kernels.values import (
     NOTHING,
     After,
     Coded,

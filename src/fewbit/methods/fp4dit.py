@@ -23,20 +23,20 @@ import torch
 from torch import Tensor
 
 from fewbit.activations.activation import Activation
+from fewbit.activations.clock import TimeBins
 from fewbit.activations.dynamic import Dynamic
 from fewbit.activations.static import Static
-from fewbit.activations.time_groups import TimeBins
 from fewbit.activations.unit_float import UnitFloat
-from fewbit.attention import QAttention, quantize_attention, refuse_bare_blocks, without_padding
-from fewbit.calibration.operands import sample_operands
+from fewbit.calibration.operands import sample_operands, without_padding
 from fewbit.calibration.reconstruction import Minibatch, Reconstruction
 from fewbit.calibration.stream import LayerInput
 from fewbit.calibration.training import Group, Schedule, train, trainable_copy
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, SCALES, QTensor, Spec
-from fewbit.input_stage import InputStage
-from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule, one_of, whole, within
+from fewbit.layers.attention import QAttention, quantize_attention, refuse_bare_blocks
+from fewbit.layers.linear import QLinear
+from fewbit.layers.stage import InputStage
+from fewbit.methods.method import BlockJob, Rule, one_of, whole, within
 from fewbit.models import Layer, Role
 from fewbit.rounding.adaround import Pull, RoundingLinear
 from fewbit.rounding.clipping import least_error, no_clipping

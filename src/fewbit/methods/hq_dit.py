@@ -22,9 +22,9 @@ from fewbit.activations.dynamic import Dynamic
 from fewbit.calibration.observe import Seen
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import FORMATS, Format, FormatChoice, QTensor, Spec
-from fewbit.input_stage import InputStage
-from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule, one_of, whole, within
+from fewbit.layers.linear import QLinear
+from fewbit.layers.stage import InputStage
+from fewbit.methods.method import BlockJob, Rule, one_of, whole, within
 from fewbit.models import Attention, Layer, Role
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.gptq import Order, gptq

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from fewbit.activations.dynamic import Dynamic
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, QTensor, Spec
-from fewbit.input_stage import InputStage
-from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule, one_of, whole
+from fewbit.layers.linear import QLinear
+from fewbit.layers.stage import InputStage
+from fewbit.methods.method import BlockJob, Rule, one_of, whole
 from fewbit.models import Layer, Role
 
 NAME = "rtn"

@@ -26,22 +26,16 @@ import torch
 from torch import Tensor
 
 from fewbit.activations.activation import Activation
+from fewbit.activations.clock import TimeBins
 from fewbit.activations.multi_region import MultiRegion, Regions, two_regions
 from fewbit.activations.static import Static, by_part, one_region
-from fewbit.activations.time_groups import TimeBins
-from fewbit.attention import (
-    QAttention,
-    quantize_attention,
-    refuse_bare_blocks,
-    scores_of,
-    without_padding,
-)
 from fewbit.calibration.gradients import squared_gradients
-from fewbit.calibration.operands import Operands, Tokens, sample_operands
+from fewbit.calibration.operands import Operands, Tokens, sample_operands, without_padding
 from fewbit.formats import FORMATS, QTensor, Spec
-from fewbit.input_stage import InputStage
-from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, Rule, SurveyJob, one_of, whole, within
+from fewbit.layers.attention import QAttention, quantize_attention, refuse_bare_blocks, scores_of
+from fewbit.layers.linear import QLinear
+from fewbit.layers.stage import InputStage
+from fewbit.methods.method import BlockJob, Rule, SurveyJob, one_of, whole, within
 from fewbit.models import Layer, Role
 from fewbit.rounding.steps import Search, factors, in_cache, powers
 from fewbit.transforms.smooth import Smooth, smoothing_scales

@@ -30,9 +30,9 @@ from fewbit.calibration.training import Group, Schedule, train, trainable_copy
 from fewbit.calibration.tree import tensors
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, SCALES, Codebook, QTensor, Spec
-from fewbit.input_stage import InputStage
-from fewbit.linear import QLinear
-from fewbit.methods.contract import BlockJob, ModelJob, Rule, one_of, whole, within
+from fewbit.layers.linear import QLinear
+from fewbit.layers.stage import InputStage
+from fewbit.methods.method import BlockJob, ModelJob, Rule, one_of, whole, within
 from fewbit.models import Layer, Role
 from fewbit.rounding.candidates import VectorLinear
 from fewbit.rounding.vector import vector_quantize

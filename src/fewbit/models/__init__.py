@@ -5,7 +5,6 @@ folder. Nothing here knows of quantization.
 """
 
 from fewbit.models.original_checkpoint import load_original
-from fewbit.models.prompting import own_manner, own_prompts
 from fewbit.models.spec import ModelSpec, Role
 from fewbit.models.structure import Attention, Layer, Structure, describe, transformer_of
 
@@ -17,7 +16,5 @@ __all__ = [
     "Structure",
     "describe",
     "load_original",
-    "own_manner",
-    "own_prompts",
     "transformer_of",
 ]

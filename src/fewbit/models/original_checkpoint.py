@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewbit.errors import BadArgument, BadModel, BrokenFile
-from fewbit.models.original_dit import DiTConfig, OriginalDiT
+from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
 
 _HEADS_OF_WIDTH = {384: 6, 768: 12, 1024: 16, 1152: 16}
 _SHOWN = 3

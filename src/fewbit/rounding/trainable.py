@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fewbit.straight_through import straight_through
+from fewbit.rounding.straight_through import straight_through
 
 
 class TrainableLinear(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewbit import registry
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import modulated
-from fewbit.kernels.coded import Modulated, Rotation
+from fewbit.kernels.values import Modulated, Rotation
 from fewbit.transforms.transform import Transform
 
 KIND = "chain"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.coded import Modulated, Rotation
 from fewbit.kernels.precision import as_written
+from fewbit.kernels.values import Modulated, Rotation
 from fewbit.transforms.hadamard_matrix import factors, kronecker, steps
 from fewbit.transforms.transform import Transform, checked_width, same_width
 

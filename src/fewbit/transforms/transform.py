@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import modulated
-from fewbit.kernels.coded import Modulated, Rotation
+from fewbit.kernels.values import Modulated, Rotation
 
 MOST_COLUMNS = 1 << 20
 

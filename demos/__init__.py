@@ -1,0 +1,1 @@
+"""How the shipped demos were made, and a show of what few bits do to them."""

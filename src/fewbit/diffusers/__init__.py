@@ -1,0 +1,1 @@
+"""fewbit as one of diffusers' own quantizers."""

@@ -1,0 +1,367 @@
+"""fewbit as a quantizer of diffusers: `from_pretrained` and `save_pretrained` just work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from enum import StrEnum
+from os import PathLike
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+)
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import Tensor
+
+from fewbit.diffusers.registration import when_imported
+from fewbit.engine.plan import Plan, make_plan
+from fewbit.engine.recipe import Recipe
+from fewbit.errors import BadArgument, BadCalibration, BrokenFile
+from fewbit.layers.dequantize import dequantize_layers
+from fewbit.storage.blueprint import by_name, stored_as_is
+from fewbit.storage.folder import put
+from fewbit.storage.manifest import (
+    KEY,
+    SCHEMA_VERSION,
+    check_values,
+    manifest_of,
+    quantization_config,
+)
+from fewbit.storage.provenance import Provenance, source_sha256
+from fewbit.storage.reader import Artefact
+from fewbit.storage.tensors import digest, write_tensors
+from fewbit.version import __version__
+
+SAID = "quantization_config"
+NOT_PASSED_ON = "_use_default_values"  # keys that from_config leaves out and no file holds
+
+
+class QuantMethod(StrEnum):
+    FEWBIT = "fewbit"
+
+
+class FewbitConfig(QuantizationConfigMixin):
+    """A data-free recipe to apply while loading, or what `config.json` says of a quantized model.
+
+    How each layer is stored is written beside the weights, in the manifest.
+    """
+
+    def __init__(
+        self,
+        recipe: str | Mapping[str, Any] = "rtn",
+        bits: str | None = None,
+        modules_to_not_convert: Sequence[str] = (),
+        quant_method: str = "fewbit",
+        **settings: Any,
+    ) -> None:
+        self.quant_method = QuantMethod(quant_method)
+        if not isinstance(modules_to_not_convert, list | tuple):
+            raise BadArgument(
+                f"modules_to_not_convert is a list of names, got {modules_to_not_convert!r:.80}"
+            )
+        self.modules_to_not_convert = list(modules_to_not_convert)
+        if isinstance(recipe, str):
+            self.recipe = Recipe.resolve(recipe, bits, settings).to_dict()
+            self.bits = self.recipe["bits"]
+            self.schema_version, self.fewbit_version = SCHEMA_VERSION, __version__
+        else:
+            _refuse_no_configuration(recipe, settings)
+            self.recipe, self.bits = dict(recipe), bits
+            self.__dict__.update(settings)  # whatever else the file said, newer keys included
+
+    def as_recipe(self) -> Recipe:
+        return Recipe.make(self.recipe["method"], self.recipe["bits"], self.recipe["settings"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "quant_method": self.quant_method.value}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+class FewbitQuantizer(DiffusersQuantizer):
+    """Reads an artefact, or quantizes a plain model while it is loaded; writes artefacts."""
+
+    requires_calibration = False
+    use_keep_in_fp32_modules = True
+
+    quantization_config: FewbitConfig
+    model: Any
+    work: _Reading | _Rounding | None  # what is to be done while loading, gone afterwards
+
+    def __init__(self, quantization_config: FewbitConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.work = None if self.pre_quantized else _Rounding.asked_by(quantization_config)
+
+    def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
+        """diffusers writes what goes to disk in the model's dtype, before anybody can check it."""
+        places = device_map if isinstance(device_map, Mapping) else {}
+        if "disk" in places.values():
+            name = next(name for name, place in places.items() if place == "disk")
+            raise BadArgument(
+                f"device_map puts {name or 'the model'} of a quantized model on disk; allowed: "
+                "devices, or accelerate.disk_offload(model, folder) after loading"
+            )
+
+    def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
+        return torch_dtype or torch.float32
+
+    def maybe_update_loaded_keys(
+        self, loaded_keys: list[str], checkpoint_files: list[str]
+    ) -> list[str]:
+        if self.pre_quantized:
+            artefact = Artefact.of_files([Path(file) for file in checkpoint_files])
+            self.work = _Reading(artefact)
+            return [*loaded_keys, *artefact.manifest.aliases]
+        return loaded_keys
+
+    def _process_model_before_weight_loading(
+        self, model: Any, keep_in_fp32_modules: Sequence[str] | None = None, **_: Any
+    ) -> None:
+        self.model = model
+        assert self.work is not None
+        self.work.begin(model, keep_in_fp32_modules or ())
+
+    def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        if self.work is None:  # from_single_file, which never says that a model is not quantized
+            _refuse_packed(state_dict)
+            self.work = _Rounding.asked_by(self.quantization_config)
+        return self.work.state_dict(state_dict)
+
+    def check_if_quantized_param(
+        self, model: Any, param_value: Tensor, param_name: str, *_: Any, **__: Any
+    ) -> bool:
+        assert self.work is not None
+        return self.work.claims(param_name)
+
+    def create_quantized_param(
+        self,
+        model: Any,
+        param_value: Tensor,
+        param_name: str,
+        target_device: Any,
+        state_dict: dict[str, Any],
+        unexpected_keys: list[str] | None = None,
+        dtype: torch.dtype | None = None,
+        **_: Any,
+    ) -> None:
+        assert self.work is not None
+        stored = state_dict[param_name]  # `param_value` is the same, cast to `dtype`
+        self.work.take(param_name, stored.to(target_device), dtype or torch.float32)
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        assert self.work is not None
+        model.fewbit = self.work.finish()
+        model.requires_grad_(False)
+        _declare(model, self.quantization_config)
+        self.work = None
+        return model
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        if not safe_serialization:
+            raise BadArgument("a quantized model is only saved as safetensors, never pickled")
+        manifest, tensors = manifest_of(self.model, self.model.config)
+        return tensors, manifest.to_metadata()
+
+    def _dequantize(self, model: Any) -> Any:
+        dequantize_layers(model)
+        plain = {k: v for k, v in model.config.items() if k not in (SAID, NOT_PASSED_ON)}
+        model._internal_dict = FrozenDict(plain)  # there is no public way to take a key out
+        return model
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+class _Reading:
+    """Loading an artefact: our own reader gives the tensors, diffusers says which and where to.
+
+    They are being checked from the beginning; `finish` waits for it.
+    """
+
+    def __init__(self, artefact: Artefact) -> None:
+        self.artefact = artefact
+        self.names = artefact.manifest.names()
+        self.checking = ExitStack()
+        self.tensors = self.checking.enter_context(artefact.tensors())
+
+    def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
+        self.model, self.keep_in_fp32 = model, keep_in_fp32
+        with self.checking as until_here:
+            self.artefact.prepare(model)
+            self.checking = until_here.pop_all()
+        self.modules, self.as_is = by_name(model), stored_as_is(model)
+
+    def state_dict(self, mapped: dict[str, Any]) -> dict[str, Any]:
+        """The tensors of the file that diffusers has just mapped into memory."""
+        for header in self.artefact.headers:
+            if header.tensors.keys() == mapped.keys():
+                return {name: self.tensors[name] for name in header.tensors}
+        raise BrokenFile(f"a weight file of {self.artefact.folder} changed while it was loaded")
+
+    def claims(self, name: str) -> bool:
+        return True
+
+    def take(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+        casts: dict[torch.dtype, Tensor] = {}
+        for user in self.names[name]:
+            wanted = self._dtype(user, tensor, dtype)
+            put(self.modules, user, casts.setdefault(wanted, tensor.to(wanted)))
+
+    def finish(self) -> Provenance:
+        self.checking.close()
+        check_values(self.model)
+        return self.artefact.manifest.provenance
+
+    def _dtype(self, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+        """As stored inside a quantized layer, as diffusers would have it elsewhere."""
+        if name in self.as_is or not tensor.is_floating_point():
+            return tensor.dtype
+        exempt = any(part in name.split(".") for part in self.keep_in_fp32)
+        return torch.float32 if exempt else dtype
+
+
+class _Rounding:
+    """Quantizing while loading: layers that read one tensor, as soon as all of them have come."""
+
+    def __init__(self, recipe: Recipe, keep: Sequence[str]) -> None:
+        self.recipe, self.keep = recipe, keep
+        self.sources: dict[str, str] = {}
+
+    @classmethod
+    def asked_by(cls, config: FewbitConfig) -> _Rounding:
+        recipe = config.as_recipe()
+        _refuse_calibrated(recipe)
+        return cls(recipe, config.modules_to_not_convert)
+
+    def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
+        self.model = model
+        whole = make_plan(model, self.recipe, None, allow_unknown=False)
+        self.plan = _without(whole, self.keep)
+        self.modules = by_name(model)
+
+    def state_dict(self, mapped: dict[str, Any]) -> dict[str, Any]:
+        return mapped
+
+    def claims(self, name: str) -> bool:
+        return name.removesuffix(".weight") in self.plan.rules
+
+    def take(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+        """Cast first: the same as loading in that dtype and quantizing then."""
+        layer, weight = name.removesuffix(".weight"), tensor.to(dtype)
+        self.sources[layer] = digest(weight)
+        put(self.modules, name, weight)
+        job = self.plan.job_of_group(self.model, layer)
+        if not any(job.linear(one).weight.is_meta for one in job.rules):
+            self.recipe.implementation.solve(job, self.recipe.settings)
+
+    def finish(self) -> Provenance:
+        missing = self.plan.rules.keys() - self.sources.keys()
+        if missing:
+            raise BrokenFile(f"the checkpoint lacks the weight of {min(missing)}")
+        return Provenance(self.recipe.to_dict(), 0, source_sha256(self.sources), __version__)
+
+
+def attach(model: Any) -> None:
+    """Make a model that was quantized or read by fewbit one that diffusers can save."""
+    config = FewbitConfig(**quantization_config(model.fewbit))
+    quantizer = FewbitQuantizer(config, pre_quantized=True)
+    quantizer.model = model
+    model.hf_quantizer = quantizer
+    model.is_quantized = True
+    model.quantization_method = config.quant_method
+    _declare(model, config)
+
+
+def _declare(model: Any, config: FewbitConfig) -> None:
+    """In the model's configuration, but not for models that are made from it: those are plain."""
+    known = model.config.get(NOT_PASSED_ON, [])
+    model.register_to_config(**{SAID: config, NOT_PASSED_ON: [*known, SAID]})
+
+
+def _without(plan: Plan, keep: Sequence[str]) -> Plan:
+    """Names and patterns of layers, or of modules that hold layers."""
+    for pattern in keep:
+        kept = plan.without([pattern, f"{pattern}.*", f"*.{pattern}", f"*.{pattern}.*"])
+        if len(kept.rules) == len(plan.rules):
+            raise BadArgument(
+                f"modules_to_not_convert names {pattern!r}, but no layer to be quantized is "
+                f"called so; a layer: {next(iter(plan.rules), 'none is left')}"
+            )
+        plan = kept
+    return plan
+
+
+def _refuse_no_configuration(recipe: object, others: Mapping[str, Any]) -> None:
+    if not isinstance(recipe, Mapping):
+        raise BadArgument(f"the recipe of a quantization_config is a table, got {recipe!r:.80}")
+    taken = [name for name in others if hasattr(FewbitConfig, name)]
+    if taken:
+        raise BadArgument(f"a quantization_config cannot hold {taken[0][:80]!r}")
+
+
+def _refuse_calibrated(recipe: Recipe) -> None:
+    if recipe.implementation.CALIBRATED:
+        raise BadCalibration(
+            f"{recipe.method} needs calibration and cannot be applied while loading; load the "
+            f'pipeline, call fewbit.quantize(pipe, "{recipe.method}"), then pipe.save_pretrained'
+        )
+
+
+_save_file = safetensors.torch.save_file
+
+
+def _save_sorted(
+    tensors: dict[str, Tensor],
+    filename: str | PathLike[str],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """`save_pretrained` asks a quantizer what to write and safetensors to write it, whose metadata
+    come in random order. The files of quantized models are written by us, all others by it."""
+    if metadata is not None and KEY in metadata:
+        write_tensors(Path(filename), tensors, metadata)
+    else:
+        _save_file(tensors, filename, metadata)
+
+
+safetensors.torch.save_file = _save_sorted
+
+
+def _refuse_packed(state_dict: Mapping[str, Any]) -> None:
+    packed = next((name for name in state_dict if name.endswith(".codes")), None)
+    if packed is not None:
+        raise BadArgument(
+            f"the file given to from_single_file is quantized already: it holds {packed[:200]!r}; "
+            "allowed: from_pretrained of its folder"
+        )
+
+
+def _tell_transformers(auto: ModuleType) -> None:
+    """PipelineQuantizationConfig takes no backend that transformers has not heard of."""
+    known = auto.AUTO_QUANTIZATION_CONFIG_MAPPING
+    known.setdefault(QuantMethod.FEWBIT.value, FewbitConfig)
+
+
+# A name that somebody else has taken stays theirs.
+AUTO_QUANTIZER_MAPPING.setdefault(QuantMethod.FEWBIT.value, FewbitQuantizer)
+AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QuantMethod.FEWBIT.value, FewbitConfig)
+when_imported("transformers.quantizers.auto", _tell_transformers)

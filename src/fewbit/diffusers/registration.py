@@ -1,0 +1,61 @@
+"""Telling diffusers about fewbit, whichever of the two is imported first, without importing it.
+
+diffusers has no entry point for quantizers: the accepted way is to add to two dictionaries of
+`diffusers.quantizers.auto`. If that module is not there yet, it is met when it arrives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+TARGET = "diffusers.quantizers.auto"
+PLUGIN = "fewbit.diffusers.plugin"  # registers itself when it is imported
+
+
+def register_with_diffusers() -> None:
+    when_imported(TARGET, lambda _: import_module(PLUGIN))
+
+
+def when_imported(name: str, action: Callable[[ModuleType], object]) -> None:
+    """Now, if the module is there; else once it is."""
+    if name in sys.modules:
+        action(sys.modules[name])
+    elif not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder(name, action))
+
+
+class _Finder(MetaPathFinder):
+    """Finds nothing itself; lets the real loader work and acts when it is done."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], object]) -> None:
+        self.name, self.action = name, action
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ActingLoader(spec.loader, self.action)
+        return spec
+
+
+class _ActingLoader(Loader):
+    def __init__(self, real: Loader, action: Callable[[ModuleType], object]) -> None:
+        self.real, self.action = real, action
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.real.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.real.exec_module(module)
+        self.action(module)

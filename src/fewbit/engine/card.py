@@ -1,0 +1,87 @@
+"""The model card and what lies beside the weights: the recipe, the report as JSON and page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fewbit.engine.page import write_page
+from fewbit.engine.report import Report
+from fewbit.formats.names import megabytes
+from fewbit.models import transformer_of
+from fewbit.storage.provenance import Provenance
+from fewbit.storage.reader import PIPELINE_INDEX, Artefact
+
+RECIPE, REPORT, CARD = "fewbit_recipe.json", "fewbit_report.json", "README.md"
+PAGE = "fewbit_report.html"
+
+
+def write_card(model: Any, folder: Path, report: Report | None) -> None:
+    provenance: Provenance = transformer_of(model).fewbit  # type: ignore[assignment]
+    (folder / RECIPE).write_text(json.dumps(provenance.recipe, indent=1))
+    if report is not None:
+        report.save(folder / REPORT)
+        write_page(folder / PAGE, report)
+    place = folder / "transformer" if (folder / PIPELINE_INDEX).exists() else folder
+    (folder / CARD).write_text(_card(model, provenance, report, Artefact.open(place)))
+
+
+def _card(model: Any, provenance: Provenance, report: Report | None, artefact: Artefact) -> str:
+    recipe = provenance.recipe
+    base = _base_model(model)
+    lines = [
+        "---",
+        *([f"base_model: {base}", "base_model_relation: quantized"] if base else []),
+        f"library_name: {'diffusers' if hasattr(model, 'save_pretrained') else 'fewbit'}",
+        "tags: [fewbit, quantized]",
+        "---",
+        "",
+        f"# {base or type(model).__name__}, quantized with fewbit ({recipe['method']}:"
+        f"{recipe['bits']})",
+        "",
+        "## Load",
+        "",
+        "```python",
+        *_how_to_load(model),
+        "```",
+        "",
+        "## What was done",
+        "",
+        f"- recipe: `{json.dumps(recipe)}`, seed {provenance.seed}",
+        f"- weight files of the transformer: {_sizes(artefact)}",
+        f"- SHA-256 of the source weights: `{provenance.source_sha256}`",
+        f"- written by fewbit {provenance.fewbit_version}",
+        *([] if report is None else ["", "## Report", "", "```", str(report), "```"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _base_model(model: Any) -> str | None:
+    """The hub id the model came from; a local path is nobody's business."""
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    return name if name.count("/") == 1 and not Path(name).exists() else None
+
+
+def _how_to_load(model: Any) -> list[str]:
+    name = type(model).__name__
+    if hasattr(model, "save_pretrained"):
+        return [
+            "import fewbit  # registers fewbit with diffusers",
+            f"from diffusers import {name}",
+            "",
+            f'model = {name}.from_pretrained("PATH")',
+        ]
+    return ["import fewbit", "", 'model = fewbit.load("PATH")']
+
+
+def _sizes(artefact: Artefact) -> str:
+    size = sum(header.path.stat().st_size for header in artefact.headers)
+    stored = {n: t for header in artefact.headers for n, t in header.tensors.items()}
+    shared = [stored[name].nbytes for name in artefact.manifest.aliases.values()]
+    if not shared:
+        return megabytes(size)
+    return (
+        f"{megabytes(size)}; {len(shared)} tensors are copies of others and share their memory, "
+        f"which saves {megabytes(sum(shared))}"
+    )

@@ -1,0 +1,165 @@
+"""What a model is made of: every linear with its role, how it is stored, and its bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fewbit.formats.names import brief, megabytes
+from fewbit.layers.attention import OPERANDS, quantized_attentions
+from fewbit.layers.linear import QLinear
+from fewbit.models import Layer, ModelSpec, describe, transformer_of
+from fewbit.storage.folder import skeleton
+from fewbit.storage.reader import CONFIG, PIPELINE_INDEX, Artefact
+from fewbit.storage.strict_json import read_table
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    name: str
+    role: str | None
+    status: str  # "quantized", "quantizable", "keep" or "unknown"
+    shape: tuple[int, ...]
+    bytes: int
+    weight: str | None = None  # how it is packed
+    input: str | None = None  # what happens to its input
+
+
+@dataclass(frozen=True)
+class InspectedAttention:
+    """How the operands of its two matmuls are rounded."""
+
+    name: str
+    query: str
+    key: str
+    shares: str
+    value: str
+
+    def __str__(self) -> str:
+        operands = {"q": self.query, "k": self.key, "shares": self.shares, "v": self.value}
+        ways: dict[str, list[str]] = {}
+        for operand, way in operands.items():
+            ways.setdefault(brief(way), []).append(operand)
+        return "; ".join(f"{', '.join(alike)} {way}" for way, alike in ways.items())
+
+
+@dataclass(frozen=True)
+class Inspection:
+    family: str
+    recipe: dict[str, Any] | None
+    layers: tuple[InspectedLayer, ...]
+    attentions: tuple[InspectedAttention, ...]  # those with quantized matmuls
+    other_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers) + self.other_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "bytes": self.bytes}
+
+    def __str__(self) -> str:
+        """One row for each role and way of storing; `table()` has a row for each layer."""
+        made = f", {self.recipe['method']}:{self.recipe['bits']}" if self.recipe else ""
+        kinds: dict[tuple[Any, ...], list[InspectedLayer]] = {}
+        for layer in self.layers:
+            key = (layer.role, layer.status, layer.shape, layer.weight, layer.input)
+            kinds.setdefault(key, []).append(layer)
+        rows = [
+            _row(role, str(len(same)), status, _size(shape), weight, how, _megabytes(same))
+            for (role, status, shape, weight, how), same in kinds.items()
+        ]
+        return "\n".join(
+            [
+                f"{self.family}{made}, {megabytes(self.bytes)}",
+                _row("role", "n", "status", "shape", "weight", "input", "MB"),
+                *rows,
+                *self._matmuls(),
+                f"  {'no linear layer':<70} {self.other_bytes / 1e6:>7.2f}",
+            ]
+        )
+
+    def _matmuls(self) -> list[str]:
+        counts = Counter(map(str, self.attentions))
+        return [f"  {'matmuls':<9} {count:>3} {how}" for how, count in counts.items()]
+
+    def table(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        return "\n".join(
+            f"{layer.name:<{width}}  {layer.role or '-':<9} {layer.status:<11} "
+            f"{_size(layer.shape):<9} {layer.bytes:>9}  "
+            f"{brief(layer.weight or '')}  {brief(layer.input or '')}".rstrip()
+            for layer in self.layers
+        )
+
+
+def inspect_model(model: Any, spec: ModelSpec | None = None) -> Inspection:
+    """Of a pipeline or a module."""
+    module = transformer_of(model)
+    provenance = getattr(module, "fewbit", None)
+    return _inspect_module(module, spec, None if provenance is None else provenance.recipe)
+
+
+def inspect_folder(folder: Path, spec: ModelSpec | None = None) -> Inspection:
+    """Of the folder of a saved model, whose tensors are not loaded."""
+    if (folder / PIPELINE_INDEX).exists():
+        folder = folder / "transformer"
+    config = read_table(folder / CONFIG)
+    if "quantization_config" not in config:
+        return _inspect_module(skeleton(folder, config), spec, None)
+    artefact = Artefact.open(folder)
+    model = skeleton(folder, config, artefact)
+    artefact.prepare(model)
+    return _inspect_module(model, spec, artefact.manifest.provenance.recipe)
+
+
+def _way(activation: nn.Module | None) -> str:
+    return "as they are" if activation is None else activation.extra_repr()
+
+
+def _inspect_module(
+    module: nn.Module, spec: ModelSpec | None, recipe: dict[str, Any] | None
+) -> Inspection:
+    structure = describe(module, spec)
+    layers = tuple(_layer(one, module.get_submodule(one.name)) for one in structure.layers)
+    attentions = tuple(
+        InspectedAttention(name, *(_way(getattr(matmuls, part)) for part in OPERANDS))
+        for name, matmuls in quantized_attentions(module).items()
+    )
+    return Inspection(structure.family, recipe, layers, attentions, structure.other_bytes)
+
+
+def _layer(layer: Layer, module: nn.Module) -> InspectedLayer:
+    role = None if layer.role is None else str(layer.role)
+    if not isinstance(module, QLinear):
+        status = "quantizable" if layer.status == "quantize" else layer.status
+        return InspectedLayer(layer.name, role, status, layer.shape, layer.bytes)
+    rounded = None if module.stage is None else str(module.stage)
+    weight = str(module.spec)
+    return InspectedLayer(layer.name, role, "quantized", layer.shape, layer.bytes, weight, rounded)
+
+
+def _row(
+    role: str | None,
+    count: str,
+    status: str,
+    shape: str,
+    weight: str | None,
+    how: str | None,
+    size: str,
+) -> str:
+    left = f"  {role or '-':<9} {count:>3} {status:<11} {shape:<9}"
+    return f"{left} {brief(weight or '-'):<14} {brief(how or '-'):<19} {size:>7}"
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _megabytes(layers: Iterable[InspectedLayer]) -> str:
+    return f"{sum(layer.bytes for layer in layers) / 1e6:.2f}"

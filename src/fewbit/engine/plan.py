@@ -1,0 +1,171 @@
+"""The plan: which layer becomes what, checked against its shape before any work begins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import chain
+
+import torch
+from torch import nn
+
+from fewbit.calibration import CalibrationSet
+from fewbit.engine.recipe import Recipe
+from fewbit.errors import BadArgument, BadModel
+from fewbit.formats.names import megabytes
+from fewbit.layers.linear import QLinear
+from fewbit.methods.method import BlockJob, Rule, SurveyJob
+from fewbit.models import Attention, Layer, ModelSpec, Structure, describe
+from fewbit.progress import Track
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    structure: Structure
+    rules: dict[str, Rule]  # by layer name; layers without a rule stay as they are
+
+    def job(self, model: nn.Module, block: int, seed: int) -> BlockJob:
+        """All layers of a block that have a rule, grouped by the tensor they read."""
+        layers = tuple(one for one in self.structure.quantizable(block) if one.name in self.rules)
+        groups = [
+            tuple(name for name in group if name in self.rules)
+            for group in self.structure.shared_inputs(block)
+        ]
+        return self._job(model, block, layers, tuple(g for g in groups if g), seed)
+
+    def job_of_group(self, model: nn.Module, name: str) -> BlockJob:
+        """Only the layers that read the same tensor as layer `name`."""
+        block = next(one.block for one in self.structure.layers if one.name == name)
+        assert block is not None
+        whole = self.job(model, block, seed=0)
+        group = next(group for group in whole.groups if name in group)
+        layers = tuple(one for one in whole.layers if one.name in group)
+        return self._job(model, block, layers, (group,), seed=0)
+
+    def _job(
+        self,
+        model: nn.Module,
+        block: int,
+        layers: tuple[Layer, ...],
+        groups: tuple[tuple[str, ...], ...],
+        seed: int,
+    ) -> BlockJob:
+        name = self.structure.blocks[block]
+        rules = {layer.name: self.rules[layer.name] for layer in layers}
+        attentions = self._attentions(block, rules)
+        attending = self.structure.attending(block)
+        module = model.get_submodule(name)
+        return BlockJob(block, module, name, layers, rules, groups, attentions, attending, seed)
+
+    def survey_job(
+        self, model: nn.Module, data: CalibrationSet, seed: int, track: Track
+    ) -> SurveyJob:
+        blocks = self.structure.blocks
+        attending = chain.from_iterable(map(self.structure.attending, range(len(blocks))))
+        layers = tuple(self.rules)
+        return SurveyJob(model, blocks, layers, tuple(attending), data, seed, track)
+
+    def _attentions(self, block: int, rules: Mapping[str, Rule]) -> tuple[Attention, ...]:
+        """Those all of whose value and output projections are to be quantized."""
+        return tuple(
+            attention
+            for attention in self.structure.attentions(block)
+            if all(name in rules for name in (*attention.values, *attention.outs))
+        )
+
+    def without(self, patterns: Sequence[str]) -> Plan:
+        """The same plan with the layers that match a pattern kept in high precision."""
+        rules = {
+            name: rule
+            for name, rule in self.rules.items()
+            if not any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
+        return replace(self, rules=rules)
+
+    @property
+    def bytes_after(self) -> int:
+        """The arithmetic of the quantized weights, biases as they are, and all that is kept."""
+        return self.structure.bytes - sum(
+            layer.bytes - self._layer_bytes(layer)
+            for layer in self.structure.layers
+            if layer.name in self.rules
+        )
+
+    def _layer_bytes(self, layer: Layer) -> int:
+        rows, columns = layer.shape
+        bias = layer.parameters - rows * columns
+        width = layer.bytes // layer.parameters
+        return self.rules[layer.name].weight.bytes(rows, columns) + bias * width
+
+    def __str__(self) -> str:
+        blocks = len(self.structure.blocks)
+        lines = [
+            f"plan: {self.recipe} for {self.structure.family}, {blocks} blocks, "
+            f"{megabytes(self.structure.bytes)} -> {megabytes(self.bytes_after)}"
+        ]
+        kinds = Counter(
+            (str(layer.role), self.rules.get(layer.name))
+            for layer in self.structure.layers
+            if layer.status == "quantize"
+        )
+        for (role, rule), count in kinds.items():
+            what = "kept" if rule is None else f"weight {rule.weight}"
+            if rule is not None:
+                what += f", input {rule.activation or 'as it comes'}"
+            lines.append(f"  {role:<9} {count:>4} x {what}")
+        kept = sum(layer.status != "quantize" for layer in self.structure.layers)
+        lines.append(f"  {kept} other layers stay in high precision")
+        return "\n".join(lines)
+
+
+def make_plan(
+    model: nn.Module, recipe: Recipe, spec: ModelSpec | None, allow_unknown: bool
+) -> Plan:
+    """Refuses what cannot be done, naming the layer: nothing has been touched by then."""
+    structure = describe(model, spec)
+    _refuse_quantized(model)
+    if structure.unknown and not allow_unknown:
+        names = ", ".join(layer.name for layer in structure.unknown[:5])
+        raise BadModel(
+            f"{len(structure.unknown)} layers of {structure.family} have no known role: {names}; "
+            "give them one in a ModelSpec, or allow_unknown=True to keep them in high precision"
+        )
+    rules = {}
+    for layer in structure.layers:
+        if layer.status != "quantize":
+            continue
+        rule = recipe.implementation.rule(layer, recipe.variant, recipe.settings)
+        if rule is not None:
+            _check(model, layer, rule)
+            rules[layer.name] = rule
+    return Plan(recipe, structure, rules)
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, QLinear):
+            raise BadModel(
+                f"the model is already quantized ({name} is {module.spec}); "
+                "call fewbit.dequantize(model) first or start from the original"
+            )
+
+
+def _check(model: nn.Module, layer: Layer, rule: Rule) -> None:
+    module = model.get_submodule(layer.name)
+    if not isinstance(module, nn.Linear):
+        raise BadModel(f"{layer.name} is a {type(module).__name__}, only nn.Linear is quantized")
+    for part in (rule.weight, rule.activation):
+        if part is not None:
+            try:
+                part.groups(layer.shape[1])
+            except BadArgument as error:
+                raise BadArgument(f"{layer.name}: {error}") from None
+    if module.weight.is_meta:
+        return  # nothing to see yet: the model is still to be loaded
+    if not torch.isfinite(module.weight.sum()) and not torch.isfinite(module.weight).all():
+        raise BadModel(f"the weight of {layer.name} holds NaN or infinite values")
+    if module.bias is not None and not torch.isfinite(module.bias).all():
+        raise BadModel(f"the bias of {layer.name} holds NaN or infinite values")

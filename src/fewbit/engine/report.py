@@ -1,0 +1,165 @@
+"""The report of one quantization: per layer what was done, totals, timings; text and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fewbit.files import write_text
+from fewbit.formats.names import brief, megabytes
+
+_SPELLED = ("inf", "-inf", "nan")
+
+SHOWN_WARNINGS = 3
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Errors are in dB (higher is better), against full precision; None where nothing was seen."""
+
+    name: str
+    role: str
+    weight: str
+    activation: str | None
+    bits_per_weight: float
+    bytes_before: int
+    bytes: int
+    weight_db: float
+    rounding_weight_db: float  # what plain rounding to the same spec would have given
+    output_db: float | None = None
+    rounding_output_db: float | None = None
+
+    @property
+    def error_db(self) -> float:
+        """Of the output where it was seen, else of the weight."""
+        return self.weight_db if self.output_db is None else self.output_db
+
+    @property
+    def gain_db(self) -> float | None:
+        """Of the output over plain rounding to the same formats."""
+        if self.output_db is None or self.rounding_output_db is None:
+            return None
+        return self.output_db - self.rounding_output_db
+
+
+@dataclass
+class Report:
+    recipe: dict[str, Any]
+    family: str
+    source: str  # SHA-256 over the weights that were quantized
+    seed: int
+    fewbit_version: str
+    layers: list[LayerReport] = field(default_factory=list)
+    bytes_before: int = 0
+    bytes: int = 0
+    duplicate_bytes: int = 0  # in tensors equal to others: files and loaded models hold them once
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def worst(self) -> LayerReport:
+        return min(self.layers, key=lambda layer: layer.error_db)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Report:
+        """From `to_dict`, or from the JSON that `save` wrote."""
+        layers = [LayerReport(**_numbers(layer)) for layer in content["layers"]]
+        return cls(**{**content, "layers": layers})
+
+    def save(self, path: str | Path) -> None:
+        """As JSON, which has no word for infinite: a lossless layer has "inf" dB."""
+        write_text(Path(path), json.dumps(_spelled(self.to_dict()), indent=1, allow_nan=False))
+
+    def __str__(self) -> str:
+        return "\n".join([*self._head(), *self._roles(), *self._worst(), *self._foot()])
+
+    def _head(self) -> list[str]:
+        name = f"{self.recipe['method']}:{self.recipe['bits']}"
+        ratio = self.bytes_before / max(self.bytes, 1)
+        return [
+            f"{self.family} quantized with {name} in {sum(self.seconds.values()):.1f} s",
+            f"  {megabytes(self.bytes_before)} -> {megabytes(self.bytes)} ({ratio:.2f}x smaller), "
+            f"{len(self.layers)} layers",
+            *self._shared(),
+        ]
+
+    def _shared(self) -> list[str]:
+        if not self.duplicate_bytes:
+            return []
+        left = self.bytes - self.duplicate_bytes
+        return [
+            f"  saved and loaded {megabytes(left)}: equal tensors are held once, "
+            f"which saves {megabytes(self.duplicate_bytes)}"
+        ]
+
+    def _roles(self) -> list[str]:
+        rows = [_columns("role", "n", "weight", "input", "MB", "weight dB", "output dB", "gain")]
+        for role in dict.fromkeys(layer.role for layer in self.layers):
+            rows += _role_rows(role, [layer for layer in self.layers if layer.role == role])
+        return rows
+
+    def _worst(self) -> list[str]:
+        if not self.layers:
+            return []
+        return [f"  worst layer: {self.worst.name} at {_db(self.worst.error_db)} dB"]
+
+    def _foot(self) -> list[str]:
+        told = [f"  warning: {warning}" for warning in self.warnings[:SHOWN_WARNINGS]]
+        more = len(self.warnings) - len(told)
+        return [*told, f"  and {more} more warnings, in the JSON report"] if more else told
+
+
+def _role_rows(role: str, layers: list[LayerReport]) -> list[str]:
+    """One row for each way in which layers of this role are stored."""
+    kinds = dict.fromkeys((layer.weight, layer.activation) for layer in layers)
+    rows = []
+    for weight, activation in kinds:
+        same = [one for one in layers if (one.weight, one.activation) == (weight, activation)]
+        size = sum(layer.bytes for layer in same) / 1e6
+        rows.append(
+            _columns(
+                role,
+                str(len(same)),
+                brief(weight),
+                brief(activation or "-"),
+                f"{size:.2f}",
+                _mean_db(layer.weight_db for layer in same),
+                _mean_db(layer.output_db for layer in same),
+                _mean_db(layer.gain_db for layer in same),
+            )
+        )
+    return rows
+
+
+def _columns(*cells: str) -> str:
+    role, count, weight, activation, size, weight_db, output_db, gain = cells
+    left = f"  {role:<9} {count:>4}  {weight:<14} {activation:<12} {size:>7}"
+    return f"{left} {weight_db:>9} {output_db:>9} {gain:>6}".rstrip()
+
+
+def _mean_db(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return _db(sum(known) / len(known)) if known else "-"
+
+
+def _db(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spelled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_spelled(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(layer: dict[str, Any]) -> dict[str, Any]:
+    return {key: float(value) if value in _SPELLED else value for key, value in layer.items()}

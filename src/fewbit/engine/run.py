@@ -1,0 +1,446 @@
+"""quantize(): plan, solve block by block, replace, report."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.activations.clock import share_clock
+from fewbit.calibration import BlockStream, Calibration, CalibrationSet, Sampling, Step, manner_of
+from fewbit.calibration.trajectories import CALIBRATION
+from fewbit.engine import memory
+from fewbit.engine.decibel import sqnr
+from fewbit.engine.identity import model_sha256, pipeline_sha256
+from fewbit.engine.originals import Originals, written_on_copies
+from fewbit.engine.output_error import OutputError, output_errors
+from fewbit.engine.plan import Plan, make_plan
+from fewbit.engine.recipe import Recipe
+from fewbit.engine.report import LayerReport, Report
+from fewbit.engine.workdir import BlockDone, Workdir
+from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.files import checked_path, keeping
+from fewbit.layers.linear import quantized_layers
+from fewbit.methods.method import BlockJob, ModelJob
+from fewbit.models import Layer, ModelSpec, transformer_of
+from fewbit.printable import printable
+from fewbit.progress import Meter
+from fewbit.storage.entries import Entries
+from fewbit.storage.provenance import LARGEST_SEED, Provenance, source_sha256
+from fewbit.storage.tensors import digest, stored_once
+from fewbit.version import __version__
+
+SURVEY, BLOCKS, TRAINING = "survey", "blocks", "last training"  # after the calibration
+PASSES = 6  # of all rows through the blocks, beside their training
+BACK_AND_FORTH = 3  # times as long as forth alone
+
+
+def quantize(
+    model: Any,
+    recipe: str | Path,
+    *,
+    bits: str | None = None,
+    calibration: int | Calibration | Iterable[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    workdir: str | Path | None = None,
+    progress: bool | Meter = True,
+    spec: ModelSpec | None = None,
+    allow_unknown: bool = False,
+    **settings: Any,
+) -> Report:
+    """Quantize a pipeline, a transformer, or any module with a `ModelSpec`, in place.
+
+    `recipe` is a name (`fewbit.recipes()` lists them) or a recipe file, perhaps with bits after a
+    colon; `bits` picks one of its variants; further keywords are the recipe's own settings.
+    `calibration` is a number of samples, a `Calibration`, or forward keyword dicts. Whatever ends
+    it early leaves the model as it was; with a `workdir` the same call then goes on from what was
+    finished.
+    """
+    started = time.perf_counter()
+    chosen = Recipe.resolve(recipe, bits, settings)
+    asked = _asked(chosen, calibration)
+    _refuse_no_seed(seed)
+    work = None if workdir is None else checked_path("workdir", workdir)
+    _refuse_unusable(device)
+    transformer: Any = transformer_of(model)
+    plan = make_plan(transformer, chosen, spec, allow_unknown)
+    _refuse_empty(transformer)
+    source = _source(model, chosen, asked, seed)
+    shown = nullcontext(progress) if isinstance(progress, Meter) else Meter(str(chosen), progress)
+    with shown as meter, keeping(work), Originals(transformer).back_on_failure():
+        if meter.show:
+            print(printable(str(plan)), file=sys.stderr)
+        bytes_before = stored_bytes(transformer)
+        run = _Run(model, plan, source, seed, device, work, meter)
+        run.calibrate()
+        calibrated = time.perf_counter()
+        run.survey()
+        run.blocks()
+        run.finish()
+        transformer.requires_grad_(False)  # as it will be when it is loaded again, to the last bit
+        for layer in quantized_layers(transformer).values():
+            layer.as_stored()
+        report = Report(
+            recipe=chosen.to_dict(),
+            family=plan.structure.family,
+            source=source_sha256(run.sources),
+            seed=seed,
+            fewbit_version=__version__,
+            layers=run.layers,
+            bytes_before=bytes_before,
+            bytes=stored_bytes(transformer),
+            duplicate_bytes=_duplicate_bytes(transformer),
+            seconds={
+                "calibrate": calibrated - started,
+                "solve": time.perf_counter() - calibrated,
+            },
+            warnings=run.warnings + run.notes,
+        )
+        transformer.fewbit = Provenance(chosen.to_dict(), seed, report.source, __version__)
+        if hasattr(transformer, "register_to_config"):
+            from fewbit.diffusers.plugin import attach
+
+            attach(transformer)
+    memory.release()
+    return report
+
+
+class _Run:
+    """The walk over the blocks of one model."""
+
+    def __init__(
+        self,
+        model: Any,
+        plan: Plan,
+        source: CalibrationSet | Sampling | None,
+        seed: int,
+        device: str | torch.device | None,
+        workdir: Path | None,
+        meter: Meter,
+    ) -> None:
+        self.model, self.transformer = model, transformer_of(model)
+        self.plan, self.source, self.seed = plan, source, seed
+        self.device, self.meter = device, meter
+        self.sources = {name: digest(self._weight(name)) for name in plan.rules}
+        self.work = None if workdir is None else Workdir(workdir, self._identity())
+        settings = plan.recipe.settings
+        keeps = plan.recipe.implementation.TARGETS and settings.keep_original
+        self.original = copy.deepcopy(self.transformer) if keeps else None
+        self.data: CalibrationSet | None = None
+        self.stream: BlockStream | None = None
+        self.exact: BlockStream | None = None
+        self.layers: list[LayerReport] = []
+        self.warnings: list[str] = []
+        self.surveyed: Mapping[str, Tensor] = {}
+        self._expect()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found damaged in the work folder."""
+        return [] if self.work is None else self.work.entries.notes
+
+    def calibrate(self) -> None:
+        """The data, drawn unless it was given, and the streams of it through the blocks."""
+        entries = None if self.work is None else self.work.entries
+        if isinstance(self.source, Sampling):
+            self.data = self.source.draw(self.model, entries, self.meter)
+        else:
+            self.data = self.source
+        if self.data is not None:
+            self.stream = self._stream(self.data, entries)
+            self.exact = self._exact_stream(self.data, entries)
+
+    def survey(self) -> None:
+        """What the method learns of the model before any block is solved."""
+        method = self.plan.recipe.implementation
+        if self.data is None or method.survey is None:
+            return
+        known = None if self.work is None else self.work.survey()
+        if known is not None:
+            self.surveyed = known
+            return
+        self.meter.begin(SURVEY, 1)
+        job = self.plan.survey_job(self.transformer, self.data, self.seed, self._track_survey)
+        self.surveyed = method.survey(job, self.plan.recipe.settings)
+        if self.work is not None:
+            self.work.save_survey(self.surveyed)
+
+    def blocks(self) -> None:
+        """Each of them solved, or restored where an earlier run has finished it."""
+        first = self._first()
+        self.meter.begin(BLOCKS, len(self.plan.structure.blocks))
+        for block in range(first):
+            self._restore(block)
+        for block, (step, exact) in zip(self._rest(first), self._steps(first), strict=True):
+            if exact is not None:
+                exact.advance()  # the block is still in full precision
+            if self.work is not None and self.work.finished(block):
+                self._restore(block)
+            else:
+                self._solve(block, step, exact)
+                self.meter.reach(block + 1)
+            memory.release()
+
+    def finish(self) -> None:
+        """What a method does to the whole model in the end."""
+        method, settings = self.plan.recipe.implementation, self.plan.recipe.settings
+        if method.finish is None or self.data is None:
+            return
+        exact = self.exact or self.stream
+        assert exact is not None
+        blocks = self.plan.structure.blocks
+        job = ModelJob(self.transformer, blocks, self.data, exact.results, self.original, self.seed)
+        if self.work is None or not self.work.restore_tuned(self.transformer):
+            self.meter.begin(TRAINING, 1)
+            if not method.finish(job, settings):
+                return
+            if self.work is not None:
+                self.work.save_tuned(self.transformer)
+        self.warnings.append("the layers' errors are those before the whole model was trained")
+
+    def _expect(self) -> None:
+        """The phases to come, in rows that are run through the transformer: coarse guesses, only
+        for the time left until blocks are measured."""
+        method, settings = self.plan.recipe.implementation, self.plan.recipe.settings
+        rows = 0
+        if isinstance(self.source, Sampling):
+            rows = self.source.samples
+            self.meter.expect(CALIBRATION, self.source.rows_run)
+        elif self.source is not None:
+            rows = len(self.source)
+        if rows and method.survey is not None:
+            self.meter.expect(SURVEY, BACK_AND_FORTH * rows)
+        batch = BACK_AND_FORTH * getattr(settings, "batch", 0)
+        self.meter.expect(BLOCKS, PASSES * rows + batch * getattr(settings, "steps", 0))
+        if rows and method.finish is not None:
+            self.meter.expect(TRAINING, batch * getattr(settings, "tuning", 0))
+
+    def _track_survey(self, parts: Sequence[range]) -> Iterator[range]:
+        return self.meter.track(SURVEY, parts, len(parts))
+
+    def _solve(self, block: int, step: Step | None, exact: Step | None) -> None:
+        job = self.plan.job(self.transformer, block, self.seed)
+        job.step, job.exact, job.survey = step, exact, self.surveyed
+        if step is not None and not self.plan.recipe.settings.propagate:
+            step.advance()
+            job.exact = step
+        originals = {name: job.linear(name) for name in job.rules}
+        with written_on_copies(job.module):
+            with _visiting(self.device, job.module):
+                self.plan.recipe.implementation.solve(job, self.plan.recipe.settings)
+            share_clock(self.transformer)
+            outputs = {} if step is None else output_errors(step, job, originals)
+            reports = [_layer_report(layer, job, originals[layer.name], outputs)
+                       for layer in job.layers]  # fmt: skip
+        done = BlockDone(reports, job.warnings)
+        self._take(done)
+        if self.work is not None:
+            self.work.save(self.transformer, job.name, block, done)
+
+    def _take(self, done: BlockDone) -> None:
+        self.layers += done.layers
+        self.warnings += done.warnings
+
+    def _restore(self, block: int) -> None:
+        assert self.work is not None
+        self._take(self.work.restore(self.transformer, block))
+        self.meter.reach(block + 1, found=True)
+
+    def _first(self) -> int:
+        """The block to go on at: those before it are finished, and all streams can begin there."""
+        blocks = range(len(self.plan.structure.blocks))
+        work, streams = self.work, [one for one in (self.stream, self.exact) if one is not None]
+        if work is None:
+            return 0
+        finished = sum(1 for _ in itertools.takewhile(work.finished, blocks))
+        places = range(finished, -1, -1)
+        return next(place for place in places if all(one.begins(place) for one in streams))
+
+    def _rest(self, first: int) -> range:
+        return range(first, len(self.plan.structure.blocks))
+
+    def _steps(self, first: int) -> Iterator[tuple[Step | None, Step | None]]:
+        """Of each block, its place in the stream and in the one that stays in full precision."""
+        none = [None] * len(self._rest(first))
+        streams = ((none if one is None else one.steps(first)) for one in (self.stream, self.exact))
+        return zip(*streams, strict=True)
+
+    def _exact_stream(self, data: CalibrationSet, entries: Entries | None) -> BlockStream | None:
+        """A second one, where the method wants targets that quantized blocks have not touched."""
+        recipe = self.plan.recipe
+        if not (recipe.implementation.TARGETS and recipe.settings.propagate):
+            return None
+        return self._stream(data, None if entries is None else entries.inside("exact"))
+
+    def _stream(self, data: CalibrationSet, entries: Entries | None) -> BlockStream:
+        blocks = [self.transformer.get_submodule(name) for name in self.plan.structure.blocks]
+        return BlockStream(self.transformer, blocks, data, workdir=entries)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for finished work to be used again."""
+        drawn = isinstance(self.source, Sampling)
+        quantized = {f"{name}.weight" for name in self.plan.rules}
+        return {
+            "recipe": self.plan.recipe.to_dict(),
+            "seed": self.seed,
+            "fewbit": __version__,
+            "weights": source_sha256(self.sources),
+            "model": model_sha256(self.transformer, without=quantized),
+            "structure": repr(self.plan.structure.spec),
+            "pipeline": pipeline_sha256(self.model) if drawn else None,
+            "data": None if self.source is None else self.source.fingerprint(),
+        }
+
+    def _weight(self, name: str) -> Tensor:
+        linear = self.transformer.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        return linear.weight
+
+
+def _asked(recipe: Recipe, calibration: object) -> Calibration | CalibrationSet | Iterable[Any]:
+    """What a recipe is to see, judged as far as it can be before it is made."""
+    if calibration is not None and not recipe.implementation.CALIBRATED:
+        raise BadCalibration(f"{recipe.method} looks at no data; leave calibration out")
+    if calibration is None:
+        return Calibration()
+    if isinstance(calibration, int):
+        return Calibration(calibration)
+    if isinstance(calibration, Calibration | CalibrationSet):
+        return calibration
+    if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
+        raise BadCalibration(
+            f"calibration must be a number of samples, a fewbit.Calibration, or a list of dicts "
+            f"of the forward's keyword arguments, got {type(calibration).__name__}"
+        )
+    return calibration
+
+
+def _source(
+    model: Any,
+    recipe: Recipe,
+    asked: Calibration | CalibrationSet | Iterable[Mapping[str, Any]],
+    seed: int,
+) -> CalibrationSet | Sampling | None:
+    """What a calibrated recipe sees: what was given, or how the pipeline's own trajectories are
+    to be sampled."""
+    if not recipe.implementation.CALIBRATED:
+        return None
+    if not isinstance(asked, Calibration):
+        given = asked if isinstance(asked, CalibrationSet) else CalibrationSet.from_items(asked)
+        _refuse_foreign(given, transformer_of(model))
+        return given
+    if isinstance(model, nn.Module):
+        raise BadCalibration(
+            f"{recipe.method} needs to see data, and a bare {type(model).__name__} cannot make "
+            "its own; give calibration=[{...}, ...], dicts of its forward's keyword arguments, "
+            "or quantize the whole pipeline"
+        )
+    times = getattr(recipe.settings, "time_groups", 1)
+    drawn = manner_of(model, asked)
+    return Sampling.of(drawn, asked.samples or recipe.settings.samples, seed, times=times)
+
+
+def _refuse_foreign(data: CalibrationSet, transformer: nn.Module) -> None:
+    """Rows whose arguments the transformer does not take, or that lack one it needs."""
+    forward = inspect.signature(transformer.forward)
+    try:
+        forward.bind(**data.arguments)
+    except TypeError as error:
+        raise BadCalibration(
+            f"calibration does not suit the forward of {type(transformer).__name__}: {error}; "
+            f"it takes {', '.join(forward.parameters)}"
+        ) from None
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, each once however many modules share it."""
+    total = reached = 0
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    for tensor in sorted(tensors, key=torch.Tensor.data_ptr):
+        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        if start == 0:  # without data (on meta) nothing overlaps
+            total += tensor.nbytes
+        else:
+            total += max(end - max(start, reached), 0)
+            reached = max(end, reached)
+    return total
+
+
+def _duplicate_bytes(model: nn.Module) -> int:
+    """What storing equal tensors once saves, beyond what the model shares already."""
+    unique = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
+    named = {str(place): tensor for place, tensor in unique.items()}
+    return sum(named[name].nbytes for name in stored_once(named)[1])
+
+
+def _refuse_no_seed(seed: object) -> None:
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        raise BadArgument(f"seed must be a whole number from 0 to {LARGEST_SEED}, got {seed!r:.80}")
+
+
+def _refuse_empty(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise BadModel(
+                f"{name} of {type(model).__name__} is on the meta device and holds no numbers; "
+                "load the weights, or take away what offloads them, before quantizing"
+            )
+
+
+def _refuse_unusable(device: str | torch.device | None) -> None:
+    try:
+        usable = torch.empty(0, device=device).device.type != "meta"
+        reason = "it holds no data"
+    except (RuntimeError, AssertionError, TypeError) as error:
+        usable, reason = False, str(error).partition("\n")[0]
+    if not usable:
+        raise BadArgument(f"cannot use device {str(device)!r}: {reason}")
+
+
+@contextmanager
+def _visiting(device: str | torch.device | None, block: nn.Module) -> Iterator[None]:
+    """The block is on `device` for the time of its solution, and comes home whatever happens."""
+    if device is None:
+        yield
+        return
+    home = next(block.parameters()).device
+    try:
+        block.to(device)
+        yield
+    finally:
+        block.to(home)
+
+
+def _layer_report(
+    layer: Layer, job: BlockJob, original: nn.Linear, outputs: Mapping[str, OutputError]
+) -> LayerReport:
+    rule, solved = job.rules[layer.name], job.solved[layer.name]
+    weight, packed = original.weight.detach(), solved.layer.packed_weight
+    stage = solved.layer.stage
+    activation = getattr(stage.activation, "spec", None) if stage else None
+    weight_db = sqnr(solved.target, packed.dequantize())
+    without_data = not outputs  # then the method is plain rounding itself
+    plain_db = weight_db if without_data else sqnr(weight, solved.plainly(weight, rule))
+    return LayerReport(
+        name=layer.name,
+        role=str(layer.role),
+        weight=str(packed.spec),
+        activation=None if activation is None else str(activation),
+        bits_per_weight=8 * packed.nbytes / weight.numel(),
+        bytes_before=layer.bytes,
+        bytes=solved.layer.nbytes(),
+        weight_db=weight_db,
+        rounding_weight_db=plain_db,
+        output_db=outputs[layer.name].actual_db if outputs else None,
+        rounding_output_db=outputs[layer.name].plain_db if outputs else None,
+    )

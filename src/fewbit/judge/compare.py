@@ -1,0 +1,133 @@
+"""One model, several recipes: quantize, draw and score each, and lay them side by side.
+
+Everything is kept in one folder, so a killed run goes on where it was: finished models in
+`models`, unfinished ones block by block in `work`, pictures in `pictures`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewbit.api import load_folder, save
+from fewbit.engine import memory
+from fewbit.engine.card import REPORT
+from fewbit.engine.plan import make_plan
+from fewbit.engine.recipe import Recipe, split_bits
+from fewbit.engine.report import Report
+from fewbit.engine.run import quantize
+from fewbit.errors import BadArgument, BadOutput
+from fewbit.files import keeping
+from fewbit.judge.alike import Named
+from fewbit.judge.comparison import Candidate, Comparison, compared
+from fewbit.judge.evaluation import Examination, Judges, Setting
+from fewbit.models import transformer_of
+from fewbit.storage.provenance import Provenance, source_sha256
+from fewbit.storage.tensors import digest
+from fewbit.version import __version__
+
+MODELS, WORK, PICTURES = "models", "work", "pictures"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A recipe as it was asked for: `hq-dit`, `rtn:w8a8` or `mine.json`, with bits or without."""
+
+    label: str
+    name: str
+    recipe: Recipe
+
+    @classmethod
+    def parse(cls, text: str) -> Asked:
+        text = text.strip()
+        recipe = Recipe.resolve(text, None, {})
+        name, _ = split_bits(text)
+        own = Path(name).stem if name.endswith(".json") else recipe.method
+        return cls(f"{own}:{recipe.bits}", name, recipe)
+
+    @property
+    def folder(self) -> str:
+        return self.label.replace(":", "-")
+
+
+def asked(recipes: str) -> list[Asked]:
+    """Of a list with commas; every mistake in it shows before any work."""
+    texts = [text for text in recipes.split(",") if text.strip()]
+    if not texts:
+        raise BadArgument("--recipes lists one recipe or more, such as rtn,hq-dit:w4a8; got none")
+    parsed = [Asked.parse(text) for text in texts]
+    labels = [one.label for one in parsed]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise BadArgument(f"{twice} is asked for twice; give each recipe and its bits once")
+    return parsed
+
+
+def compare(
+    reference: Named,
+    opened: Callable[[], Any],
+    recipes: Sequence[Asked],
+    setting: Setting,
+    judges: Judges,
+    folder: Path,
+    progress: bool = False,
+) -> Comparison:
+    """`opened` gives the reference's pipeline anew at each call, to be quantized."""
+    examination = Examination(reference, setting, folder / PICTURES, judges, progress)
+    examination.prepare()
+    candidates = []
+    for one in recipes:
+        candidates.append(_candidate(one, opened, examination, folder))
+        memory.release()
+    return compared(reference.name, candidates)
+
+
+def _candidate(
+    one: Asked, opened: Callable[[], Any], examination: Examination, folder: Path
+) -> Candidate:
+    pipe, report = _model(one, opened, examination, folder)
+    reference = examination.reference.pipe
+    found = examination.of(Named(pipe.to(reference.device), one.label), one.folder)
+    return Candidate(one.label, report, found)
+
+
+def _model(
+    one: Asked, opened: Callable[[], Any], examination: Examination, folder: Path
+) -> tuple[Any, Report]:
+    """As it lies in the folder, where it is made if it is not there: what is judged was saved."""
+    place, seed = folder / MODELS / one.folder, examination.setting.seed
+    if not place.exists():
+        _make(one, opened(), seed, place, folder / WORK / one.folder, examination.progress)
+    pipe = load_folder(place)
+    found: Any = transformer_of(pipe)
+    _refuse_other_run(place, found.fewbit, _provenance(one, examination.reference.pipe, seed))
+    return pipe, Report.from_dict(json.loads((place / REPORT).read_text()))
+
+
+def _make(one: Asked, pipe: Any, seed: int, place: Path, workdir: Path, progress: bool) -> None:
+    bits = one.recipe.bits
+    report = quantize(pipe, one.name, bits=bits, seed=seed, workdir=workdir, progress=progress)
+    with keeping(workdir):
+        save(pipe, place, report=report)
+    shutil.rmtree(workdir)
+
+
+def _provenance(one: Asked, reference: Any, seed: int) -> Provenance:
+    """Of the model that would be made."""
+    transformer: Any = transformer_of(reference)
+    rules = make_plan(transformer, one.recipe, None, False).rules
+    weights = {layer: digest(transformer.get_submodule(layer).weight) for layer in rules}
+    return Provenance(one.recipe.to_dict(), seed, source_sha256(weights), __version__)
+
+
+def _refuse_other_run(place: Path, found: Provenance, wanted: Provenance) -> None:
+    differs = [key for key, value in vars(wanted).items() if getattr(found, key) != value]
+    if differs:
+        raise BadOutput(
+            f"{place} is of another run, which differs in: {', '.join(differs)}; choose another "
+            f"folder or delete {place}"
+        )

@@ -1,0 +1,114 @@
+"""How far a quantized pipeline strays from full precision: in its noise prediction, in pictures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewbit.calibration import CalibrationSet
+from fewbit.calibration.modes import evaluating
+from fewbit.calibration.tree import map_tensors, tensors
+from fewbit.engine.decibel import energies, ratio_db
+from fewbit.errors import BadArgument
+from fewbit.judge.layers import LayerError, LayerErrors
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class TrajectoryFidelity:
+    """In dB over all rows, and over those of each timestep, the cleanest first."""
+
+    sqnr: float
+    by_timestep: dict[float, float]
+    layers: tuple[LayerError, ...] = ()
+
+
+@dataclass(frozen=True)
+class PictureFidelity:
+    """In dB, per picture: against white, and against the picture itself."""
+
+    psnr: tuple[float, ...]
+    sqnr: tuple[float, ...]
+
+    @property
+    def mean_psnr(self) -> float:
+        return sum(self.psnr) / len(self.psnr)
+
+
+@torch.no_grad()
+def trajectory_fidelity(
+    reference: nn.Module,
+    quantized: nn.Module,
+    rows: CalibrationSet,
+    batch: int = 16,
+    layers: LayerErrors | None = None,
+) -> TrajectoryFidelity:
+    """Both networks on the same inputs, those that `calibration.sample` recorded of the reference.
+
+    Only running sums are kept, so memory does not grow with the number of rows. `layers` listens
+    to single layers as well.
+    """
+    times = rows.timesteps()
+    signal: defaultdict[float, float] = defaultdict(float)
+    noise: defaultdict[float, float] = defaultdict(float)
+    listening = nullcontext() if layers is None else layers.listening()
+    with evaluating(reference, quantized), listening:
+        for part in rows.parts(batch):
+            inputs = rows.take(part)
+            exact, actual = (noise_prediction(net, inputs) for net in (reference, quantized))
+            when = torch.zeros(len(part)) if times is None else times[part.start : part.stop]
+            for time in when.unique().tolist():
+                here = when == time
+                more = energies(exact[here], actual[here])
+                signal[time], noise[time] = signal[time] + more[0], noise[time] + more[1]
+            if layers is not None:
+                layers.compare(when)
+    return TrajectoryFidelity(
+        ratio_db(sum(signal.values()), sum(noise.values())),
+        {time: ratio_db(signal[time], noise[time]) for time in sorted(signal)},
+        () if layers is None else tuple(layers.found()),
+    )
+
+
+def noise_prediction(network: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """What the scheduler reads, without a learned variance behind it."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    output = network(**map_tensors(inputs, lambda tensor: tensor.to(device)))
+    prediction = next(iter(tensors(output).values())).cpu()
+    latent = inputs.get("hidden_states")
+    if isinstance(latent, Tensor) and latent.ndim == prediction.ndim == 4:
+        prediction = prediction[:, : latent.shape[1]]
+    return prediction
+
+
+def picture_fidelity(reference: Sequence[Image], pictures: Sequence[Image]) -> PictureFidelity:
+    """Of pictures drawn from the same seeds by the full-precision and the quantized pipeline."""
+    if not reference or len(reference) != len(pictures):
+        raise BadArgument(f"got {len(pictures)} pictures to compare with {len(reference)}")
+    pairs = [(_values(one), _values(two)) for one, two in zip(reference, pictures, strict=True)]
+    for exact, actual in pairs:
+        if exact.shape != actual.shape:
+            raise BadArgument(f"cannot compare pictures of {exact.shape} and {actual.shape} values")
+    lost = [energies(exact, actual) for exact, actual in pairs]
+    return PictureFidelity(
+        psnr=tuple(
+            ratio_db(WHITE**2 * exact.numel(), noise)
+            for (exact, _), (_, noise) in zip(pairs, lost, strict=True)
+        ),
+        sqnr=tuple(ratio_db(signal, noise) for signal, noise in lost),
+    )
+
+
+def _values(picture: Image) -> Tensor:
+    return torch.from_numpy(np.array(picture.convert("RGB")))

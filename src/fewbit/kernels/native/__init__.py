@@ -1,0 +1,1 @@
+"""The native CPU kernels: the backend, its operators, the library that holds them."""

@@ -1,0 +1,192 @@
+"""The native library as a backend: thin calls, for what it does not do the portable copies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewbit.formats import Codebook, Format, Integer, Minifloat, QTensor, Spec
+from fewbit.formats.pack import pack
+from fewbit.kernels.native import ops as native
+from fewbit.kernels.torch_cpu import Portable
+from fewbit.kernels.values import (
+    NOTHING,
+    After,
+    Coded,
+    Modulated,
+    Rotation,
+    Weight,
+    has_integer_rows,
+    has_integers,
+    refuse_other_width,
+    scaled_by_row,
+)
+
+LANES = 8  # columns that a product takes at a time
+
+
+class Native(Portable):
+    name = "native"
+
+    def why_not(self, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return f"it computes on the CPU, not on {device.type}"
+        return native.why_not()
+
+    def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
+        if _has_vectors(weight):
+            return f"native {native.isa()}, float products with vectors of a codebook"
+        if not _takes(weight, shape[1]):
+            return super().path(weight, activation, shape)
+        coded = activation is not None and has_integer_rows(activation)
+        how = f"{'integer' if coded else 'float'} products"
+        return f"native {native.isa()}, {how}, weights resting in {_bits(weight)} bits"
+
+    def hands_on(self, spec: Spec) -> bool:
+        """Also what is exact in bfloat16, FP8, where that is multiplied as such."""
+        if super().hands_on(spec) or torch.compiler.is_compiling():
+            return super().hands_on(spec)
+        return isinstance(spec.format, Minifloat) and scaled_by_row(spec) and native.has_bf16()
+
+    def modulate(self, given: Modulated) -> Tensor:
+        if torch.compiler.is_compiling() or not given.x.numel():
+            return super().modulate(given)
+        return native.layer_norm_modulate(given.x.float(), given.shift, given.scale, given.eps)
+
+    def quantize(
+        self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
+    ) -> Coded:
+        given = x.x if isinstance(x, Modulated) else x
+        compiling = torch.compiler.is_compiling()  # a compiler fuses passes itself
+        if compiling or not given.numel() or not fmt.exact_in(8):
+            return super().quantize(x, fmt, rotation)
+        given = given if given.dtype in native.DTYPES else given.float()
+        turned = None if rotation is None else (rotation.signs, rotation.matrices)
+        if rotation is not None:
+            refuse_other_width(given, len(rotation.signs))
+        if isinstance(x, Modulated):
+            coded = native.modulate_quantize_rows(given, x.shift, x.scale, x.eps, fmt, turned)
+        elif turned is not None:
+            coded = native.hadamard_quantize_rows(given, *turned, fmt)
+        else:
+            coded = native.quantize_rows(given, fmt)
+        return Coded(*coded, fmt.integer_max)
+
+    def integer_linear(
+        self,
+        x: Coded,
+        weight: Weight,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        after: After = NOTHING,
+    ) -> Tensor:
+        if x.integers.dtype != torch.int8:
+            return after(self._wide_linear(x, weight, bias)).to(dtype)
+        layout = self._layout(weight)
+        if layout is None or not x.integers.numel():
+            return super().integer_linear(x, weight, bias, dtype, after)
+        return native.linear(
+            x.integers,
+            x.scales,
+            layout,
+            weight.integer_scales(),
+            bias,
+            gelu=after.gelu,
+            gate=after.gate,
+            residual=after.residual,
+            out_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
+        ).to(dtype)
+
+    def _wide_linear(self, x: Coded, weight: Weight, bias: Tensor | None) -> Tensor:
+        layout, scales = self._layout(weight), weight.integer_scales()
+        if layout is None or not x.integers.numel():
+            return super().float_linear(x.values(), weight, bias, torch.float32)
+        rows = x.integers.contiguous()
+        product = native.float_linear(rows, layout, scales, out_dtype=torch.float32)
+        product.mul_(x.scales)
+        return product if bias is None else product.add_(bias)
+
+    def float_linear(
+        self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        layout = self._layout(weight)
+        if layout is None or not x.numel():
+            return super().float_linear(x, weight, bias, dtype)
+        out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        x = x if x.dtype in native.DTYPES else x.float()
+        return native.float_linear(x, layout, weight.integer_scales(), bias, out_dtype=out).to(
+            dtype
+        )
+
+    def codebook_linear(
+        self, x: Tensor, packed: QTensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        codebook, spec = packed.scales.codebook, packed.spec
+        if not _has_vectors(spec) or not x.numel():
+            return super().codebook_linear(x, packed, bias, dtype)
+        assert codebook is not None
+        x = x if x.dtype in native.DTYPES else x.float()
+        scales = spec.load(packed.scales).expand(packed.shape[0], 1)
+        out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        product = native.vector_linear(x, packed.codes(), codebook, scales, bias, out_dtype=out)
+        return product.to(dtype)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        if not native.has_attention(q.dtype) or not q.numel():
+            return super().attention(q, k, v, mask, scale)
+        return native.attention(q, k, v, mask, scale)
+
+    def rounded_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, regions: Tensor
+    ) -> Tensor | None:
+        if q.dtype != torch.float32 or not native.has_attention(q.dtype) or not q.numel():
+            return None
+        return native.attention(q, k, v, mask, scale, regions)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return native.gelu(x) if x.dtype in native.DTYPES else super().gelu(x)
+
+    def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
+        if not _takes(packed.spec, packed.columns) or not (fast or _rests(packed.spec)):
+            return None
+        return _panels(packed)
+
+    def replaces_codes(self, spec: Spec) -> bool:
+        return _rests(spec)
+
+    def codes_in(self, layout: Tensor, spec: Spec) -> Tensor:
+        mask = (1 << spec.format.bits) - 1
+        return pack(native.unpack(layout).view(torch.uint8) & mask, spec.format.bits)
+
+    def _layout(self, weight: Weight) -> Tensor | None:
+        given = weight.layout is not None or torch.compiler.is_compiling()
+        if given or not _takes(weight.spec, weight.packed.columns):
+            return weight.layout
+        return _panels(weight.packed)
+
+
+def _panels(packed: QTensor) -> Tensor:
+    """In 4 bits where the codes are: measured, panels of 8 bits are not read any quicker."""
+    if not _rests(packed.spec) or packed.spec.format.bits > 4:
+        return native.pack_levels(Weight(packed).integers())
+    return native.pack_codes(packed.codes(), packed.spec.format, packed.scales.choices)
+
+
+def _has_vectors(spec: Spec) -> bool:
+    """Of one scale for a channel or for all."""
+    return isinstance(spec.format, Codebook) and not isinstance(spec.span, int)
+
+
+def _takes(spec: Spec, columns: int) -> bool:
+    return has_integers(spec) and columns // spec.groups(columns) % LANES == 0
+
+
+def _rests(spec: Spec) -> bool:
+    """Whether panels hold the codes themselves, in 4 bits or, of integers, in 8."""
+    return spec.symmetric and (spec.format.bits <= 4 or isinstance(spec.format, Integer))
+
+
+def _bits(spec: Spec) -> int:
+    return 4 if spec.format.bits <= 4 and spec.symmetric else 8

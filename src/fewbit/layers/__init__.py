@@ -1,0 +1,1 @@
+"""What stands in a quantized model: layers, their input stages, attention, fused blocks."""

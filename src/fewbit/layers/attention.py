@@ -1,0 +1,173 @@
+"""QAttention, what stands where the fused attention stood: both matmuls with quantized operands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fewbit import registry
+from fewbit.activations.activation import Activation
+from fewbit.activations.multi_region import MultiRegion
+from fewbit.errors import BadArgument, BadModel
+from fewbit.kernels.choose import backend_for
+from fewbit.kernels.modes import unasked
+from fewbit.models.fused_attention import run_with
+from fewbit.rounding.straight_through import straight_through
+
+CHILD = "matmuls"  # the name under which an attention module holds its QAttention
+OPERANDS = ("query", "key", "shares", "value")
+
+
+class QAttention(nn.Module):
+    """softmax(q·kᵀ)·v, its operands rounded, the shares that the softmax gives only if so asked;
+    products and sums in float32."""
+
+    def __init__(
+        self, query: Activation, key: Activation, shares: Activation | None, value: Activation
+    ) -> None:
+        super().__init__()
+        self.query, self.key, self.shares, self.value = query, key, shares, value
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """What scaled_dot_product_attention gives in evaluation."""
+        if is_causal or enable_gqa:
+            raise BadModel(
+                "attention that is causal or shares heads cannot be quantized; "
+                'allowed: attention="skip"'
+            )
+        with torch.autocast(query.device.type, enabled=False):
+            q, k, v = (
+                _rounded(self.query, query),
+                _rounded(self.key, key),
+                _rounded(self.value, value),
+            )
+            if self.shares is None:
+                mask = (
+                    attn_mask
+                    if attn_mask is None or attn_mask.dtype == torch.bool
+                    else attn_mask.float()
+                )
+                result = scaled_dot_product_attention(q, k, v, mask, scale=scale)
+            else:
+                with unasked():
+                    result = _rounding_shares(self.shares, q, k, v, attn_mask, scale)
+        return result.to(query.dtype)
+
+    def check_heads(self, heads: object) -> None:
+        """Refuse steps for other parts than the attention has heads, where that is known."""
+        for name in OPERANDS:
+            steps = getattr(getattr(self, name), "steps", None)
+            parts = 1 if steps is None else steps.shape[-1]
+            if parts != 1 and isinstance(heads, int) and parts != heads:
+                raise BadArgument(f"{name} has steps for {parts} heads, the attention has {heads}")
+
+    def config(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name) for name in OPERANDS}
+        return {name: part.config() for name, part in parts.items() if part is not None}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> QAttention:
+        built = {name: registry.build("activations", part) for name, part in config.items()}
+        return cls(**{"shares": None, **built})
+
+
+def _rounding_shares(
+    shares: Activation, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    regions = shares.of_shares() if isinstance(shares, MultiRegion) and not traced else None
+    if regions is not None:
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        regions = regions.repeat_interleave(len(q) // len(regions), 0)  # some share a time
+        found = backend_for(q).rounded_attention(q, k, v, mask, factor, regions)
+        if found is not None:
+            return found
+    return _rounded(shares, scores_of(q, k, mask, scale).softmax(-1)) @ v
+
+
+def _rounded(activation: Activation, x: Tensor) -> Tensor:
+    with unasked(), torch.no_grad():
+        rounded = activation(x)
+    return straight_through(x.float(), rounded)
+
+
+def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """What the softmax reads: [rows, heads, queries, keys]."""
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query @ key.transpose(-1, -2) * factor
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, -torch.inf)
+    return scores + mask
+
+
+def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:
+    """From now on the module's own forward uses these."""
+    module.add_module(CHILD, matmuls)
+    own: Any = type(module)
+    module.__class__ = _quantized(own)
+
+
+def refuse_bare_blocks(attending: Iterable[str]) -> None:
+    for name in attending:
+        if name.rpartition(".")[2].isdecimal():
+            raise BadModel(
+                f"{name} multiplies queries with keys in the block itself, not in a module inside "
+                'it, so its matmuls cannot be quantized; allowed: attention="skip"'
+            )
+
+
+def restore_attention(module: nn.Module) -> None:
+    delattr(module, CHILD)
+    module.__class__ = type(module).__bases__[0]
+
+
+def quantized_attentions(model: nn.Module, inside: str = "") -> dict[str, QAttention]:
+    """By the names of the modules that hold them, of the model or of the block called `inside`."""
+    prefix = f"{inside}." if inside else ""
+    return {
+        name.removesuffix(f".{CHILD}"): module
+        for name, module in model.named_modules()
+        if isinstance(module, QAttention) and name.startswith(prefix)
+    }
+
+
+@cache
+def _quantized(cls: Any) -> Any:
+    """The same class, but for who answers its call of the fused attention."""
+
+    inherited, name = cls.forward, cls.__name__  # as values of their own, for the compiler
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run_with(self.matmuls, name, partial(inherited, self), *args, **kwargs)
+
+    def reduced(self: Any, protocol: Any) -> Any:
+        """A pickle names the class that was there, and how this one is made of it."""
+        _, _, *state = inherited_reduce(self, protocol)
+        return _empty, (cls,), *state
+
+    inherited_reduce = cls.__reduce_ex__
+    members = {"forward": forward, "__reduce_ex__": reduced, "__module__": cls.__module__}
+    return type(name, (cls,), members)
+
+
+def _empty(cls: Any) -> Any:
+    """One of the class, its state yet to come."""
+    quantized = _quantized(cls)
+    return quantized.__new__(quantized)

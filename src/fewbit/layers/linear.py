@@ -1,0 +1,262 @@
+"""QLinear, what stands where nn.Linear stood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.formats import QTensor, Scales, Spec
+from fewbit.kernels.choose import backend_for, modulated
+from fewbit.kernels.modes import unasked
+from fewbit.kernels.precision import as_written
+from fewbit.kernels.reference import Reference
+from fewbit.kernels.values import (
+    NOTHING,
+    After,
+    Coded,
+    Modulated,
+    Weight,
+    has_integers,
+    refuse_other_width,
+)
+from fewbit.layers.offload import is_offloaded
+from fewbit.layers.packed_weight import PackedMetadata, PackedWeight
+from fewbit.layers.stage import InputStage
+
+STORED = ("codes", "scales", "outer_scales", "zeros", "choices", "codebook")
+
+
+class QLinear(nn.Module):
+    """A linear layer whose weight rests packed; the result has the dtype of the input.
+
+    What is stored are parameters without a gradient, because libraries that move weights between
+    devices, memory and disk move parameters. A backend may want the codes in an order of its own,
+    its layout. That is made when it is first used. Where the codes can be had back from it, it is
+    what the parameter `codes` then holds, flat, so that a weight is in memory once and the form of
+    `codes` alone says which it is. `fast`, which `fewbit.prepare` sets, also allows layouts that
+    take more memory than the codes and are kept beside them.
+    """
+
+    def __init__(self, weight: QTensor, bias: Tensor | None, stage: InputStage | None) -> None:
+        super().__init__()
+        self.spec = weight.spec
+        self.out_features, self.in_features = weight.shape
+        tensors = weight.tensors()
+        self.register_parameter("bias", _frozen(bias))  # first: diffusers reads a dtype off it
+        for name in STORED:
+            self.register_parameter(name, _frozen(tensors.get(name)))
+        self.stage = stage
+        self.fast = False
+        self.layout: Tensor | None = None  # beside the codes, which no mover of buffers shall see
+        self._maker: Reference | None = None  # of the layout that `codes` may hold
+        self._made: tuple[object, ...] = ()  # by and of what `_laid` was made
+        self._laid: Weight | None = None
+
+    bias: nn.Parameter | None
+    codes: Tensor
+    scales: Tensor
+    outer_scales: Tensor | None
+    zeros: Tensor | None
+    choices: Tensor | None
+    codebook: Tensor | None
+
+    @property
+    def packed_weight(self) -> QTensor:
+        """As it is stored, wherever its codes are now."""
+        return self._weight(self._stored_codes())
+
+    @property
+    def weight(self) -> PackedWeight:
+        """Shape, dtype and device for whoever asks a linear layer for them, without the numbers."""
+        dtype = torch.float32 if self.bias is None else self.bias.dtype
+        return PackedWeight.of(self.out_features, self.in_features, dtype, self.scales.device)
+
+    def _stored_codes(self) -> Tensor:
+        if self._maker is None or self.codes.dim() == 2:
+            return self.codes
+        return self._maker.codes_in(self.codes.cpu(), self.spec).to(self.codes.device)
+
+    def _weight(self, codes: Tensor) -> QTensor:
+        scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices, self.codebook)
+        return QTensor(codes, scales, self.spec, self.in_features)
+
+    def forward(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
+        given = x.x if isinstance(x, Modulated) else x
+        refuse_other_width(given, self.in_features)
+        if not given.numel():
+            return given[..., :1].expand(*given.shape[:-1], self.out_features)
+        with unasked(), as_written(given):
+            staged = _modulated(x) if self.stage is None else self.stage(x, reader=self)
+            rows = staged if isinstance(staged, Coded) else staged.reshape(-1, self.in_features)
+            backend = backend_for(given)
+            product = backend.linear(rows, self._laid_out(backend), self.bias, given.dtype, after)
+            return product.view(*given.shape[:-1], self.out_features)
+
+    def _laid_out(self, backend: Reference) -> Weight:
+        """The weight as the backend wants it, made again if the codes or the backend changed."""
+        if torch.compiler.is_compiling():
+            if not self._made or self._made[0] != backend.name:
+                return Weight(self.packed_weight)
+            return self._with_layout()
+        if is_offloaded(self):  # a layout would stay when the weight goes
+            return Weight(self.packed_weight)
+        if self._laid is None or self._made != self._made_of(backend):
+            self._lay_out(backend)
+            weight = self._with_layout()
+            self._laid = replace(weight, kept_scales=_scales_of(weight))
+        return self._laid
+
+    def _with_layout(self) -> Weight:
+        if self.codes.dim() == 2:
+            return Weight(self._weight(self.codes), self.layout)
+        return Weight(self._weight(self.codes.new_empty(self.out_features, 0)), self.codes)
+
+    def _lay_out(self, backend: Reference) -> None:
+        self.as_stored()
+        with torch.inference_mode(False):
+            layout = backend.layout(self.packed_weight, self.activation, self.fast)
+            if layout is not None and backend.replaces_codes(self.spec):
+                self._maker = backend
+                self._put_codes(layout)
+            else:
+                self.layout = layout
+        self._made = self._made_of(backend)
+
+    def _made_of(self, backend: Reference) -> tuple[object, ...]:
+        given = self.codes, self.scales
+        return backend.name, self.fast, *((t.data_ptr(), _version(t)) for t in given)
+
+    @property
+    def activation(self) -> Spec | None:
+        """How the codes are rounded that it multiplies, if it is handed any."""
+        activation = None if self.stage is None else self.stage.activation
+        return None if activation is None else activation.handed_on
+
+    def as_stored(self) -> None:
+        """Codes in the order of files again, and no layout."""
+        if self.codes.dim() != 2:
+            with torch.inference_mode(False):
+                self._put_codes(self._stored_codes())
+        self.layout, self._maker, self._made, self._laid = None, None, (), None
+
+    def _put_codes(self, codes: Tensor) -> None:
+        """Into the same parameter, which others may hold, unless inference mode made it."""
+        if self.codes.is_inference():
+            self._parameters["codes"] = _frozen(codes)
+        else:
+            self.codes.data = codes
+
+    def effective_weight(self) -> Tensor:
+        """The matrix this layer multiplies its untransformed, unrounded input with, in float32; a
+        codebook is rounded further where it meets bfloat16."""
+        weight = self.packed_weight.dequantize()
+        transform = None if self.stage is None else self.stage.transform
+        if transform is None:
+            return weight
+        identity = torch.eye(self.in_features, device=weight.device)
+        return (transform(identity) @ weight.T).T
+
+    def nbytes(self) -> int:
+        """Bytes this layer keeps, its input stage aside."""
+        return self.packed_weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes in memory that are no parameter's."""
+        return 0 if self.layout is None else self.layout.nbytes
+
+    def config(self) -> dict[str, Any]:
+        """All that is needed, beside the stored tensors, to build this layer again."""
+        return {
+            "weight": str(self.spec),
+            "shape": [self.out_features, self.in_features],
+            "bias": self.bias is not None,
+            **({} if self.stage is None else {"input": self.stage.config()}),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], stage: InputStage | None) -> QLinear:
+        """An empty layer of that description; sharing a stage is the caller's business."""
+        rows, columns = config["shape"]
+        weight = QTensor.empty(rows, columns, Spec.parse(config["weight"]))
+        return cls(weight, torch.empty(rows) if config["bias"] else None, stage)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.spec}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLinear:
+        """`.half()` and `.to(dtype)` move what is stored but never change its dtype."""
+        self.as_stored()
+        stored = {
+            name: tensor.data for name in STORED if (tensor := getattr(self, name)) is not None
+        }
+        super()._apply(fn, recurse)
+        for name, before in stored.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                after.data = before.to(after.device)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Whoever offloads weights takes them from here and puts them in the places they had."""
+        self.as_stored()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination._metadata[prefix[:-1]] = PackedMetadata(destination._metadata[prefix[:-1]])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As stored: a layout belongs to the process, the machine and the backend that made it.
+        Scales as bytes, for torch cannot pickle every dtype they have."""
+        stored = {"codes": self._stored_codes(), "scales": self.scales.view(torch.uint8)}
+        frozen = {name: _frozen(tensor) for name, tensor in stored.items()}
+        bound = {"layout": None, "_maker": None, "_made": (), "_laid": None}
+        return {**super().__getstate__(), "_parameters": {**self._parameters, **frozen}, **bound}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._parameters["scales"] = _frozen(self.scales.view(self.spec.scale.dtype))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *arguments: Any
+    ) -> None:
+        self.as_stored()
+        if f"{prefix}weight" in state_dict:
+            errors = arguments[-1]
+            errors.append(
+                f"{prefix}weight is a full-precision weight and cannot be loaded into a quantized "
+                "layer; load it into the model before fewbit.quantize"
+            )
+        super()._load_from_state_dict(state_dict, prefix, dict(local_metadata), *arguments)
+
+
+def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
+    return None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+def quantized_layers(model: nn.Module, inside: str = "") -> dict[str, QLinear]:
+    """By name, of the whole model or of the block called `inside`."""
+    prefix = f"{inside}." if inside else ""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QLinear) and name.startswith(prefix)
+    }
+
+
+def _modulated(x: Tensor | Modulated) -> Tensor:
+    """As a model in bfloat16 hands it to its layers, whose products are quick; float16 would lose
+    large numbers."""
+    rows = modulated(x)
+    halves = isinstance(x, Modulated) and x.x.dtype == torch.bfloat16
+    return rows.bfloat16() if halves else rows
+
+
+def _scales_of(weight: Weight) -> Tensor | None:
+    return weight.integer_scales() if has_integers(weight.spec) else None
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,177 @@
+"""What may be called a model: a demo's name, a folder, an original checkpoint file, a hub id.
+
+The command line and the Python door open and inspect it alike.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewbit import demo
+from fewbit.api import load_folder
+from fewbit.engine.inspection import Inspection, inspect_folder, inspect_model
+from fewbit.errors import BadArgument, BadModel, BrokenFile, FewbitError
+from fewbit.files import checked_path
+from fewbit.models import ModelSpec, load_original
+from fewbit.storage.folder import diffusers_class
+from fewbit.storage.header import read_header
+from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
+from fewbit.storage.regular_file import refuse_special_files
+from fewbit.storage.strict_json import read_table
+
+CHECKPOINTS = (".pt", ".pth", ".safetensors")
+_FOREIGN = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NameError,
+    ImportError,
+    RuntimeError,
+)
+
+
+def open_model(
+    text: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    heads: int | None = None,
+) -> Any:
+    """The pipeline or module that `text` names; `heads` is for original checkpoint files."""
+    place = locate(text)
+    if heads is not None and not (isinstance(place, Path) and place.is_file()):
+        raise BadArgument(f"heads are given for an original checkpoint file only, not for {text}")
+    model = _open(place, dtype, heads)
+    _refuse_holes(model, text)
+    return model.to(device)
+
+
+def load(path: str | Path, *, model: nn.Module | None = None) -> Any:
+    """What `save` wrote, pipeline or module, in the dtype it was saved in; or a demo by its name.
+
+    A class that neither fewbit nor diffusers knows is given as `model`, a full-precision instance;
+    its linears are replaced.
+    """
+    if isinstance(path, str) and path in demo.names():
+        return demo.load(path)
+    return load_folder(checked_path("path", path), model)
+
+
+def inspect(model: Any, spec: ModelSpec | None = None, *, heads: int | None = None) -> Inspection:
+    """Of a pipeline, a module, or whatever else may be called a model.
+
+    Of a folder the tensors are not loaded. `heads` is for original checkpoint files.
+    """
+    if not isinstance(model, str | Path):
+        return inspect_model(model, spec)
+    place = locate(model)
+    if not (isinstance(place, Path) and place.is_dir()):
+        return inspect_model(open_model(model, heads=heads), spec)
+    check_folder(place)
+    return inspect_folder(place, spec)
+
+
+def locate(text: str | Path) -> Path | str:
+    """An existing file or folder, or a hub id. A path that does not exist is never a hub id."""
+    if isinstance(text, str) and text in demo.names():
+        return demo.path(text)
+    path = checked_path("the model", text).expanduser()
+    if path.exists():
+        return path
+    name = str(text)
+    looks_like_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix not in CHECKPOINTS
+    if looks_like_id and not path.parent.exists():
+        return name
+    raise BrokenFile(
+        f"{text} does not exist; a model is a folder, a checkpoint file, a hub id (org/name) "
+        f"or a demo ({', '.join(demo.names())})"
+    )
+
+
+def device_named(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadArgument(f"device cuda is not there: torch {torch.__version__} sees no GPU")
+    return torch.device(name)
+
+
+def check_folder(folder: Path) -> None:
+    """There is a transformer in it, all is regular files, and every weight file is whole."""
+    refuse_special_files(folder)
+    is_pipeline = (folder / PIPELINE_INDEX).exists()
+    if is_pipeline and not (folder / "transformer" / CONFIG).exists():
+        raise BadModel(f"{folder} is a pipeline without a transformer/{CONFIG}")
+    if not is_pipeline and not (folder / CONFIG).exists():
+        raise BadModel(
+            f"{folder} holds no transformer: neither {PIPELINE_INDEX} (a pipeline) "
+            f"nor {CONFIG} (a transformer) is in it"
+        )
+    for file in sorted(folder.rglob("*.safetensors")):
+        read_header(file)
+
+
+def _open(place: Path | str, dtype: torch.dtype, heads: int | None) -> Any:
+    if isinstance(place, str):
+        return _from_hub(place, dtype)
+    if place.is_file():
+        return load_original(place, heads=heads).to(dtype)
+    return _from_folder(place, dtype)
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
+    check_folder(folder)
+    if (folder / PIPELINE_INDEX).exists():
+        from diffusers import DiffusionPipeline as cls
+    else:
+        cls = diffusers_class(str(read_table(folder / CONFIG).get("_class_name")))
+    if cls is None:
+        return load_folder(folder)
+    return _from_pretrained(cls, folder, dtype, f"diffusers cannot open {folder}")
+
+
+def _from_hub(name: str, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    complaint = f"cannot get {name} from the Hugging Face hub or its local cache"
+    return _from_pretrained(DiffusionPipeline, name, dtype, complaint)
+
+
+def _from_pretrained(cls: Any, where: Path | str, dtype: torch.dtype, complaint: str) -> Any:
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):  # of assembling the parts; a download keeps its own
+        library.utils.logging.disable_progress_bar()
+    try:
+        return cls.from_pretrained(where, dtype=dtype)
+    except FewbitError:
+        raise
+    except _FOREIGN as error:
+        raise BrokenFile(f"{complaint}: {_first_sentence(error)}") from None
+
+
+def _refuse_holes(model: Any, text: str | Path) -> None:
+    """diffusers only warns of a weight that no file holds, and leaves it without a value."""
+    for part in _modules(model):
+        for name, tensor in part.state_dict().items():
+            if tensor.is_meta:
+                raise BrokenFile(f"{text} lacks the weight {name} of {type(part).__name__}")
+
+
+def _modules(model: Any) -> list[nn.Module]:
+    parts = [model] if isinstance(model, nn.Module) else model.components.values()
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
+def _first_sentence(error: Exception) -> str:
+    sentence = re.split(r"\. | \(|\n", str(error).strip())[0].rstrip(".")
+    return sentence[:200] or type(error).__name__

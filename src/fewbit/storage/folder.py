@@ -1,0 +1,133 @@
+"""Folders of quantized models: writing one that is not diffusers', and back to life."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.errors import BadModel, BrokenFile
+from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
+from fewbit.storage.blueprint import by_name
+from fewbit.storage.bounds import (
+    LARGEST_NUMBER,
+    MOST_PARAMETERS,
+    bounded_parameters,
+    refuse_large_numbers,
+    refuse_other_types,
+)
+from fewbit.storage.manifest import as_json, check_values, manifest_of
+from fewbit.storage.reader import CONFIG, WEIGHTS, Artefact
+from fewbit.storage.tensors import write_tensors
+
+
+def save_module(model: nn.Module, folder: Path) -> None:
+    """A quantized module that is not diffusers': `config.json` and one file of tensors."""
+    manifest, tensors = manifest_of(model, architecture_of(model))
+    config = {
+        "_class_name": manifest.class_name,
+        **manifest.architecture,
+        "quantization_config": manifest.quantization_config(),
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **manifest.to_metadata()})
+
+
+def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
+    """The model of a folder, in the dtypes it was saved in; `model` is its full-precision
+    skeleton where fewbit cannot build one."""
+    artefact = Artefact.open(folder)
+    with artefact.tensors() as tensors:
+        if model is None:
+            model = skeleton(folder, artefact.config, artefact)
+        else:
+            _refuse_other_model(model, artefact)
+        artefact.prepare(model)
+        modules = by_name(model)
+        for stored, names in artefact.manifest.names().items():
+            for name in names:
+                put(modules, name, tensors[stored])
+    check_values(model)
+    model.fewbit = artefact.manifest.provenance  # type: ignore[assignment]
+    return model.eval()
+
+
+def skeleton(
+    folder: Path, config: Mapping[str, Any], artefact: Artefact | None = None
+) -> nn.Module:
+    """The full-precision model that a configuration describes, without weights; no larger than
+    the artefact, if there is one, can fill."""
+    where = str(folder / CONFIG)
+    refuse_large_numbers(where, config)
+    count, widest = (MOST_PARAMETERS, LARGEST_NUMBER) if artefact is None else artefact.extent()
+    name = config.get("_class_name")
+    cls = OriginalDiT if name == OriginalDiT.__name__ else diffusers_class(str(name))
+    if cls is None:
+        raise BadModel(
+            f"{folder} holds a {str(name)!r:.80}, a class that fewbit cannot build; "
+            "give one with its original weights or none: fewbit.load(path, model=...)"
+        )
+    refuse_other_types(where, DiTConfig if cls is OriginalDiT else cls, config)
+    try:
+        with bounded_parameters(where, count, widest):
+            return _original(config) if cls is OriginalDiT else _of_diffusers(cls, config)
+    except BrokenFile:
+        raise
+    except Exception as error:  # a forged configuration makes a constructor fail in any way
+        raise BrokenFile(f"{where} describes no {name}: {error!r:.200}") from None
+
+
+def diffusers_class(name: str) -> Any:
+    """The diffusers model class of that name, or None."""
+    try:
+        found = getattr(importlib.import_module("diffusers"), name, None)
+    except (ImportError, RuntimeError):
+        return None
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+def architecture_of(model: nn.Module) -> dict[str, Any]:
+    """What `config.json` says of the model, as far as the model itself can tell."""
+    config = getattr(model, "config", None)
+    if is_dataclass(config) and not isinstance(config, type):
+        return asdict(config)
+    return dict(config) if isinstance(config, Mapping) else {}
+
+
+def put(modules: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
+    """Make `tensor` itself the parameter or buffer of that name."""
+    parent, _, leaf = name.rpartition(".")
+    module = modules[parent]
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[leaf] = tensor
+
+
+def _original(config: Mapping[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return OriginalDiT(DiTConfig(**as_json(config)))
+
+
+def _of_diffusers(cls: Any, config: Mapping[str, Any]) -> nn.Module:
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        model: nn.Module = cls.from_config(config)
+    return model
+
+
+def _refuse_other_model(model: nn.Module, artefact: Artefact) -> None:
+    expected = artefact.manifest
+    if type(model).__name__ != expected.class_name:
+        raise BadModel(
+            f"{artefact.folder} holds a {expected.class_name}, not a {type(model).__name__}"
+        )
+    if as_json(architecture_of(model)) != expected.architecture:
+        raise BadModel(f"the model given has another configuration than {artefact.folder}")

@@ -1,0 +1,56 @@
+"""inspect: of a model in memory and of its folder, the same; no tensor of a folder is read."""
+
+import os
+
+import pytest
+import tiny_transformers as tiny
+
+import fewbit
+from fewbit.storage import tensors
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_a_folder_says_what_the_model_says(name, tmp_path, monkeypatch):
+    model = tiny.quantized(name)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(tensors, "_map", None)  # whoever reads a tensor fails
+    from_folder, from_model = fewbit.inspect(tmp_path), fewbit.inspect(model)
+    assert from_folder == from_model
+    assert from_folder.recipe == model.fewbit.recipe
+    assert str(from_folder) == str(from_model)
+
+
+def test_the_data_may_even_be_missing(tmp_path):
+    """Only the header counts: the same answer over a hole of the right size."""
+    tiny.quantized().save_pretrained(tmp_path)
+    before = fewbit.inspect(tmp_path)
+    path = tiny.weights(tmp_path)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+    os.truncate(path, 8 + length)
+    os.truncate(path, size)
+    assert fewbit.inspect(tmp_path) == before
+
+
+def test_pipelines_plain_models_and_statuses(tmp_path):
+    pipe = tiny.pipeline(tiny.quantized(bits="w8a8"))
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert fewbit.inspect(tmp_path / "pipe") == fewbit.inspect(pipe)
+    tiny.make().save_pretrained(tmp_path / "plain")
+    plain = fewbit.inspect(tmp_path / "plain")
+    assert plain.recipe is None
+    assert {layer.status for layer in plain.layers} == {"quantizable", "keep"}
+    packed = fewbit.inspect(pipe)
+    assert {layer.status for layer in packed.layers} == {"quantized", "keep"}
+    assert packed.bytes < plain.bytes
+
+
+def test_bytes_are_those_on_disk_and_of_computed_tables(tmp_path):
+    model = tiny.quantized()
+    model.save_pretrained(tmp_path)
+    path = tiny.weights(tmp_path)
+    with path.open("rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+    computed = model.pos_embed.pos_embed.nbytes  # made when the model is built, never stored
+    assert fewbit.inspect(tmp_path).bytes == path.stat().st_size - header + computed

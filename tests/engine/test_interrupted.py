@@ -1,0 +1,147 @@
+"""Whatever ends quantize() early leaves the model as it was, and it can be called again."""
+
+from contextlib import contextmanager
+
+import pytest
+import tiny_transformers as tiny
+import torch
+from small_dit import bits_of, rows, run
+
+import fewbit
+from fewbit.calibration import Step
+from fewbit.engine.run import _Run
+from fewbit.methods import hq_dit, tq_dit, vq4dit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RECIPES = {
+    "hq-dit": {"smooth": 0.5},
+    "tq-dit": {"groups": 2, "candidates": 2, "rounds": 1},
+    "vq4dit": {"bits": "w1.5", "steps": 1, "tuning": 1},
+    "fp4dit": {"bits": "w4a8", "steps": 1, "softmax": "fp8"},
+    "rtn": {},
+}
+
+
+class Stop(BaseException):
+    """As a Ctrl-C, at a chosen place."""
+
+
+def quantize(model, recipe, workdir=None):
+    given = None if recipe == "rtn" else rows()
+    settings = RECIPES[recipe]
+    return fewbit.quantize(
+        model, recipe, calibration=given, workdir=workdir, progress=False, **settings
+    )
+
+
+@contextmanager
+def stopped_after(target, name, count=1):
+    """The call is made so many times, and then everything ends."""
+    whole, left = getattr(target, name), iter(range(count - 1))
+
+    def stopping(*arguments, **named):
+        result = whole(*arguments, **named)
+        if next(left, None) is None:
+            raise Stop
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, name, stopping)
+        with pytest.raises(Stop):
+            yield
+
+
+def everything(model):
+    """Modules, their classes and attributes, and their tensors with all that belongs to them."""
+    modules = {
+        name: (id(module), type(module), sorted(vars(module)), len(module._forward_pre_hooks))
+        for name, module in model.named_modules()
+    }
+    tensors = {
+        name: (id(tensor), tensor.dtype, tensor.requires_grad, tensor.detach().clone())
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
+    return modules, tensors, dict(model.config)
+
+
+def assert_as_before(model, before):
+    modules, tensors, config = everything(model)
+    assert modules == before[0]
+    assert config == before[2]
+    assert tensors.keys() == before[1].keys()
+    for name, (*facts, tensor) in tensors.items():
+        *expected, value = before[1][name]
+        assert facts == expected, name
+        assert torch.equal(tensor, value), name
+
+
+MOMENTS = {
+    "within a block's solution": (None, "solve", 2),
+    "after a block": (_Run, "_solve", 1),
+    "while a block advances": (Step, "advance", 1),
+    "at the very end": ("fewbit.diffusers.plugin", "attach", 1),
+}
+
+
+CASES = [(recipe, "within a block's solution") for recipe in RECIPES if recipe != "rtn"]
+CASES += [("hq-dit", moment) for moment in [*MOMENTS][1:]]
+
+
+@pytest.mark.parametrize(("recipe", "moment"), CASES)
+def test_the_originals_come_back_and_the_same_call_goes_on(tmp_path, recipe, moment):
+    model = tiny.make()
+    picture, before = run(model), everything(model)
+    target, name, count = MOMENTS[moment]
+    if target is None:
+        target = fewbit.engine.recipe.method_named(recipe)
+    elif isinstance(target, str):
+        target = pytest.importorskip(target)
+    with stopped_after(target, name, count):
+        quantize(model, recipe, tmp_path)
+    assert_as_before(model, before)
+    assert torch.equal(run(model), picture)
+    resumed = quantize(model, recipe, tmp_path)
+    whole = tiny.make()
+    expected = quantize(whole, recipe)
+    assert bits_of(model) == bits_of(whole)
+    assert resumed.layers == expected.layers
+    assert torch.equal(run(model), run(whole))
+
+
+def test_without_data_too():
+    model = tiny.make()
+    before = everything(model)
+    with stopped_after(_Run, "_solve", 2):
+        quantize(model, "rtn")
+    assert_as_before(model, before)
+    quantize(model, "rtn")
+
+
+@pytest.mark.parametrize(("method", "phase"), [(tq_dit, "survey"), (vq4dit, "finish")])
+def test_a_failure_in_the_other_phases(method, phase):
+    model = tiny.make()
+    before = everything(model)
+    with stopped_after(method, phase):
+        quantize(model, method.NAME)
+    assert_as_before(model, before)
+
+
+def test_what_a_method_writes_into_the_block_is_undone():
+    """HQ-DiT folds rotations into value projections and their biases, in their own tensors."""
+    model = tiny.make()
+    before = everything(model)
+    with stopped_after(hq_dit, "fold_into_values"):
+        quantize(model, "hq-dit")
+    assert_as_before(model, before)
+
+
+def test_nothing_of_the_originals_is_kept_after_a_success():
+    import gc
+    import weakref
+
+    model = tiny.make()
+    kept = weakref.ref(model.transformer_blocks[0].ff.net[2])
+    quantize(model, "hq-dit")
+    gc.collect()
+    assert kept() is None

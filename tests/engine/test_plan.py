@@ -1,0 +1,111 @@
+"""The plan: said before any work, exact about bytes, and the place where everything is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from fewbit import ModelSpec
+from fewbit.engine.plan import Plan, make_plan
+from fewbit.engine.recipe import Recipe
+from fewbit.engine.run import stored_bytes
+from fewbit.errors import BadArgument, BadModel
+
+FAMILIES = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel")
+SPEC = ModelSpec("blocks", {"up": "fc1", "down": "fc2"})
+
+
+class Tower(nn.Module):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(width, 64), "down": nn.Linear(64, width)})
+            for _ in range(2)
+        )
+
+
+def plan_for(
+    model: nn.Module, bits: str = "w4a4", spec: ModelSpec | None = None, **settings: object
+) -> Plan:
+    return make_plan(model, Recipe.make("rtn", bits, settings), spec, allow_unknown=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_with_a_role_has_a_rule_and_one_job(small, family):
+    model = small(family)
+    plan = plan_for(model)
+    wanted = [layer.name for layer in plan.structure.layers if layer.status == "quantize"]
+    jobs = [plan.job(model, block, seed=3) for block in range(len(plan.structure.blocks))]
+    assert sorted(plan.rules) == sorted(wanted)
+    assert sorted(name for job in jobs for group in job.groups for name in group) == sorted(wanted)
+    assert sorted(name for job in jobs for name in job.rules) == sorted(wanted)
+    assert {job.seed for job in jobs} == {3}
+
+
+def test_the_bytes_afterwards_by_hand():
+    plan = plan_for(Tower(), "w4a16", SPEC)
+    up, down = 64 * (32 // 2) + 64 * 4 + 64 * 4, 32 * (64 // 2) + 32 * 4 + 32 * 4
+    assert plan.bytes_after == 2 * (up + down)
+    assert plan.structure.bytes == stored_bytes(Tower()) == 2 * 4 * (2 * 32 * 64 + 32 + 64)
+
+
+def test_it_reads_well():
+    text = str(plan_for(Tower(), "w8a8", SPEC)).splitlines()
+    assert text[0].startswith("plan: rtn:w8a8 for Tower, 2 blocks, 0.0 MB -> 0.0 MB")
+    assert text[1].strip() == "fc1          2 x weight int8/row/fp32, input int8/row/fp32"
+    assert text[-1] == "  0 other layers stay in high precision"
+
+
+def test_without_some_layers():
+    plan = plan_for(Tower(), spec=SPEC).without(["blocks.0.*"])
+    assert list(plan.rules) == ["blocks.1.up", "blocks.1.down"]
+    assert plan.job(Tower(), 0, 0).groups == ()
+
+
+def test_a_job_of_one_group(small):
+    model = small()
+    plan = plan_for(model)
+    job = plan.job_of_group(model, "transformer_blocks.1.attn1.to_k")
+    names = [f"transformer_blocks.1.attn1.to_{x}" for x in "qkv"]
+    assert sorted(job.rules) == sorted(job.groups[0]) == sorted(names)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_weight_that_is_no_number_is_named(bad, part):
+    model = Tower()
+    getattr(model.blocks[1]["up"], part).data.view(-1)[5] = bad
+    with pytest.raises(BadModel, match=f"the {part} of blocks.1.up holds NaN or infinite"):
+        plan_for(model, spec=SPEC)
+
+
+def test_large_finite_weights_whose_sum_overflows_are_fine():
+    model = Tower().half()
+    model.blocks[0]["up"].weight.data.fill_(60000)
+    assert plan_for(model, spec=SPEC).rules
+
+
+@pytest.mark.parametrize("bits", ["mxfp4", "nvfp4"])
+def test_a_group_that_does_not_divide_names_the_layer(bits):
+    with pytest.raises(BadArgument, match=r"blocks\.0\.up: a group of .* does not divide 40"):
+        plan_for(Tower(40), bits, SPEC)
+
+
+def test_what_has_no_role_is_unknown_until_allowed():
+    model, spec = Tower(), ModelSpec("blocks", {"up": "fc1"})
+    with pytest.raises(BadModel, match=r"2 layers of Tower .*blocks\.0\.down.*allow_unknown=True"):
+        plan_for(model, spec=spec)
+    recipe = Recipe.make("rtn", None, {})
+    assert len(make_plan(model, recipe, spec, allow_unknown=True).rules) == 2
+
+
+def test_a_strange_model_is_told_about_model_spec():
+    with pytest.raises(
+        BadModel, match=r"no adapter knows the class Tower; give spec=fewbit\.ModelSpec"
+    ):
+        plan_for(Tower())
+
+
+def test_a_model_on_meta_can_be_planned():
+    with torch.device("meta"):
+        model = Tower()
+    assert plan_for(model, spec=SPEC).bytes_after == plan_for(Tower(), spec=SPEC).bytes_after

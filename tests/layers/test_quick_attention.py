@@ -1,0 +1,52 @@
+"""Whatever way attention takes, it is attention."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from fewbit.kernels.choose import BACKENDS, VARIABLE
+from fewbit.layers.quick_attention import QuickAttention
+
+HERE = [b.name for b in BACKENDS if b.why_not(torch.device("cpu")) is None]
+
+
+def made(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "keys"), [(16, 16), (64, 20), (1, 1), (0, 8)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_it_is_what_torch_gives(backend, dtype, tokens, keys, masked, monkeypatch):
+    """float32 to its roundings; bfloat16 to four of its own, of scores, weights and result."""
+    monkeypatch.setenv(VARIABLE, backend)
+    q, k, v = (made(2, 3, n, 24, seed=n, dtype=dtype) for n in (tokens, keys, keys))
+    mask = made(2, 1, tokens, keys, seed=9, dtype=dtype) if masked else None
+    exact = scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), None if mask is None else mask.double()
+    )
+    with QuickAttention():
+        ours = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert ours.dtype == dtype
+    assert ours.shape == exact.shape
+    allowed = 1e-5 if dtype == torch.float32 else 4 * 2.0**-8
+    assert not ours.numel() or (ours.double() - exact).abs().max() <= allowed * v.abs().max()
+
+
+@torch.no_grad()
+def test_what_is_asked_beyond_it_is_torchs():
+    q = made(1, 2, 8, 16, seed=0)
+    for asked in ({"is_causal": True}, {"scale": 0.5}):
+        with QuickAttention():
+            ours = scaled_dot_product_attention(q, q, q, **asked)
+        assert torch.allclose(ours, scaled_dot_product_attention(q, q, q, **asked), atol=1e-6)
+
+
+def test_gradients_flow():
+    q = made(1, 2, 8, 16, seed=0).requires_grad_()
+    with QuickAttention():
+        scaled_dot_product_attention(q, q, q).sum().backward()
+    assert q.grad is not None
