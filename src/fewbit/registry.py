@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache, lru_cache
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -13,13 +14,14 @@ from fewbit.errors import BrokenFile
 
 @cache
 def modules(package: str, marker: str) -> dict[str, ModuleType]:
-    """The modules of `fewbit.<package>` that define `marker`, by its value."""
+    """The modules of `fewbit.<package>` that define `marker`, such as `KIND` or `METHOD.name`, by
+    its value."""
     parent = importlib.import_module(f"fewbit.{package}")
     children = (
         importlib.import_module(f"{parent.__name__}.{info.name}")
         for info in pkgutil.iter_modules(parent.__path__)
     )
-    return {getattr(m, marker): m for m in children if hasattr(m, marker)}
+    return {value: m for m in children if (value := _value(m, marker)) is not None}
 
 
 @lru_cache
@@ -30,9 +32,17 @@ def find(package: str, marker: str, value: str) -> ModuleType | None:
     name = value.replace("-", "_")
     if name in (info.name for info in pkgutil.iter_modules(parent.__path__)):
         module = importlib.import_module(f"{parent.__name__}.{name}")
-        if getattr(module, marker, None) == value:
+        if _value(module, marker) == value:
             return module
     return modules(package, marker).get(value)
+
+
+def _value(module: ModuleType, marker: str) -> str | None:
+    try:
+        value: str = attrgetter(marker)(module)
+    except AttributeError:
+        return None
+    return value
 
 
 def build(package: str, config: dict[str, Any]) -> Any:

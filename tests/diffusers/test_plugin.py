@@ -18,7 +18,6 @@ import fewbit
 from fewbit.diffusers.plugin import FewbitConfig, _Reading
 from fewbit.errors import BadArgument, BadCalibration, BrokenFile
 from fewbit.layers.linear import QLinear
-from fewbit.methods import rtn
 from fewbit.storage.manifest import manifest_of
 from fewbit.storage.reader import Artefact
 from fewbit.storage.strict_json import read_table
@@ -285,11 +284,10 @@ def test_a_name_that_keeps_nothing_is_an_error(tmp_path):
         load(tmp_path, quantization_config=config)
 
 
-def test_calibrated_recipes_are_refused_while_loading(tmp_path, monkeypatch):
-    monkeypatch.setattr(rtn, "CALIBRATED", True)
+def test_calibrated_recipes_are_refused_while_loading(tmp_path):
     tiny.make().save_pretrained(tmp_path)
-    with pytest.raises(BadCalibration, match=r"rtn needs calibration.*fewbit\.quantize"):
-        load(tmp_path, quantization_config=FewbitConfig("rtn"))
+    with pytest.raises(BadCalibration, match=r"hq-dit needs calibration.*fewbit\.quantize"):
+        load(tmp_path, quantization_config=FewbitConfig("hq-dit"))
 
 
 def test_only_safetensors_are_written(tmp_path):

@@ -75,7 +75,7 @@ def test_the_list_of_recipes_tells_bits_and_one_line():
         (("rtn", "w5a5", {}), "rtn has no bits 'w5a5'; allowed: w4a4, w8a8"),
         (("rtn", "", {}), "rtn has no bits ''"),
         (("rtn", 4, {}), "rtn has no bits 4; allowed"),
-        (("rtn", None, {"groups": 8}), "rtn has no setting 'groups'; its settings: group_size"),
+        (("rtn", None, {"groups": 8}), "rtn has no setting 'groups'; its settings: adaln, group_size"),
     ],
 )
 def test_bad_names_say_what_is_allowed(arguments, message):
@@ -129,9 +129,13 @@ def test_one_recipe_is_made_without_importing_the_other_methods():
         "print(*(name for name in sys.modules if name.startswith('fewbit.methods.')))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert set(run.stdout.split()) == {"fewbit.methods.method", "fewbit.methods.rtn"}
+    assert set(run.stdout.split()) == {
+        "fewbit.methods.method",
+        "fewbit.methods.rtn",
+        "fewbit.methods.settings",
+    }
 
 
 def test_a_recipe_whose_file_is_called_otherwise_is_found():
-    assert registry.find("methods", "SUMMARY", rtn.SUMMARY) is rtn
-    assert registry.find("methods", "NAME", "contract") is None
+    assert registry.find("methods", "METHOD.summary", rtn.METHOD.summary) is rtn
+    assert registry.find("methods", "METHOD.name", "method") is None

@@ -321,7 +321,9 @@ def test_a_width_without_a_full_rotation_is_refused_before_any_work(width):
 
 
 def test_no_samples_and_no_rows_are_refused(pipe):
-    with pytest.raises(BadArgument, match="samples must be a positive integer, got 0"):
+    with pytest.raises(
+        BadArgument, match="samples cannot be 0; allowed: a whole number of 1 or more"
+    ):
         fewbit.quantize(pipe, "hq-dit", samples=0, progress=False)
     with pytest.raises(BadArgument, match="samples must be"):
         fewbit.quantize(pipe, "hq-dit", calibration=0, progress=False)

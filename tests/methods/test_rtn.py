@@ -83,11 +83,11 @@ def test_settings_change_the_weight_format(small, bits, settings, expected):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"group_size": 0}, "group_size must be a positive integer, got 0"),
-        ({"group_size": True}, "group_size must be a positive integer, got True"),
-        ({"group_size": "16"}, "group_size must be a positive integer, got '16'"),
+        ({"group_size": 0}, "group_size cannot be 0; allowed: a whole number of 1"),
+        ({"group_size": True}, "group_size cannot be True; allowed: a whole"),
+        ({"group_size": "16"}, "group_size cannot be '16'; allowed: a whole"),
         ({"group_size": 48}, r"transformer_blocks.0.*48 does not divide 64.*8, 16, 32, 64"),
-        ({"adaln": "int4"}, "adaln cannot be 'int4'; allowed: int8, same, keep"),
+        ({"adaln": "int4"}, "adaln cannot be 'int4'; allowed: same, int8, keep"),
         ({"asymmetric": "yes"}, "asymmetric cannot be 'yes'; allowed: True, False"),
         ({"asymmetric": True}, "need an integer format, not e2m1; .*w8a8, w6a6, w2a16"),
     ],

@@ -421,7 +421,9 @@ def test_inspect_shows_time_groups_and_regions_within_80_columns(dit):
     [("groups", 0), ("rounds", 1.5), ("candidates", True), ("samples", -1)],
 )
 def test_numbers_that_are_none_are_refused(setting, value):
-    with pytest.raises(BadArgument, match=f"setting {setting} must be a positive integer"):
+    with pytest.raises(
+        BadArgument, match=f"setting {setting} cannot be .*; allowed: a whole number of 1"
+    ):
         quantized(**{setting: value})
 
 

@@ -164,20 +164,35 @@ def test_a_forged_manifest_is_refused(folder, change, complaint):
 @pytest.mark.parametrize(
     ("recipe", "complaint"),
     [
-        ({"method": "magic", "bits": "w4a4", "settings": {}}, "unknown recipe 'magic'"),
-        ({"method": "rtn", "bits": "w3a3", "settings": {}}, "no bits 'w3a3'"),
-        ({"method": "rtn", "bits": "w4a4", "settings": {"x": 1}}, "no setting 'x'"),
-        ({"method": ["rtn"], "bits": 4, "settings": 5}, "recipe"),
-        ({}, "recipe"),
+        ({"method": ["rtn"], "bits": "w4a4", "settings": {}}, "recipe: method must be a str"),
+        ({"method": "rtn", "bits": 4, "settings": {}}, "recipe: bits must be a str, got '4'"),
+        ({"method": "rtn", "bits": "w4a4", "settings": 5}, "recipe: settings must be a dict"),
+        ({}, "recipe must hold exactly the fields method, bits, settings"),
     ],
     ids=str,
 )
-def test_unknown_recipes(folder, recipe, complaint):
+def test_a_recipe_that_is_none_is_refused(folder, recipe, complaint):
+    with pytest.raises(BrokenFile, match=complaint):
+        with_recipe(folder, recipe)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"method": "magic", "bits": "w4a4", "settings": {}},
+        {"method": "rtn", "bits": "w3a3", "settings": {"x": 1}},
+    ],
+    ids=str,
+)
+def test_a_recipe_that_only_others_know_is_read(folder, recipe):
+    assert with_recipe(folder, recipe).provenance.recipe == recipe
+
+
+def with_recipe(folder, recipe):
     header = read_header(tiny.weights(folder))
     content = json.loads(header.metadata["fewbit"])
     content["provenance"]["recipe"] = recipe
-    with pytest.raises(BrokenFile, match=complaint):
-        Manifest.from_headers([forged(header, json.dumps(content))])
+    return Manifest.from_headers([forged(header, json.dumps(content))])
 
 
 def test_an_altered_manifest_is_refused(folder):

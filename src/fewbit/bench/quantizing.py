@@ -29,7 +29,7 @@ def quantized(subject: Subject, recipe: str | None, bits: str | None) -> nn.Modu
     settings = asdict(chosen.settings)
     settings |= {name: off for name, off in NO_SEARCH.items() if name in settings}
     network = copy.deepcopy(subject.network)
-    data = _at_many_times(subject.inputs) if chosen.implementation.CALIBRATED else None
+    data = _at_many_times(subject.inputs) if chosen.method.calibrated else None
     bits = chosen.bits
     quantize(network, chosen.method, bits=bits, calibration=data, progress=False, **settings)
     return network

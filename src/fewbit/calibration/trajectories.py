@@ -79,8 +79,7 @@ class Sampling:
             )
         return cls(manner, choice, seed, batch)
 
-    @property
-    def samples(self) -> int:
+    def __len__(self) -> int:
         return self.choice.moments * self.manner.halves
 
     @property
@@ -106,7 +105,7 @@ class Sampling:
         order = torch.randperm(self.choice.moments, generator=_generator(self.seed, "order"))
         return CalibrationSet.from_items(
             (moments.pop(moment) for moment in order.tolist()),
-            conditional=torch.arange(self.samples) % self.manner.halves == 0,
+            conditional=torch.arange(len(self)) % self.manner.halves == 0,
             pair=torch.arange(self.choice.moments).repeat_interleave(self.manner.halves),
         )
 

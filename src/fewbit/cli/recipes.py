@@ -2,27 +2,72 @@
 
 from __future__ import annotations
 
+import textwrap
+from typing import TYPE_CHECKING
+
 import click
 
 from fewbit.cli.options import json_option
 from fewbit.cli.saying import say, show
 
+if TYPE_CHECKING:
+    from fewbit.engine.recipe import RecipeInfo
+
+WIDTH = 80
+
 
 @click.command()
+@click.argument("name", required=False)
 @json_option
-def recipes(as_json: bool) -> None:
-    """List the recipes and their bits.
+def recipes(name: str | None, as_json: bool) -> None:
+    """List the recipes, or tell all of the recipe NAME: bits, presets and settings.
 
     The first of a recipe's bits is its default.
     """
     from dataclasses import asdict
 
+    from fewbit.engine.recipe import method_named
     from fewbit.engine.recipe import recipes as known
 
+    if name is not None:
+        method_named(name)
+    chosen = [recipe for recipe in known() if name in (None, recipe.name)]
     if as_json:
-        show([asdict(recipe) for recipe in known()])
+        show([asdict(recipe) for recipe in chosen])
         return
-    for recipe in known():
-        say(f"{recipe.name}  {recipe.summary}")
-        say(f"  bits: {', '.join(recipe.bits)}")
-        say(f"  calibration: {'yes' if recipe.calibrated else 'none needed'}")
+    for recipe in chosen:
+        say("\n".join(_head(recipe) if name is None else [*_head(recipe), *_rest(recipe)]))
+
+
+def _head(recipe: RecipeInfo) -> list[str]:
+    return [
+        f"{recipe.name}  {recipe.summary}",
+        f"  bits: {', '.join(recipe.bits)}",
+        f"  calibration: {'yes' if recipe.calibrated else 'none needed'}",
+    ]
+
+
+def _rest(recipe: RecipeInfo) -> list[str]:
+    """Presets and settings, one indented paragraph each."""
+    presets = {
+        name: ", ".join(f"{key}={value}" for key, value in settings.items())
+        for name, settings in recipe.presets.items()
+    }
+    return [
+        *(["", "  presets"] if presets else []),
+        *(line for name, text in presets.items() for line in _paragraph(name, text)),
+        "",
+        "  settings",
+        *(
+            line
+            for one in recipe.settings
+            for line in _paragraph(f"{one.name}={one.default}", one.help, f"[{one.allowed}]")
+        ),
+    ]
+
+
+def _paragraph(name: str, *texts: str) -> list[str]:
+    first, *others = (
+        line for text in texts for line in textwrap.wrap(text, WIDTH - 28, break_long_words=False)
+    )
+    return [f"    {name:<23} {first}", *(f"{'':<28}{line}" for line in others)]

@@ -272,7 +272,7 @@ class _Rounding:
         put(self.modules, name, weight)
         job = self.plan.job_of_group(self.model, layer)
         if not any(job.linear(one).weight.is_meta for one in job.rules):
-            self.recipe.implementation.solve(job, self.recipe.settings)
+            self.recipe.method.solve(job, self.recipe.settings)
 
     def finish(self) -> Provenance:
         missing = self.plan.rules.keys() - self.sources.keys()
@@ -320,7 +320,7 @@ def _refuse_no_configuration(recipe: object, others: Mapping[str, Any]) -> None:
 
 
 def _refuse_calibrated(recipe: Recipe) -> None:
-    if recipe.implementation.CALIBRATED:
+    if recipe.method.calibrated:
         raise BadCalibration(
             f"{recipe.method} needs calibration and cannot be applied while loading; load the "
             f'pipeline, call fewbit.quantize(pipe, "{recipe.method}"), then pipe.save_pretrained'

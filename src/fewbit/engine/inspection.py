@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from fewbit.engine.recipe import unknown_part
 from fewbit.formats.names import brief, megabytes
 from fewbit.layers.attention import OPERANDS, quantized_attentions
 from fewbit.layers.linear import QLinear
@@ -55,6 +56,7 @@ class Inspection:
     layers: tuple[InspectedLayer, ...]
     attentions: tuple[InspectedAttention, ...]  # those with quantized matmuls
     other_bytes: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -81,6 +83,7 @@ class Inspection:
                 *rows,
                 *self._matmuls(),
                 f"  {'no linear layer':<70} {self.other_bytes / 1e6:>7.2f}",
+                *(f"  warning: {warning}" for warning in self.warnings),
             ]
         )
 
@@ -131,7 +134,9 @@ def _inspect_module(
         InspectedAttention(name, *(_way(getattr(matmuls, part)) for part in OPERANDS))
         for name, matmuls in quantized_attentions(module).items()
     )
-    return Inspection(structure.family, recipe, layers, attentions, structure.other_bytes)
+    unknown = None if recipe is None else unknown_part(recipe)
+    warnings = () if unknown is None else (f"made by a recipe of another fewbit: {unknown}",)
+    return Inspection(structure.family, recipe, layers, attentions, structure.other_bytes, warnings)
 
 
 def _layer(layer: Layer, module: nn.Module) -> InspectedLayer:

@@ -137,7 +137,7 @@ def make_plan(
     for layer in structure.layers:
         if layer.status != "quantize":
             continue
-        rule = recipe.implementation.rule(layer, recipe.variant, recipe.settings)
+        rule = recipe.method.rule_of(layer, recipe.variant, recipe.settings)
         if rule is not None:
             _check(model, layer, rule)
             rules[layer.name] = rule

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fewbit import registry
 from fewbit.errors import BadArgument
@@ -17,29 +17,30 @@ from fewbit.methods.method import Method, Rule
 
 @dataclass(frozen=True)
 class Recipe:
-    method: str
+    method: Method
     bits: str
-    settings: Any  # the method's own Settings
+    settings: Any  # the method's own
 
     @classmethod
-    def make(cls, method: str, bits: str | None, settings: Mapping[str, Any]) -> Recipe:
-        found = method_named(method)
-        bits = _bits(found, bits)
+    def make(cls, method: str | Method, bits: str | None, settings: Mapping[str, Any]) -> Recipe:
+        found = method if isinstance(method, Method) else method_named(method)
         settings = _with_preset(found, settings)
-        known = [f.name for f in fields(cast(Any, found.Settings))]
+        known = [one.name for one in fields(found.settings)]
         for name in settings:
             if name not in known:
                 raise BadArgument(
-                    f"{method} has no setting {name!r}; its settings: {', '.join(known)}"
+                    f"{found.name} has no setting {name!r}; its settings: {', '.join(known)}"
                 )
-        return cls(method, bits, found.Settings(**settings))
+        return cls(found, _bits(found, bits), found.settings(**settings))
 
     @classmethod
-    def resolve(cls, recipe: str | Path, bits: str | None, settings: Mapping[str, Any]) -> Recipe:
-        """A name or a JSON file as `to_dict` gives it, perhaps with bits after a colon.
-
-        Arguments override what the file says.
-        """
+    def resolve(
+        cls, recipe: str | Path | Method, bits: str | None, settings: Mapping[str, Any]
+    ) -> Recipe:
+        """A name or a JSON file as `to_dict` gives it, perhaps with bits after a colon, or a method
+        that is in no folder of fewbit's. Arguments override what the file says."""
+        if isinstance(recipe, Method):
+            return cls.make(recipe, bits, settings)
         recipe, bits = _one_of_both(recipe, bits)
         if not recipe.endswith(".json"):
             return cls.make(recipe, bits, settings)
@@ -51,47 +52,73 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {"method": self.method, "bits": self.bits, "settings": asdict(self.settings)}
-
-    @property
-    def implementation(self) -> Method:
-        return method_named(self.method)
+        return {"method": self.method.name, "bits": self.bits, "settings": asdict(self.settings)}
 
     @property
     def variant(self) -> Rule:
-        return self.implementation.VARIANTS[self.bits]
+        return self.method.variants[self.bits]
 
     def __str__(self) -> str:
-        return f"{self.method}:{self.bits}"
+        return f"{self.method.name}:{self.bits}"
+
+
+def unknown_part(recipe: Mapping[str, Any]) -> str | None:
+    """What this version of fewbit does not know of a recipe that a file tells; None if all."""
+    try:
+        Recipe.make(recipe["method"], recipe["bits"], recipe["settings"])
+    except BadArgument as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """A setting of a recipe: its default, what else is allowed, one line of help."""
+
+    name: str
+    default: Any
+    allowed: str
+    help: str
 
 
 @dataclass(frozen=True)
 class RecipeInfo:
-    """One line of `fewbit recipes`."""
+    """What a recipe is called, can do and can be told."""
 
     name: str
     bits: tuple[str, ...]
     calibrated: bool
     summary: str
+    presets: Mapping[str, Mapping[str, Any]]
+    settings: tuple[SettingInfo, ...]
 
 
 def recipes() -> list[RecipeInfo]:
     """All recipes by name, the default bits first."""
     return [
-        RecipeInfo(name, tuple(m.VARIANTS), m.CALIBRATED, m.SUMMARY)
+        RecipeInfo(name, tuple(m.variants), m.calibrated, m.summary, m.presets, _settings(m))
         for name, m in sorted(_methods().items())
     ]
 
 
+def _settings(method: Method) -> tuple[SettingInfo, ...]:
+    return tuple(
+        SettingInfo(one.name, one.default, str(one.metadata["limits"]), one.metadata["help"])
+        for one in fields(method.settings)
+    )
+
+
 def method_named(name: str) -> Method:
-    found = registry.find("methods", "NAME", name)
+    found: Any = registry.find("methods", "METHOD.name", name)
     if found is None:
         raise BadArgument(f"unknown recipe {name!r}; recipes: {', '.join(sorted(_methods()))}")
-    return cast(Method, found)
+    method: Method = found.METHOD
+    return method
 
 
 def _methods() -> dict[str, Method]:
-    return cast(dict[str, Method], registry.modules("methods", "NAME"))
+    modules: dict[str, Any] = registry.modules("methods", "METHOD.name")
+    return {name: module.METHOD for name, module in modules.items()}
 
 
 def split_bits(recipe: str) -> tuple[str, str | None]:
@@ -111,14 +138,14 @@ def _one_of_both(recipe: str | Path, bits: str | None) -> tuple[str, str | None]
 
 def _bits(method: Method, bits: str | None) -> str:
     if bits is None:
-        return next(iter(method.VARIANTS))
+        return next(iter(method.variants))
     full = str(bits).lower()
     short = full.startswith("w") and "a" not in full
     if short:
         full = f"{full}a16"
-    if full not in method.VARIANTS:
+    if full not in method.variants:
         raise BadArgument(
-            f"{method.NAME} has no bits {bits!r}; allowed: {', '.join(method.VARIANTS)}"
+            f"{method.name} has no bits {bits!r}; allowed: {', '.join(method.variants)}"
         )
     if short:
         _say_weights_only(method, bits, full)
@@ -128,10 +155,10 @@ def _bits(method: Method, bits: str | None) -> str:
 def _say_weights_only(method: Method, bits: str | None, full: str) -> None:
     """Who writes `w4` may have meant the inputs too, where the recipe has bits for both."""
     start = full.removesuffix("16")
-    others = [name for name in method.VARIANTS if name.startswith(start) and name != full]
+    others = [name for name in method.variants if name.startswith(start) and name != full]
     if others:
         warnings.warn(
-            f"{method.NAME} takes bits {bits!r} as {full}: weights only; with inputs: "
+            f"{method.name} takes bits {bits!r} as {full}: weights only; with inputs: "
             f"{', '.join(others)}",
             stacklevel=2,
         )
@@ -143,10 +170,10 @@ def _with_preset(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     preset = own.pop("preset", None)
     if preset is None:
         return own
-    if preset not in method.PRESETS:
-        allowed = ", ".join(method.PRESETS) or "none"
-        raise BadArgument(f"{method.NAME} has no preset {preset!r}; allowed: {allowed}")
-    return {**method.PRESETS[preset], **own}
+    if preset not in method.presets:
+        allowed = ", ".join(method.presets) or "none"
+        raise BadArgument(f"{method.name} has no preset {preset!r}; allowed: {allowed}")
+    return {**method.presets[preset], **own}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from fewbit.engine.workdir import BlockDone, Workdir
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.files import checked_path, keeping
 from fewbit.layers.linear import quantized_layers
-from fewbit.methods.method import BlockJob, ModelJob
+from fewbit.methods.method import BlockJob, Method, ModelJob
 from fewbit.models import Layer, ModelSpec, transformer_of
 from fewbit.printable import printable
 from fewbit.progress import Meter
@@ -46,7 +46,7 @@ BACK_AND_FORTH = 3  # times as long as forth alone
 
 def quantize(
     model: Any,
-    recipe: str | Path,
+    recipe: str | Path | Method,
     *,
     bits: str | None = None,
     calibration: int | Calibration | Iterable[Mapping[str, Any]] | None = None,
@@ -134,7 +134,7 @@ class _Run:
         self.sources = {name: digest(self._weight(name)) for name in plan.rules}
         self.work = None if workdir is None else Workdir(workdir, self._identity())
         settings = plan.recipe.settings
-        keeps = plan.recipe.implementation.TARGETS and settings.keep_original
+        keeps = plan.recipe.method.targets and settings.keep_original
         self.original = copy.deepcopy(self.transformer) if keeps else None
         self.data: CalibrationSet | None = None
         self.stream: BlockStream | None = None
@@ -162,7 +162,7 @@ class _Run:
 
     def survey(self) -> None:
         """What the method learns of the model before any block is solved."""
-        method = self.plan.recipe.implementation
+        method = self.plan.recipe.method
         if self.data is None or method.survey is None:
             return
         known = None if self.work is None else self.work.survey()
@@ -193,7 +193,7 @@ class _Run:
 
     def finish(self) -> None:
         """What a method does to the whole model in the end."""
-        method, settings = self.plan.recipe.implementation, self.plan.recipe.settings
+        method, settings = self.plan.recipe.method, self.plan.recipe.settings
         if method.finish is None or self.data is None:
             return
         exact = self.exact or self.stream
@@ -211,19 +211,18 @@ class _Run:
     def _expect(self) -> None:
         """The phases to come, in rows that are run through the transformer: coarse guesses, only
         for the time left until blocks are measured."""
-        method, settings = self.plan.recipe.implementation, self.plan.recipe.settings
-        rows = 0
+        method, settings = self.plan.recipe.method, self.plan.recipe.settings
+        if self.source is None:
+            self.meter.expect(BLOCKS)
+            return
+        rows = len(self.source)
         if isinstance(self.source, Sampling):
-            rows = self.source.samples
             self.meter.expect(CALIBRATION, self.source.rows_run)
-        elif self.source is not None:
-            rows = len(self.source)
-        if rows and method.survey is not None:
+        if method.survey is not None:
             self.meter.expect(SURVEY, BACK_AND_FORTH * rows)
-        batch = BACK_AND_FORTH * getattr(settings, "batch", 0)
-        self.meter.expect(BLOCKS, PASSES * rows + batch * getattr(settings, "steps", 0))
-        if rows and method.finish is not None:
-            self.meter.expect(TRAINING, batch * getattr(settings, "tuning", 0))
+        self.meter.expect(BLOCKS, PASSES * rows + BACK_AND_FORTH * settings.trained_rows)
+        if method.finish is not None:
+            self.meter.expect(TRAINING, BACK_AND_FORTH * settings.tuned_rows)
 
     def _track_survey(self, parts: Sequence[range]) -> Iterator[range]:
         return self.meter.track(SURVEY, parts, len(parts))
@@ -237,7 +236,7 @@ class _Run:
         originals = {name: job.linear(name) for name in job.rules}
         with written_on_copies(job.module):
             with _visiting(self.device, job.module):
-                self.plan.recipe.implementation.solve(job, self.plan.recipe.settings)
+                self.plan.recipe.method.solve(job, self.plan.recipe.settings)
             share_clock(self.transformer)
             outputs = {} if step is None else output_errors(step, job, originals)
             reports = [_layer_report(layer, job, originals[layer.name], outputs)
@@ -278,7 +277,7 @@ class _Run:
     def _exact_stream(self, data: CalibrationSet, entries: Entries | None) -> BlockStream | None:
         """A second one, where the method wants targets that quantized blocks have not touched."""
         recipe = self.plan.recipe
-        if not (recipe.implementation.TARGETS and recipe.settings.propagate):
+        if not (recipe.method.targets and recipe.settings.propagate):
             return None
         return self._stream(data, None if entries is None else entries.inside("exact"))
 
@@ -309,7 +308,7 @@ class _Run:
 
 def _asked(recipe: Recipe, calibration: object) -> Calibration | CalibrationSet | Iterable[Any]:
     """What a recipe is to see, judged as far as it can be before it is made."""
-    if calibration is not None and not recipe.implementation.CALIBRATED:
+    if calibration is not None and not recipe.method.calibrated:
         raise BadCalibration(f"{recipe.method} looks at no data; leave calibration out")
     if calibration is None:
         return Calibration()
@@ -333,7 +332,7 @@ def _source(
 ) -> CalibrationSet | Sampling | None:
     """What a calibrated recipe sees: what was given, or how the pipeline's own trajectories are
     to be sampled."""
-    if not recipe.implementation.CALIBRATED:
+    if not recipe.method.calibrated:
         return None
     if not isinstance(asked, Calibration):
         given = asked if isinstance(asked, CalibrationSet) else CalibrationSet.from_items(asked)
@@ -345,7 +344,7 @@ def _source(
             "its own; give calibration=[{...}, ...], dicts of its forward's keyword arguments, "
             "or quantize the whole pipeline"
         )
-    times = getattr(recipe.settings, "time_groups", 1)
+    times = recipe.settings.time_groups
     drawn = manner_of(model, asked)
     return Sampling.of(drawn, asked.samples or recipe.settings.samples, seed, times=times)
 

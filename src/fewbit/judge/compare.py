@@ -46,7 +46,7 @@ class Asked:
         text = text.strip()
         recipe = Recipe.resolve(text, None, {})
         name, _ = split_bits(text)
-        own = Path(name).stem if name.endswith(".json") else recipe.method
+        own = Path(name).stem if name.endswith(".json") else recipe.method.name
         return cls(f"{own}:{recipe.bits}", name, recipe)
 
     @property

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,18 +37,14 @@ from fewbit.formats import FORMATS, SCALES, QTensor, Spec
 from fewbit.layers.attention import QAttention, quantize_attention, refuse_bare_blocks
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
-from fewbit.methods.method import BlockJob, Rule, one_of, whole, within
+from fewbit.methods.method import BlockJob, Method, Rule
+from fewbit.methods.settings import Calibrated, modulation, setting
 from fewbit.models import Layer, Role
 from fewbit.rounding.adaround import Pull, RoundingLinear
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.grid import Grid, round_to_nearest
 
-NAME = "fp4dit"
-SUMMARY = "FP4 weights with learned rounding, FP6 or FP8 activations token by token"
-CALIBRATED = True
-TARGETS = True
-survey = finish = None
-PRESETS: dict[str, dict[str, object]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"samples": 128, "steps": 300},
     "sigma": {"formats": "role", "others": "e1m2"},
     "integer": {"formats": "role", "first": "int4", "others": "int4", "inputs": "integer"},
@@ -74,60 +71,71 @@ VARIANTS = {"w4a6": _floats("e2m3"), "w4a8": _floats("e3m4"), "w4a16": _floats(N
 
 
 @dataclass(frozen=True)
-class Settings:
-    samples: int = 512  # forward rows seen in calibration
-    steps: int = 2500  # of training, for each block; 0 rounds to nearest
-    batch: int = 16  # rows in each
-    formats: str = "auto"  # of weights: for each layer the one that loses least; or by "role"
-    first: str = BY_ROLE[0]  # of the first linear of a feed-forward
-    others: str = BY_ROLE[1]
-    inputs: str = "float"  # or "integer", or a format of as many bits
-    ranges: str = "token"  # of inputs, measured at run time; or "tensor", known beforehand
-    attention: str = "quantize"  # what its matmuls read, as other inputs; or "skip"
-    softmax: str = "keep"  # or "fp8", unsigned: what comes out of it
-    group: int = 128  # inputs that share a scale, or a lower number that divides a layer's
-    clip: bool = True  # scales may lie below the largest weight where that loses less
-    scale_aware: bool = True  # a step of the training moves all weights alike
-    rate: float = 0.2  # of the auxiliary variables
-    bias_rate: float = 1e-3  # 0 leaves biases as they are
-    penalty: float = 100.0  # on weights that have not decided, in units of the loss to be lowered
-    warmup: float = 0.2  # share of the training without it
-    precision: str = "bf16"  # of the products in training: much faster where it is native; "fp32"
-    propagate: bool = True  # blocks are trained on what the quantized ones before them give
-    adaln: str = "same"  # the modulation linear, weight-only: "same", "int8" or "keep"
+class Settings(Calibrated):
+    steps: int = setting(2500, least=0, help="of training, for each block; 0 rounds to nearest")
+    batch: int = setting(16, least=1, help="rows in each step")
+    formats: str = setting(
+        "auto",
+        allowed=("auto", "role"),
+        help="of weights: by what a layer loses, or by role",
+    )
+    first: str = setting(
+        BY_ROLE[0], allowed=WEIGHTS, help="of the first linear of a feed-forward, by role"
+    )
+    others: str = setting(BY_ROLE[1], allowed=WEIGHTS, help="of all other linears, by role")
+    inputs: str = setting(
+        "float",
+        allowed=("float", "integer", *INPUTS[6], *INPUTS[8]),
+        help="float, integer, or a format of as many bits",
+    )
+    ranges: str = setting(
+        "token",
+        allowed=("token", "tensor"),
+        help="of inputs: as measured, or known before",
+    )
+    attention: str = setting(
+        "quantize", allowed=("quantize", "skip"), help="what its matmuls read; skip leaves them"
+    )
+    softmax: str = setting(
+        "keep", allowed=("keep", "fp8"), help="what comes out of it; fp8 is unsigned"
+    )
+    group: int = setting(
+        128, least=1, help="inputs that share a scale, or a lower number that divides a layer's"
+    )
+    clip: bool = setting(True, help="scales may lie below the largest weight where that loses less")
+    scale_aware: bool = setting(True, help="a step of the training moves all weights alike")
+    rate: float = setting(0.2, above=0, help="of the auxiliary variables")
+    bias_rate: float = setting(1e-3, least=0, help="of biases; 0 leaves them as they are")
+    penalty: float = setting(
+        100.0, least=0, help="on undecided weights, in units of the loss to be lowered"
+    )
+    warmup: float = setting(0.2, least=0, below=1, help="share of the training without the penalty")
+    precision: str = setting(
+        "bf16",
+        allowed=("bf16", "fp32"),
+        help="of the products in training",
+    )
+    adaln: str = modulation("same")
 
-    keep_original = False
+    @property
+    def trained_rows(self) -> int:
+        return self.steps * self.batch
 
-    def __post_init__(self) -> None:
-        for name in ("clip", "scale_aware", "propagate"):
-            one_of(name, getattr(self, name), (True, False))
-        one_of("formats", self.formats, ("auto", "role"))
-        one_of("first", self.first, WEIGHTS)
-        one_of("others", self.others, WEIGHTS)
+    def check(self) -> None:
         if self.formats == "auto" and (self.first, self.others) != BY_ROLE:
             raise BadArgument('first and others are only read with formats="role"')
-        one_of("inputs", self.inputs, ("float", "integer", *INPUTS[6], *INPUTS[8]))
-        one_of("ranges", self.ranges, ("token", "tensor"))
-        one_of("attention", self.attention, ("quantize", "skip"))
-        one_of("softmax", self.softmax, ("keep",) if self.attention == "skip" else ("keep", "fp8"))
-        one_of("precision", self.precision, ("bf16", "fp32"))
-        one_of("adaln", self.adaln, ("same", "int8", "keep"))
-        for name, least in (("samples", 1), ("batch", 1), ("group", 1), ("steps", 0)):
-            whole(name, getattr(self, name), least)
-        within("rate", self.rate, 0, None)
-        for name in ("bias_rate", "penalty", "warmup"):
-            if getattr(self, name) != 0:
-                within(name, getattr(self, name), 0, 1 if name == "warmup" else None)
+        if self.softmax == "fp8" and self.attention == "skip":
+            raise BadArgument(
+                "setting softmax cannot be 'fp8' with attention='skip'; allowed: keep"
+            )
 
 
-def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
-    if layer.role is Role.ADALN and settings.adaln != "same":
-        return None if settings.adaln == "keep" else Rule(Spec(FORMATS["int8"]))
+def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
     early = settings.formats == "role" and layer.role is Role.FC1
     fmt = FORMATS[settings.first if early else settings.others]
     columns = layer.shape[1]
     weight = replace(variant.weight, format=fmt, span=_span(columns, settings.group))
-    return Rule(weight, None if layer.role is Role.ADALN else _inputs(variant, settings))
+    return Rule(weight, _inputs(variant, settings))
 
 
 def _span(columns: int, group: int) -> int | str:
@@ -331,3 +339,15 @@ def _settled(
     for layer in layers.values():
         layer.settled = False
     return sum(found) / len(found)
+
+
+METHOD = Method(
+    "fp4dit",
+    "FP4 weights with learned rounding, FP6 or FP8 activations token by token",
+    VARIANTS,
+    Settings,
+    rule,
+    solve,
+    targets=True,
+    presets=PRESETS,
+)

@@ -24,7 +24,8 @@ from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import FORMATS, Format, FormatChoice, QTensor, Spec
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
-from fewbit.methods.method import BlockJob, Rule, one_of, whole, within
+from fewbit.methods.method import BlockJob, Method, Rule
+from fewbit.methods.settings import Calibrated, setting
 from fewbit.models import Attention, Layer, Role
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.gptq import Order, gptq
@@ -34,13 +35,6 @@ from fewbit.transforms.chain import Chain
 from fewbit.transforms.hadamard import Block, Hadamard, HadamardTransform
 from fewbit.transforms.smooth import Smooth, smoothing_scales
 from fewbit.transforms.transform import Transform
-
-NAME = "hq-dit"
-SUMMARY = "FP4 weights and activations: Hadamard rotation, format selection, GPTQ on floats"
-CALIBRATED = True
-TARGETS = False
-survey = finish = None
-PRESETS = {"fast": {"samples": 64}}
 
 
 def _row(name: str) -> Spec:
@@ -62,44 +56,44 @@ MUCH_WORSE = 1.25  # 1 dB: less is chance
 
 
 @dataclass(frozen=True)
-class Settings:
-    samples: int = 512  # forward rows seen in calibration
-    hadamard: bool = True
-    block: Block = "auto"  # of the rotation: a size, None for the full width, "auto"
-    selection: str = "ratio"  # of the weight's format: "ratio", "mse" or "off"
-    selection_per: str = "layer"  # or "channel": every output channel has its own
-    alpha: float = 0.25  # of the quantile in the ratio
-    activation_format: str = "fixed"  # or "auto": per layer, by error on calibration inputs
-    gptq: bool = True
-    damping: float = 0.01
-    order: Order = "natural"  # or "activation": loudest channels first
-    clip: bool = True  # scales may lie below the largest weight where that loses less
-    propagate: bool = True  # later blocks see what the quantized earlier ones give
-    smooth: float | None = None  # strength of per-channel smoothing before the rotation
-    adaln: str = "int8"  # the modulation linear, weight-only: "same", "int8" or "keep"
+class Settings(Calibrated):
+    hadamard: bool = setting(True, help="rotate inputs and weights")
+    block: Block = setting(
+        "auto",
+        number=int,
+        least=2,
+        allowed=("auto", None),
+        help="of the rotation: a size, None for the full width, auto",
+    )
+    selection: str = setting(
+        "ratio", allowed=("ratio", "mse", "off"), help="how the weight's format is chosen"
+    )
+    selection_per: str = setting(
+        "layer", allowed=("layer", "channel"), help="what has a weight format of its own"
+    )
+    alpha: float = setting(0.25, above=0, below=1, help="of the quantile in the ratio")
+    activation_format: str = setting(
+        "fixed", allowed=("fixed", "auto"), help="auto: per layer, by error on calibration inputs"
+    )
+    gptq: bool = setting(True, help="round weights by GPTQ, not to the nearest level")
+    damping: float = setting(0.01, above=0, below=1, help="of GPTQ's second moments")
+    order: Order = setting(
+        "natural", allowed=("natural", "activation"), help="activation: loudest channels first"
+    )
+    clip: bool = setting(True, help="scales may lie below the largest weight where that loses less")
+    smooth: float | None = setting(
+        None,
+        number=float,
+        above=0,
+        below=1,
+        allowed=(None,),
+        help="strength of per-channel smoothing before the rotation",
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("hadamard", "gptq", "clip", "propagate"):
-            one_of(name, getattr(self, name), (True, False))
-        one_of("selection", self.selection, ("ratio", "mse", "off"))
-        one_of("selection_per", self.selection_per, ("layer", "channel"))
-        one_of("activation_format", self.activation_format, ("fixed", "auto"))
-        one_of("order", self.order, ("natural", "activation"))
-        one_of("adaln", self.adaln, ("same", "int8", "keep"))
-        within("alpha", self.alpha, 0, 1)
-        whole("samples", self.samples, 1)
-        within("damping", self.damping, 0, 1)
-        within("smooth", self.smooth, 0, 1, or_none=True)
-        if not (self.block in ("auto", None) or (type(self.block) is int and self.block > 1)):
-            raise BadArgument(f"setting block cannot be {self.block!r}; allowed: auto, None, N > 1")
 
-
-def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
-    if layer.role is not Role.ADALN:
-        _check_width(layer, settings)
-        return variant
-    weight = {"same": variant.weight, "int8": _row("int8"), "keep": None}[settings.adaln]
-    return None if weight is None else Rule(weight)
+def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
+    _check_width(layer, settings)
+    return variant
 
 
 def _check_width(layer: Layer, settings: Settings) -> None:
@@ -279,3 +273,14 @@ def _lost(x: Tensor, weight: Tensor, rule: Rule, exact: Tensor) -> float:
     assert rule.activation is not None
     rounded = rule.activation.round(x) @ rule.weight.round(weight).T
     return float((rounded - exact).square().sum() / exact.square().sum())
+
+
+METHOD = Method(
+    "hq-dit",
+    "FP4 weights and activations: Hadamard rotation, format selection, GPTQ on floats",
+    VARIANTS,
+    Settings,
+    rule,
+    solve,
+    presets={"fast": {"samples": 64}},
+)

@@ -1,39 +1,22 @@
-"""What a method file holds, and what the engine hands it.
+"""What a method is, and the jobs it is given.
 
-A method is a module with
-    NAME, SUMMARY   what it is called and one line about it
-    VARIANTS        bits -> Rule; the first is the default
-    CALIBRATED      whether it needs to see data; its Settings then say how many `samples`, and
-                    with `propagate` whether later blocks see what the quantized earlier ones give.
-                    `time_groups`, if they have it, are the different timesteps it needs at least,
-                    `steps` of `batch` rows the training of each block, and `tuning` those of the
-                    whole model
-    TARGETS         whether it needs what was given in full precision: `exact` of its jobs, and of
-                    `finish` the outputs. Its Settings then say with `keep_original` whether a copy
-                    of the model stays beside
-    PRESETS         name -> settings that belong together
-    Settings        a frozen dataclass of its settings with their defaults, checked on construction
-    rule(layer, variant, settings) -> Rule | None      what a layer becomes; None keeps it
-    survey(job, settings) -> tensors by name           or None: what it learns of the whole model
-                    in full precision, before any block is solved
-    solve(job, settings) -> None                       replaces the layers of one block
-    finish(job, settings) -> bool                      or None: changes the whole model in the end,
-                    layers of the same kinds in their places; whether there was anything to do
+A method is one file in this folder: its `Settings`, its functions, and at the end one value
+`METHOD = Method(...)` that says it all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from fewbit.calibration import CalibrationSet, Step
 from fewbit.calibration.observe import Seen, observe
-from fewbit.errors import BadArgument
-from fewbit.formats import QTensor, Spec
+from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.layers.linear import QLinear
+from fewbit.methods.settings import Calibrated, Common
 from fewbit.models import Attention, Layer, Role
 from fewbit.progress import Track
 
@@ -139,46 +122,42 @@ class Solved:
         return rule.weight.round(weight) if self.plain is None else self.plain.dequantize()
 
 
-class Method(Protocol):
-    NAME: str
-    SUMMARY: str
-    VARIANTS: Mapping[str, Rule]
-    CALIBRATED: bool
-    TARGETS: bool
-    PRESETS: Mapping[str, Mapping[str, Any]]
-    Settings: Callable[..., Any]
+@dataclass(frozen=True)
+class Method:
+    """A way of quantizing: its bits, its settings, and what it does to a layer and to a block.
 
-    def rule(self, layer: Layer, variant: Rule, settings: Any) -> Rule | None: ...
+    `rule` says what a layer becomes (None keeps it), `solve` replaces the layers of one block.
+    `survey` learns of the whole model in full precision, before any block is solved. `finish`
+    changes the whole model in the end, layers of the same kinds in their places, and says whether
+    there was anything to do. A calibrated method sees data, and its settings are
+    `Calibrated`; one with `targets` also sees what full precision gives: `exact` of its
+    jobs, and the outputs for `finish`.
+    """
 
-    def solve(self, job: BlockJob, settings: Any) -> None: ...
+    name: str
+    summary: str
+    variants: Mapping[str, Rule]  # bits -> the rule they stand for, the default first
+    settings: type[Common]
+    rule: Callable[[Layer, Rule, Any], Rule | None]
+    solve: Callable[[BlockJob, Any], None]
+    survey: Callable[[SurveyJob, Any], Mapping[str, Tensor]] | None = None
+    finish: Callable[[ModelJob, Any], bool] | None = None
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    targets: bool = False
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
-    def survey(self) -> Callable[[SurveyJob, Any], Mapping[str, Tensor]] | None: ...
+    def calibrated(self) -> bool:
+        return issubclass(self.settings, Calibrated)
 
-    @property
-    def finish(self) -> Callable[[ModelJob, Any], bool] | None: ...
-
-
-def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """For Settings.__post_init__."""
-    if value not in allowed:
-        listed = ", ".join(map(str, allowed))
-        raise BadArgument(f"setting {name} cannot be {value!r}; allowed: {listed}")
-
-
-def within(name: str, value: object, low: float, high: float | None, or_none: bool = False) -> None:
-    """For Settings.__post_init__: strictly between, `high` None meaning without end."""
-    if or_none and value is None:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low < value < (float("inf") if high is None else high):  # type: ignore[operator]
-        allowed = f"above {low:g}" if high is None else f"between {low:g} and {high:g}"
-        without = ", or None (null on the command line) to leave it out" if or_none else ""
-        raise BadArgument(f"setting {name} must be a number {allowed}{without}, got {value!r}")
-
-
-def whole(name: str, value: object, least: int) -> None:
-    """For Settings.__post_init__."""
-    if type(value) is not int or value < least:
-        kind = "a positive integer" if least == 1 else f"a whole number, {least} or more"
-        raise BadArgument(f"setting {name} must be {kind}, got {value!r}")
+    def rule_of(self, layer: Layer, variant: Rule, settings: Common) -> Rule | None:
+        """The method's own rule, but for the modulation: one row per image, whose input is never
+        rounded."""
+        if layer.role is not Role.ADALN:
+            return self.rule(layer, variant, settings)
+        if settings.adaln != "same":
+            return Rule(Spec(FORMATS["int8"])) if settings.adaln == "int8" else None
+        rule = self.rule(layer, variant, settings)
+        return None if rule is None else Rule(rule.weight)

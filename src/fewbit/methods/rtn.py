@@ -14,15 +14,9 @@ from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, QTensor, Spec
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
-from fewbit.methods.method import BlockJob, Rule, one_of, whole
-from fewbit.models import Layer, Role
-
-NAME = "rtn"
-SUMMARY = "plain rounding to nearest: no data, no search, the floor for all others"
-CALIBRATED = False
-TARGETS = False
-survey = finish = None
-PRESETS: dict[str, dict[str, object]] = {}
+from fewbit.methods.method import BlockJob, Method, Rule
+from fewbit.methods.settings import Common, setting
+from fewbit.models import Layer
 
 
 def _row(name: str) -> Spec:
@@ -43,23 +37,15 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    group_size: int | None = None  # columns per weight scale instead of one scale per row
-    asymmetric: bool = False  # integer weights with a zero point
-    adaln: str = "int8"  # the modulation linear, always weight-only: "int8", "same" or "keep"
-
-    def __post_init__(self) -> None:
-        one_of("adaln", self.adaln, ("int8", "same", "keep"))
-        one_of("asymmetric", self.asymmetric, (True, False))
-        if self.group_size is not None:
-            whole("group_size", self.group_size, 1)
+class Settings(Common):
+    group_size: int | None = setting(
+        None, number=int, least=1, allowed=(None,), help="columns per weight scale, else a row"
+    )
+    asymmetric: bool = setting(False, help="integer weights with a zero point")
 
 
-def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
-    if layer.role is Role.ADALN and settings.adaln != "same":
-        return None if settings.adaln == "keep" else Rule(_row("int8"))
-    weight = _weight_spec(variant.weight, settings)
-    return Rule(weight, None if layer.role is Role.ADALN else variant.activation)
+def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
+    return replace(variant, weight=_weight_spec(variant.weight, settings))
 
 
 def _weight_spec(spec: Spec, settings: Settings) -> Spec:
@@ -84,3 +70,13 @@ def solve(job: BlockJob, settings: Settings) -> None:
             linear, weight = job.linear(name), job.weight(name)
             packed = QTensor.quantize(weight, job.rules[name].weight)
             job.replace(name, QLinear(packed, linear.bias, stage), target=weight)
+
+
+METHOD = Method(
+    "rtn",
+    "plain rounding to nearest: no data, no search, the floor for all others",
+    VARIANTS,
+    Settings,
+    rule,
+    solve,
+)

@@ -35,17 +35,11 @@ from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.layers.attention import QAttention, quantize_attention, refuse_bare_blocks, scores_of
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
-from fewbit.methods.method import BlockJob, Rule, SurveyJob, one_of, whole, within
+from fewbit.methods.method import BlockJob, Method, Rule, SurveyJob
+from fewbit.methods.settings import Calibrated, setting
 from fewbit.models import Layer, Role
 from fewbit.rounding.steps import Search, factors, in_cache, powers
 from fewbit.transforms.smooth import Smooth, smoothing_scales
-
-NAME = "tq-dit"
-SUMMARY = "static int8 and int6, attention included: time groups, two regions, Fisher weights"
-CALIBRATED = True
-TARGETS = False
-finish = None
-PRESETS = {"fast": {"samples": 80, "candidates": 40, "rounds": 1}}
 
 
 def _static(weight: str, activation: str) -> Rule:
@@ -64,39 +58,37 @@ ATTENDING_PAIRS = 40  # of rows, over all time groups
 
 
 @dataclass(frozen=True)
-class Settings:
-    samples: int = 320  # forward rows seen in calibration
-    groups: int = 10  # of the timestep
-    rounds: int = 3
-    candidates: int = 100
-    granularity: str = "channel"  # of weight steps; or "tensor", as published
-    ho: bool = True
-    mrq: bool = True
-    tgq: bool = True
-    time_group_all: bool = True  # or only the shares that come out of the softmax, as published
-    attention: str = "quantize"  # or "skip": its two matmuls stay as they are
-    smooth: float | None = 0.5  # strength of per-channel smoothing; None as published
-    adaln: str = "int8"  # the modulation linear, weight-only; or "keep", as published
-    propagate: bool = True  # later blocks see what the quantized earlier ones give
-
-    def __post_init__(self) -> None:
-        within("smooth", self.smooth, 0, 1, or_none=True)
-        for name in ("ho", "mrq", "tgq", "time_group_all", "propagate"):
-            one_of(name, getattr(self, name), (True, False))
-        one_of("granularity", self.granularity, ("channel", "tensor"))
-        one_of("attention", self.attention, ("quantize", "skip"))
-        one_of("adaln", self.adaln, ("int8", "keep"))
-        for name in ("samples", "groups", "rounds", "candidates"):
-            whole(name, getattr(self, name), 1)
+class Settings(Calibrated):
+    groups: int = setting(10, least=1, help="time groups, which steps are known for")
+    samples: int = setting(320, least=1, help="forward rows seen, spread over the time groups")
+    rounds: int = setting(3, least=1, help="of the search, weight and input in turn")
+    candidates: int = setting(100, least=1, help="steps tried in each search")
+    granularity: str = setting(
+        "channel", allowed=("channel", "tensor"), help="of weight steps; tensor as published"
+    )
+    ho: bool = setting(True, help="errors are weighted by squared gradients")
+    mrq: bool = setting(True, help="two regions for what leaves a softmax or a GELU")
+    tgq: bool = setting(True, help="steps are grouped over the timestep")
+    time_group_all: bool = setting(
+        True, help="all static steps are grouped; as published those of the softmax alone"
+    )
+    attention: str = setting(
+        "quantize", allowed=("quantize", "skip"), help="its two matmuls; skip leaves them"
+    )
+    smooth: float | None = setting(
+        0.5,
+        above=0,
+        below=1,
+        allowed=(None,),
+        help="strength of per-channel smoothing; None as published",
+    )
 
     @property
     def time_groups(self) -> int:
         return self.groups if self.tgq else 1
 
 
-def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
-    if layer.role is Role.ADALN:
-        return None if settings.adaln == "keep" else Rule(Spec(FORMATS["int8"]))
+def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
     one_step = settings.granularity == "tensor" and layer.role is not Role.QKV
     return replace(variant, weight=replace(variant.weight, span="tensor" if one_step else "row"))
 
@@ -547,3 +539,15 @@ def _signs(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
     """Random ±1, of unit norm along the mixtures."""
     coins = torch.randint(2, shape, generator=random, dtype=torch.int8)
     return (2 * coins - 1).float() / shape[-2] ** 0.5
+
+
+METHOD = Method(
+    "tq-dit",
+    "static int8 and int6, attention included: time groups, two regions, Fisher weights",
+    VARIANTS,
+    Settings,
+    rule,
+    solve,
+    survey=survey,
+    presets={"fast": {"samples": 80, "candidates": 40, "rounds": 1}},
+)

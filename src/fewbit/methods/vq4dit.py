@@ -32,17 +32,13 @@ from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, SCALES, Codebook, QTensor, Spec
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
-from fewbit.methods.method import BlockJob, ModelJob, Rule, one_of, whole, within
-from fewbit.models import Layer, Role
+from fewbit.methods.method import BlockJob, Method, ModelJob, Rule
+from fewbit.methods.settings import Calibrated, modulation, setting
+from fewbit.models import Layer
 from fewbit.rounding.candidates import VectorLinear
 from fewbit.rounding.vector import vector_quantize
 
-NAME = "vq4dit"
-SUMMARY = "2 and 3 bit weights: codebooks and assignments, calibrated together without data"
-CALIBRATED = True
-TARGETS = True
-survey = None
-PRESETS: dict[str, dict[str, object]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"samples": 64, "steps": 100},
     "published": {"scope": "model", "candidates": 2, "weighted": False, "row_scales": False},
 }
@@ -64,45 +60,54 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    samples: int = 512  # forward rows seen in calibration
-    steps: int = 300  # of training, for each block (or once, for the model)
-    batch: int = 16  # rows in each
-    candidates: int = 3  # entries that a vector may become; 1 trains no assignments
-    ratios: str = "distance"  # at first: by inverse "distance", or "uniform"
-    freeze_from: float = 0.1  # share of the training at which the first vectors are frozen
-    freeze_to: float = 0.7  # and the last
-    precision: str = "bf16"  # of the products in training: much faster where it is native; "fp32"
-    penalty: float = 0.0  # on ratios that have not decided
-    rate: float = 1e-2  # of codebooks, in units of their root mean square
-    ratio_rate: float = 0.15  # of the logits of the ratios
-    bias_rate: float = 1e-3
-    gain_rate: float = 1e-3  # of the scales of output channels, relative
-    weighted: bool = True  # k-means counts an error by the inputs it meets
-    row_scales: bool = True  # each output channel has a scale of its own
-    scope: str = "block"  # or "model": all blocks at once, as published
-    tuning: int = 0  # steps of a last training of codebooks and biases on the model's output
-    propagate: bool = True  # blocks are trained on what the quantized ones before them give
-    adaln: str = "same"  # the modulation linear: "same", "int8" or "keep"
+class Settings(Calibrated):
+    steps: int = setting(300, least=0, help="of training, for each block (or once, for the model)")
+    batch: int = setting(16, least=1, help="rows in each step")
+    candidates: int = setting(
+        3,
+        allowed=tuple(range(1, MOST_CANDIDATES + 1)),
+        help="entries that a vector may become; 1 trains no assignments",
+    )
+    ratios: str = setting(
+        "distance", allowed=("distance", "uniform"), help="of candidates at first: inverse or equal"
+    )
+    freeze_from: float = setting(
+        0.1, least=0, below=1, help="share of the training at which the first vectors are frozen"
+    )
+    freeze_to: float = setting(0.7, above=0, help="and the last")
+    precision: str = setting(
+        "bf16",
+        allowed=("bf16", "fp32"),
+        help="of the products in training",
+    )
+    penalty: float = setting(0.0, least=0, help="on ratios that have not decided")
+    rate: float = setting(1e-2, above=0, help="of codebooks, in units of their root mean square")
+    ratio_rate: float = setting(0.15, above=0, help="of the logits of the ratios")
+    bias_rate: float = setting(1e-3, above=0, help="of biases")
+    gain_rate: float = setting(1e-3, above=0, help="of the scales of output channels, relative")
+    weighted: bool = setting(True, help="k-means counts an error by the inputs it meets")
+    row_scales: bool = setting(True, help="each output channel has a scale of its own")
+    scope: str = setting(
+        "block", allowed=("block", "model"), help="what is trained at once; model as published"
+    )
+    tuning: int = setting(
+        0, least=0, help="steps of a last training of codebooks and biases on the model's output"
+    )
+    adaln: str = modulation("same")
+
+    @property
+    def trained_rows(self) -> int:
+        return self.steps * self.batch
+
+    @property
+    def tuned_rows(self) -> int:
+        return self.tuning * self.batch
 
     @property
     def keep_original(self) -> bool:
         return self.scope == "model"
 
-    def __post_init__(self) -> None:
-        for name in ("weighted", "row_scales", "propagate"):
-            one_of(name, getattr(self, name), (True, False))
-        one_of("ratios", self.ratios, ("distance", "uniform"))
-        one_of("scope", self.scope, ("block", "model"))
-        one_of("precision", self.precision, ("bf16", "fp32"))
-        one_of("adaln", self.adaln, ("same", "int8", "keep"))
-        one_of("candidates", self.candidates, tuple(range(1, MOST_CANDIDATES + 1)))
-        for name in ("rate", "ratio_rate", "bias_rate", "gain_rate"):
-            within(name, getattr(self, name), 0, None)
-        for name, least in (("samples", 1), ("batch", 1), ("steps", 0), ("tuning", 0)):
-            whole(name, getattr(self, name), least)
-        if self.penalty != 0:
-            within("penalty", self.penalty, 0, None)
+    def check(self) -> None:
         if not 0 <= self.freeze_from < self.freeze_to <= 1:
             raise BadArgument(
                 f"freezing cannot go from {self.freeze_from} to {self.freeze_to} of the training; "
@@ -110,15 +115,13 @@ class Settings:
             )
 
 
-def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule | None:
-    if layer.role is Role.ADALN and settings.adaln != "same":
-        return None if settings.adaln == "keep" else Rule(Spec(FORMATS["int8"]))
+def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
     fmt = variant.weight.format
     assert isinstance(fmt, Codebook)
     spec = replace(variant.weight, format=fmt.for_size(*layer.shape))
     if settings.row_scales:
         spec = replace(spec, span="row", scale=SCALES["fp16"])
-    return Rule(spec, None if layer.role is Role.ADALN else variant.activation)
+    return Rule(spec, variant.activation)
 
 
 def solve(job: BlockJob, settings: Settings) -> None:
@@ -317,3 +320,16 @@ def _block_outputs(model: nn.Module, blocks: Iterable[str], minibatch: Minibatch
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+METHOD = Method(
+    "vq4dit",
+    "2 and 3 bit weights: codebooks and assignments, calibrated together without data",
+    VARIANTS,
+    Settings,
+    rule,
+    solve,
+    finish=finish,
+    targets=True,
+    presets=PRESETS,
+)

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activations.activation import Activation
-from fewbit.engine.recipe import Recipe
-from fewbit.errors import BadArgument, BadModel, BrokenFile
+from fewbit.errors import BadModel, BrokenFile
 from fewbit.formats import QTensor
 from fewbit.formats.choice import FormatChoice
 from fewbit.layers.linear import QLinear
@@ -101,7 +100,7 @@ class Manifest:
         origin = content.pop("provenance")
         _refuse_other_fields(origin, _PROVENANCE, where)
         provenance = Provenance(**origin)
-        _refuse_unknown(provenance.recipe, where)
+        _refuse_other_fields(provenance.recipe, _RECIPE, f"{where}: the recipe")
         manifest = cls(provenance=provenance, **content)
         for table in (manifest.aliases, manifest.crc32):
             if not all(isinstance(value, str) for value in table.values()):
@@ -200,16 +199,6 @@ def _refuse_other_fields(content: dict[str, Any], kinds: dict[str, type], where:
             raise BrokenFile(
                 f"{where}: {name} must be a {kind.__name__}, got {str(content[name])[:80]!r}"
             )
-
-
-def _refuse_unknown(recipe: dict[str, Any], where: str) -> None:
-    _refuse_other_fields(recipe, _RECIPE, f"{where}: the recipe")
-    try:
-        Recipe.make(**recipe)
-    except BadArgument as error:
-        raise BrokenFile(f"{where}: {str(error)[:300]}") from None
-    except (TypeError, ValueError) as error:  # of a value that no setting takes
-        raise BrokenFile(f"{where}: the recipe is not one: {error!r:.200}") from None
 
 
 def _by_name(headers: Iterable[Header]) -> dict[str, tuple[Stored, Path]]:

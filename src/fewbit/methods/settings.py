@@ -1,0 +1,124 @@
+"""Settings of a method, each declared once: its default, what is allowed, one line of help."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fewbit.errors import BadArgument
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The values that a setting may have: those of `allowed`, and numbers if it has bounds."""
+
+    allowed: tuple[Any, ...]
+    number: type | None  # int, float or none
+    least: float | None
+    above: float | None
+    below: float | None
+
+    def __contains__(self, value: Any) -> bool:
+        if any(value == one and type(value) is type(one) for one in self.allowed):
+            return True
+        whole = type(value) is int
+        if not (whole if self.number is int else self.number and (whole or type(value) is float)):
+            return False
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = [_word(one) for one in self.allowed]
+        if self.number is None:
+            return ", ".join(words)
+        kind = "a whole number" if self.number is int else "a number"
+        bounds = (
+            (self.least, "of {:g} or more"),
+            (self.above, "above {:g}"),
+            (self.below, "below {:g}"),
+        )
+        said = " and ".join(text.format(bound) for bound, text in bounds if bound is not None)
+        return ", ".join([f"{kind} {said}".rstrip(), *words])
+
+
+def _word(value: Any) -> str:
+    return "None (null on the command line)" if value is None else str(value)
+
+
+def setting(
+    default: Any,
+    *,
+    help: str,
+    allowed: tuple[Any, ...] = (),
+    number: type | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of a method's settings. A number as default asks for numbers of its type, a bool
+    for one of the two."""
+    if isinstance(default, bool):
+        allowed = (True, False)
+    elif isinstance(default, int | float) and default not in allowed:
+        number = type(default)
+    limits = Limits(allowed, number, least, above, below)
+    return field(default=default, metadata={"help": help, "limits": limits})
+
+
+def modulation(default: str) -> Any:
+    """The setting of the modulation linear (adaLN), which `Method.rule_of` obeys."""
+    return setting(
+        default,
+        allowed=("same", "int8", "keep"),
+        help="the modulation linear, weight-only: as the others, int8, or kept",
+    )
+
+
+@dataclass(frozen=True)
+class Common:
+    """The settings of every method; each adds its own."""
+
+    adaln: str = modulation("int8")
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, limits = getattr(self, one.name), one.metadata["limits"]
+            if value not in limits:
+                raise BadArgument(f"setting {one.name} cannot be {value!r}; allowed: {limits}")
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what single settings allow and together do not."""
+
+
+@dataclass(frozen=True)
+class Calibrated(Common):
+    """The settings of every method that sees data."""
+
+    samples: int = setting(512, least=1, help="forward rows seen in calibration")
+    propagate: bool = setting(True, help="later blocks see what the quantized earlier ones give")
+
+    @property
+    def time_groups(self) -> int:
+        """How many different timesteps the method needs at least."""
+        return 1
+
+    @property
+    def trained_rows(self) -> int:
+        """How many rows the training of a block sees, those of all steps together."""
+        return 0
+
+    @property
+    def tuned_rows(self) -> int:
+        """How many rows the training of the whole model in the end sees."""
+        return 0
+
+    @property
+    def keep_original(self) -> bool:
+        """Whether a copy of the model in full precision stays until the end."""
+        return False
