@@ -131,6 +131,16 @@ def test_two_methods_never_import_each_other():
         assert all(name.startswith(shared) for name in others), file
 
 
+def test_only_formats_ask_what_kind_a_format_is():
+    """A new kind of format would be forgotten there."""
+    from fewbit.formats import Codebook, FormatChoice, Integer, Minifloat
+
+    kinds = "|".join(one.__name__ for one in (Codebook, FormatChoice, Integer, Minifloat))
+    asked = re.compile(rf"isinstance\([^)]*\b({kinds})\b")
+    for file in FILES:
+        assert room(file) == "formats" or not asked.search(file.read_text()), file
+
+
 def test_models_know_nothing_of_quantization():
     for file in SOURCE.glob("models/**/*.py"):
         assert rooms_imported(file) <= {"models", "ground"}, file

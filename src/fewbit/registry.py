@@ -13,7 +13,7 @@ from fewbit.errors import BrokenFile
 
 
 @cache
-def modules(package: str, marker: str) -> dict[str, ModuleType]:
+def modules(package: str, marker: str) -> dict[Any, ModuleType]:
     """The modules of `fewbit.<package>` that define `marker`, such as `KIND` or `METHOD.name`, by
     its value."""
     parent = importlib.import_module(f"fewbit.{package}")
@@ -37,12 +37,11 @@ def find(package: str, marker: str, value: str) -> ModuleType | None:
     return modules(package, marker).get(value)
 
 
-def _value(module: ModuleType, marker: str) -> str | None:
+def _value(module: ModuleType, marker: str) -> Any:
     try:
-        value: str = attrgetter(marker)(module)
+        return attrgetter(marker)(module)
     except AttributeError:
         return None
-    return value
 
 
 def build(package: str, config: dict[str, Any]) -> Any:

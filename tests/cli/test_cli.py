@@ -178,7 +178,10 @@ def test_overwrite_replaces_what_was_there(pipeline_folder):
         ("tiny --recipe no.json --output out", "cannot read the recipe file no.json"),
         ("tiny --recipe rtn --bits w9a9 --output out", "no bits 'w9a9'; allowed: w4a4, w8a8"),
         ("tiny --recipe rtn --set depth=3 --output out", "no setting 'depth'; its settings: "),
-        ("tiny --recipe rtn --set adaln=no --output out", "adaln cannot be 'no'; allowed: same, int8"),
+        (
+            "tiny --recipe rtn --set adaln=no --output out",
+            "adaln cannot be 'no'; allowed: same, int8",
+        ),
         ("tiny --recipe rtn --set adaln --output out", "--set takes NAME=VALUE, got 'adaln'"),
         ("tiny --recipe rtn --set group_size=7 --output out", "transformer_blocks.0."),
         ("tiny --recipe rtn --samples 8 --output out", "looks at no data"),

@@ -75,7 +75,10 @@ def test_the_list_of_recipes_tells_bits_and_one_line():
         (("rtn", "w5a5", {}), "rtn has no bits 'w5a5'; allowed: w4a4, w8a8"),
         (("rtn", "", {}), "rtn has no bits ''"),
         (("rtn", 4, {}), "rtn has no bits 4; allowed"),
-        (("rtn", None, {"groups": 8}), "rtn has no setting 'groups'; its settings: adaln, group_size"),
+        (
+            ("rtn", None, {"groups": 8}),
+            "no setting 'groups'; its settings: adaln, group_size",
+        ),
     ],
 )
 def test_bad_names_say_what_is_allowed(arguments, message):

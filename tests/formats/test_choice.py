@@ -33,7 +33,9 @@ def test_every_row_by_its_own_option():
 @pytest.mark.parametrize("choice", range(3))
 def test_every_code_of_every_option(choice):
     codes = torch.arange(16, dtype=torch.uint8)[None]
-    decoded = SPEC.format.decode_rows(codes, torch.tensor([[choice]]))
+    decoded = SPEC.format.decode_rows(
+        codes, Scales(torch.ones(1, 1), choices=torch.tensor([[choice]]))
+    )
     assert torch.equal(decoded, OPTIONS[choice].decode(codes))
 
 

@@ -116,7 +116,7 @@ def test_the_constructor_says_what_is_allowed(entries, columns):
 
 
 def test_a_codebook_has_no_scales_to_fit():
-    with pytest.raises(BadArgument, match="its codebook must be learned"):
+    with pytest.raises(BadArgument, match="its levels must be learned"):
         QTensor.quantize(normal(4, 8), Spec.parse("vq4x2/row/fp32"))
 
 

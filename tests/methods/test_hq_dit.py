@@ -214,7 +214,7 @@ def test_propagate_decides_what_later_blocks_see(small, monkeypatch):
         observed.setdefault(settings.propagate, []).append(look)
         solve(job, settings)
 
-    monkeypatch.setattr(hq_dit, "solve", listen)
+    monkeypatch.setattr(hq_dit, "METHOD", replace(hq_dit.METHOD, solve=listen))
     model = small()
     exact = _exact_moments(model, block=1)
     for propagate in (True, False):
@@ -280,8 +280,8 @@ def test_the_report_measures_the_layers_that_were_folded(small):
         ("alpha", 1, "between 0 and 1"),
         ("alpha", -0.5, "between 0 and 1"),
         ("alpha", math.nan, "between 0 and 1"),
-        ("samples", 0, "a positive integer"),
-        ("samples", -4, "a positive integer"),
+        ("samples", 0, "a whole number of 1 or more"),
+        ("samples", -4, "a whole number of 1 or more"),
         ("damping", 0, "between 0 and 1"),
         ("smooth", 1.5, "between 0 and 1"),
         ("hadamard", "yes", "True, False"),
@@ -293,8 +293,8 @@ def test_the_report_measures_the_layers_that_were_folded(small):
         ("activation_format", "mse", "fixed, auto"),
         ("order", "random", "natural, activation"),
         ("adaln", "fp8", "same, int8, keep"),
-        ("block", 1, "auto, None, N > 1"),
-        ("block", "full", "auto, None, N > 1"),
+        ("block", 1, "a whole number of 2 or more, auto, None"),
+        ("block", "full", "a whole number of 2 or more, auto, None"),
         ("preset", "slow", "fast"),
     ],
 )

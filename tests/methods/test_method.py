@@ -95,11 +95,11 @@ FOUR = Rule(Spec(FORMATS["e2m1"]), Spec(FORMATS["int8"]))
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("shrink", 2, "a number above 0 and below 2"),
-        ("shrink", "1", "a number above 0 and below 2"),
-        ("shrink", float("nan"), "a number above 0 and below 2"),
-        ("shrink", True, "a number above 0 and below 2"),
-        ("shrink", None, "a number above 0 and below 2"),
+        ("shrink", 2, "a number between 0 and 2"),
+        ("shrink", "1", "a number between 0 and 2"),
+        ("shrink", float("nan"), "a number between 0 and 2"),
+        ("shrink", True, "a number between 0 and 2"),
+        ("shrink", None, "a number between 0 and 2"),
         ("rounds", 0, "a whole number of 1 or more"),
         ("rounds", 1.0, "a whole number of 1 or more"),
         ("word", "c", "a, b"),

@@ -5,9 +5,12 @@ from fewbit.formats.codebook import Codebook
 from fewbit.formats.format import Format
 from fewbit.formats.integer import Integer
 from fewbit.formats.minifloat import Minifloat
+from fewbit.formats.names import format_named, formats, register
 from fewbit.formats.qtensor import QTensor
-from fewbit.formats.scale import SCALES, ScaleFormat
-from fewbit.formats.spec import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, Scales, Spec
+from fewbit.formats.scale import SCALES, ScaleFormat, Scales
+from fewbit.formats.spec import MXFP4, NVFP4, NVFP4_TOKEN, Spec
+
+FORMATS = formats()
 
 __all__ = [
     "FORMATS",
@@ -24,4 +27,6 @@ __all__ = [
     "ScaleFormat",
     "Scales",
     "Spec",
+    "format_named",
+    "register",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
-from fewbit.formats.format import Format
+from fewbit.formats.format import MOST_COLUMNS, Format
+from fewbit.formats.scale import Scales
 
-MOST_ENTRIES, MOST_COLUMNS = 256, 16
+MOST_ENTRIES = 256
 CHUNK = 1 << 18  # distances at a time: they stay in the cache
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # entries that are one number: quick
 
@@ -56,9 +58,17 @@ class Codebook(Format):
         return True
 
     @property
-    def bytes(self) -> int:
-        """Of the entries themselves."""
-        return 2 * self.entries * self.columns
+    def learned(self) -> bool:
+        return True
+
+    def beside(self, rows: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"codebook": ((self.entries, self.columns), torch.float16)}
+
+    def complaint(self, scales: Scales) -> str | None:
+        assert scales.codebook is not None
+        if bool(scales.codebook.isfinite().all()):
+            return None
+        return "codebook holds an entry that is not finite"
 
     def code_values(self) -> tuple[float, ...]:
         """None of its own: what a code means is stored beside it."""
@@ -67,22 +77,23 @@ class Codebook(Format):
     def exact_in(self, bits: int) -> bool:
         return False
 
-    def empty(self) -> Tensor:
-        return torch.empty(self.entries, self.columns, dtype=torch.float16)
+    def encode_rows(self, units: Tensor, scales: Scales) -> Tensor:
+        """Of every vector its nearest entry."""
+        assert scales.codebook is not None
+        codes = nearest(units.reshape(-1, self.columns), scales.codebook.float())[0]
+        return codes.to(torch.uint8).view(len(units), -1)
 
-    def decode_vectors(self, codes: Tensor, entries: Tensor) -> Tensor:
-        """Codes [rows, n] to float32 values [rows, n * columns]."""
+    def decode_rows(self, codes: Tensor, scales: Scales) -> Tensor:
+        entries = scales.codebook
+        assert entries is not None
         whole = _WHOLE.get(entries.element_size() * self.columns)
         if whole is None or entries.requires_grad:
             return entries.float()[codes.int()].flatten(1)
         found = entries.contiguous().view(whole)[:, 0].index_select(0, codes.flatten().int())
         return found.view(entries.dtype).view(len(codes), -1).float()
 
-    def encode_vectors(self, values: Tensor, entries: Tensor) -> Tensor:
-        """Values [rows, n * columns] to the codes [rows, n] of their nearest entries."""
-        vectors = values.reshape(-1, self.columns)
-        codes = nearest(vectors, entries.float())[0]
-        return codes.to(torch.uint8).view(len(values), -1)
+    def round_rows(self, units: Tensor, scales: Scales) -> Tensor:
+        return self.decode_rows(self.encode_rows(units, scales), scales)
 
     def for_size(self, rows: int, columns: int) -> Codebook:
         """With entries for at least four vectors each, two at the least: what a small matrix gets,
@@ -110,3 +121,12 @@ def nearest(
             distance.argmin(1, keepdim=True) if one else distance.topk(count, 1, False).indices
         )
     return torch.cat(found).unbind(1)
+
+
+def from_name(name: str) -> Codebook | None:
+    """`vqKxD`, where there is such a codebook."""
+    found = re.fullmatch(r"vq(\d{1,3})x(\d{1,2})", name)
+    try:
+        return Codebook(int(found[1]), int(found[2])) if found else None
+    except BadArgument:
+        return None

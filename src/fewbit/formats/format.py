@@ -5,10 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from math import isfinite, nan
+from math import gcd, isfinite, nan
 
 import torch
 from torch import Tensor
+
+from fewbit.formats.scale import Scales
+
+MOST_COLUMNS = 16  # that one code may stand for
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Rounding by arithmetic: a magnitude of `normal` or more keeps so many `mantissa` bits, a
+    smaller one becomes a multiple of the format's step; ties go to the even one."""
+
+    mantissa: int
+    normal: float
 
 
 @dataclass(frozen=True)
@@ -25,15 +38,15 @@ class Format(ABC):
     _tables: tuple[Tensor, Tensor, Tensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """`levels`, the distinct finite values, ascending; `step`, the smallest that is positive,
-        of which all are integer multiples; and the tables made from them."""
+        """`levels`, the distinct finite values, ascending; `step`, the largest number of which all
+        are whole multiples; and the tables made from them."""
         values = self.code_values()
         levels = tuple(sorted({v + 0.0 for v in values if abs(v) < float("inf")}))
         first = {v: c for c, v in reversed(list(enumerate(values)))}  # zero is written as +0
         codes = torch.tensor([first[v] for v in levels], device="cpu").to(torch.uint8)
         table = torch.tensor(values, dtype=torch.float32, device="cpu")
         object.__setattr__(self, "levels", levels)
-        object.__setattr__(self, "step", next((v for v in levels if v > 0), nan))
+        object.__setattr__(self, "step", _common_step(levels))
         object.__setattr__(self, "_tables", (table, codes, _boundaries(levels, codes)))
 
     @property
@@ -43,6 +56,26 @@ class Format(ABC):
     @property
     @abstractmethod
     def bits(self) -> int: ...
+
+    @property
+    def options(self) -> tuple[Format, ...]:
+        """The formats that a row may have: this one, unless they differ from row to row."""
+        return (self,)
+
+    @property
+    def learned(self) -> bool:
+        """Whether its levels are stored with each matrix, so that no matrix fits it as it is."""
+        return False
+
+    @property
+    def arithmetic(self) -> Arithmetic | None:
+        """How to round without a table, if that is possible."""
+        return None
+
+    @property
+    def codes_are_levels(self) -> bool:
+        """Whether a code is its level as an integer in two's complement."""
+        return False
 
     @property
     def columns_per_code(self) -> int:
@@ -94,6 +127,35 @@ class Format(ABC):
         """Values to their nearest levels (float32)."""
         return self.decode(self.encode(values))
 
+    def beside(self, rows: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of what a matrix of so many rows stores beside codes and scales, by its
+        name in `Scales`."""
+        return {}
+
+    def complaint(self, scales: Scales) -> str | None:
+        """What is wrong with tensors that were stored `beside`."""
+        return None
+
+    def for_size(self, rows: int, columns: int) -> Format:
+        """What a matrix of that size gets in the place of this format."""
+        return self
+
+    def encode_rows(self, units: Tensor, scales: Scales) -> Tensor:
+        """Values [rows, columns] in units of their scale to codes [rows, codes of a row]."""
+        return self.encode(units)
+
+    def decode_rows(self, codes: Tensor, scales: Scales) -> Tensor:
+        """Codes [rows, codes of a row] to levels, float32 [rows, columns]."""
+        return self.decode(codes)
+
+    def round_rows(self, units: Tensor, scales: Scales) -> Tensor:
+        """Values [rows, columns] in units of their scale to levels."""
+        return self.round(units)
+
+    def step_of_rows(self, scales: Scales) -> Tensor | float:
+        """The smallest step, [rows, 1] where rows differ."""
+        return self.step
+
     def neighbours(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The levels that a value lies between, itself the lower one; beyond an end twice that."""
         levels = torch.tensor(self.levels, dtype=torch.float32, device=values.device)
@@ -109,6 +171,15 @@ class Format(ABC):
 
     def __str__(self) -> str:
         return self.name
+
+
+def _common_step(levels: tuple[float, ...]) -> float:
+    """Exact, for floats are whole numbers over powers of two; nan where there are no levels."""
+    if not levels:
+        return nan
+    ratios = [level.as_integer_ratio() for level in levels]
+    finest = max(below for _, below in ratios)
+    return gcd(*(above * (finest // below) for above, below in ratios)) / finest
 
 
 def _boundaries(levels: tuple[float, ...], codes: Tensor) -> Tensor:

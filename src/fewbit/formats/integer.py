@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
 
-from fewbit.formats.format import Format
+from fewbit.formats.format import Arithmetic, Format
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,14 @@ class Integer(Format):
     def bits(self) -> int:
         return self.width
 
+    @property
+    def arithmetic(self) -> Arithmetic | None:
+        return None if self.unsigned else Arithmetic(22, inf)
+
+    @property
+    def codes_are_levels(self) -> bool:
+        return not self.unsigned
+
     def code_values(self) -> tuple[float, ...]:
         count = 1 << self.width
         wrap = count if self.unsigned else count // 2
@@ -36,3 +45,6 @@ class Integer(Format):
 
     def round(self, values: Tensor) -> Tensor:
         return torch.round(values.float()).clamp_(self.min, self.max).add_(0.0)  # no minus zero
+
+
+FORMATS = tuple(Integer(width, unsigned) for unsigned in (False, True) for width in range(2, 9))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewbit.formats.format import Format
+from fewbit.formats.format import Arithmetic, Format
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Minifloat(Format):
     @property
     def bias(self) -> int:
         return (1 << (self.exponent - 1)) - 1
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        return Arithmetic(self.mantissa, 2.0 ** (1 - self.bias))
 
     def code_values(self) -> tuple[float, ...]:
         magnitudes = [self._magnitude(c) for c in range(1 << (self.bits - 1))]
@@ -73,5 +77,11 @@ class Minifloat(Format):
         normal = (nearest & -(1 << dropped)).view(torch.float32)
         anchor = self.step * 2.0**23
         subnormal = (magnitude + anchor) - anchor
-        smallest_normal = 2.0 ** (1 - self.bias)
-        return torch.where(magnitude < smallest_normal, subnormal, normal).copysign(values)
+        return torch.where(magnitude < self.arithmetic.normal, subnormal, normal).copysign(values)
+
+
+FORMATS = (
+    *(Minifloat(e, m) for e, m in ((1, 1), (2, 0), (2, 1), (1, 2), (3, 0), (2, 3), (3, 2), (3, 4))),
+    Minifloat(4, 3, specials="nan"),
+    Minifloat(5, 2, specials="ieee"),
+)

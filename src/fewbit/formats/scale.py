@@ -13,6 +13,17 @@ SMALLEST_E4M3 = 2.0**-9
 
 
 @dataclass(frozen=True)
+class Scales:
+    """What gives the codes of one matrix their values: scales as stored, [rows or 1, groups]."""
+
+    stored: Tensor
+    outer: Tensor | None = None  # float32, [rows or 1, 1]
+    zeros: Tensor | None = None  # uint8, as `stored`
+    choices: Tensor | None = None  # uint8 [rows, 1], which option a row uses
+    codebook: Tensor | None = None  # float16 [entries, columns], learned levels
+
+
+@dataclass(frozen=True)
 class ScaleFormat:
     """A positive scale kept as a plain float of `dtype`, rounded to nearest even."""
 

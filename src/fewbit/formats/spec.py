@@ -15,57 +15,19 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
-from fewbit.formats.choice import SEPARATOR, FormatChoice
-from fewbit.formats.codebook import MOST_COLUMNS, Codebook
-from fewbit.formats.format import Format
-from fewbit.formats.integer import Integer
+from fewbit.formats.format import MOST_COLUMNS, Format
 from fewbit.formats.minifloat import Minifloat
+from fewbit.formats.names import format_named, formats
 from fewbit.formats.pack import packed_width
-from fewbit.formats.scale import E4M3_PER_ROW, E4M3_PER_TENSOR, E8M0, FP32, SCALES, ScaleFormat
-
-FORMATS: dict[str, Format] = {
-    f.name: f
-    for f in (
-        *(Integer(width) for width in range(2, 9)),
-        *(Integer(width, unsigned=True) for width in range(2, 9)),
-        *(Minifloat(e, m) for e, m in ((1, 1), (2, 0))),
-        *(Minifloat(e, m) for e, m in ((2, 1), (1, 2), (3, 0))),
-        *(Minifloat(e, m) for e, m in ((2, 3), (3, 2))),
-        Minifloat(3, 4),
-        Minifloat(4, 3, specials="nan"),
-        Minifloat(5, 2, specials="ieee"),
-    )
-}
-
-
-def format_named(name: str) -> Format | None:
-    """A format of the library, several of one width and sign joined by `|`, or a codebook."""
-    codebook = re.fullmatch(r"vq(\d{1,3})x(\d{1,2})", name)
-    if codebook:
-        return _codebook(int(codebook[1]), int(codebook[2]))
-    options = [FORMATS.get(part) for part in name.split(SEPARATOR)]
-    known = tuple(option for option in options if option is not None)
-    if len(set(known)) < len(options) or len({(f.bits, f.signed) for f in known}) > 1:
-        return None
-    return known[0] if len(known) == 1 else FormatChoice(known)
-
-
-def _codebook(entries: int, columns: int) -> Codebook | None:
-    try:
-        return Codebook(entries, columns)
-    except BadArgument:
-        return None
-
-
-@dataclass(frozen=True)
-class Scales:
-    """What gives the codes of one matrix their values: scales as stored, [rows or 1, groups]."""
-
-    stored: Tensor
-    outer: Tensor | None = None  # float32, [rows or 1, 1]
-    zeros: Tensor | None = None  # uint8, as `stored`
-    choices: Tensor | None = None  # uint8 [rows, 1], which option of a FormatChoice a row uses
-    codebook: Tensor | None = None  # float16 [entries, columns] of a Codebook
+from fewbit.formats.scale import (
+    E4M3_PER_ROW,
+    E4M3_PER_TENSOR,
+    E8M0,
+    FP32,
+    SCALES,
+    ScaleFormat,
+    Scales,
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +51,7 @@ class Spec:
         if not match or fmt is None or match[4] not in SCALES:
             raise BadArgument(
                 f"not a number format: {text!r}; it is FORMAT/SPAN/SCALE with FORMAT one of "
-                f"{', '.join(FORMATS)}, vqKxD (a codebook), SPAN one of tensor, row, gN, "
+                f"{', '.join(formats())}, vqKxD (a codebook), SPAN one of tensor, row, gN, "
                 f"SCALE one of {', '.join(SCALES)}"
             )
         return cls(fmt, match[2] or int(match[3]), SCALES[match[4]])
@@ -127,8 +89,8 @@ class Spec:
 
     def fit(self, matrix: Tensor) -> Scales:
         """The scales at which nothing is clipped (but for the rounding of the scale itself)."""
-        if isinstance(self.format, Codebook):
-            raise BadArgument(f"{self} has no scales to fit: its codebook must be learned")
+        if self.format.learned:
+            raise BadArgument(f"{self} has no scales to fit: its levels must be learned")
         grouped = self._grouped(matrix.float())
         if not self.symmetric:
             return self._fit_asymmetric(grouped)
@@ -145,26 +107,18 @@ class Spec:
 
     def encode(self, matrix: Tensor, scales: Scales) -> Tensor:
         """Values [rows, columns] to codes: the one definition of rounding."""
-        units = self._units(matrix, scales)
-        if isinstance(self.format, FormatChoice):
-            assert scales.choices is not None
-            return self.format.encode_rows(units, scales.choices[..., None]).view(matrix.shape)
-        if isinstance(self.format, Codebook):
-            assert scales.codebook is not None
-            return self.format.encode_vectors(units.flatten(1), scales.codebook)
-        return self.format.encode(units).view(matrix.shape)
+        return self.format.encode_rows(self._units(matrix, scales).flatten(1), scales)
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         """Codes [rows, codes of a row] to float32 values [rows, columns]."""
-        levels = self._levels(codes, scales)
+        levels = self.format.decode_rows(codes, scales)
         return self._values(self._grouped(levels), scales).view(levels.shape)
 
     def round(self, matrix: Tensor, scales: Scales | None = None) -> Tensor:
         """Values to what they become when stored: encode, then decode, without making codes."""
         scales = scales or self.fit(matrix)
-        if isinstance(self.format, FormatChoice | Codebook):
-            return self.decode(self.encode(matrix, scales), scales)
-        levels = self.format.round(self._units(matrix, scales))
+        units = self._units(matrix, scales)
+        levels = self.format.round_rows(units.flatten(1), scales).view(units.shape)
         return self._values(levels, scales).view(matrix.shape)
 
     def neighbours(self, matrix: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
@@ -185,9 +139,10 @@ class Spec:
         count = math.prod(self._scales_shape(rows, columns))
         outer = self._outer_rows(rows)
         zeros = 0 if self.symmetric else count
-        choices = rows if isinstance(self.format, FormatChoice) else 0
-        codebook = self.format.bytes if isinstance(self.format, Codebook) else 0
-        return codes + count * self.scale.dtype.itemsize + 4 * outer + zeros + choices + codebook
+        beside = sum(
+            math.prod(s) * dtype.itemsize for s, dtype in self.format.beside(rows).values()
+        )
+        return codes + count * self.scale.dtype.itemsize + 4 * outer + zeros + beside
 
     def empty_scales(self, rows: int, columns: int) -> Scales:
         """Scales of the right shapes and dtypes with nothing in them."""
@@ -196,10 +151,10 @@ class Spec:
             torch.empty(shape, dtype=self.scale.dtype),
             torch.empty(outer_rows, 1) if outer_rows else None,
             None if self.symmetric else torch.empty(shape, dtype=torch.uint8),
-            torch.empty(rows, 1, dtype=torch.uint8)
-            if isinstance(self.format, FormatChoice)
-            else None,
-            self.format.empty() if isinstance(self.format, Codebook) else None,
+            **{
+                name: torch.empty(shape, dtype=dtype)
+                for name, (shape, dtype) in self.format.beside(rows).items()
+            },
         )
 
     def _units(self, matrix: Tensor, scales: Scales) -> Tensor:
@@ -212,15 +167,6 @@ class Spec:
         if scales.zeros is not None:
             levels = levels - scales.zeros[..., None].float()
         return levels * self.load(scales)[..., None]
-
-    def _levels(self, codes: Tensor, scales: Scales) -> Tensor:
-        if isinstance(self.format, FormatChoice):
-            assert scales.choices is not None
-            return self.format.decode_rows(codes, scales.choices)
-        if isinstance(self.format, Codebook):
-            assert scales.codebook is not None
-            return self.format.decode_vectors(codes, scales.codebook)
-        return self.format.decode(codes)
 
     def _fit_asymmetric(self, grouped: Tensor) -> Scales:
         """The range always holds 0, so that 0 is exact; both ends are met within half a step."""
@@ -254,6 +200,7 @@ def _divisors(n: int) -> list[int]:
     return sorted({d for d in (*usual, n) if n % d == 0})
 
 
-MXFP4 = Spec(FORMATS["e2m1"], 32, E8M0)
-NVFP4 = Spec(FORMATS["e2m1"], 16, E4M3_PER_TENSOR)
-NVFP4_TOKEN = Spec(FORMATS["e2m1"], 16, E4M3_PER_ROW)
+_E2M1 = Minifloat(2, 1)
+MXFP4 = Spec(_E2M1, 32, E8M0)
+NVFP4 = Spec(_E2M1, 16, E4M3_PER_TENSOR)
+NVFP4_TOKEN = Spec(_E2M1, 16, E4M3_PER_ROW)

@@ -5,11 +5,13 @@ Every operation here also runs on the CPU, slowly, which is where its tests run.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from fewbit.formats import Format, Minifloat, QTensor, Spec
+from fewbit.formats import Format, QTensor, Spec
 from fewbit.kernels.torch_cpu import Portable, integers_of, scaled, to_levels
 from fewbit.kernels.values import (
     NOTHING,
@@ -24,7 +26,6 @@ from fewbit.kernels.values import (
 )
 
 FP8 = torch.float8_e4m3fn
-FP8_BIAS, FP8_MANTISSA, FP8_EXPONENT = 7, 3, 4
 SIXTEEN = 16  # both sides of an FP8 or int8 product are multiples of it
 FEWEST_ROWS = 32  # of an int8 product, which wants more than 16
 SMALL_INTEGER = 12  # to here FP8's quick accumulators, of about 14 bits, lose nothing in practice
@@ -71,7 +72,7 @@ class Cuda(Portable):
     ) -> Coded:
         """Of a float the levels themselves as FP8, of an integer format int8."""
         x = self.rows(x)
-        if not isinstance(fmt, Minifloat) or not is_fp8(fmt) or not _has_fp8(x.device):
+        if not is_fp8(fmt) or not _has_fp8(x.device):
             return super().quantize(x, fmt, rotation)
         if not x.numel():
             return Coded(x.to(FP8), x.new_ones(len(x), 1), fmt.integer_max)
@@ -116,7 +117,7 @@ class Cuda(Portable):
         """Row-wise scales where the result may be bfloat16; else the sums, scaled in float32."""
         packed, one = weight.packed, x.scales.new_ones(())
         levels = fp8_levels(packed) if weight.layout is None else weight.layout
-        scales = weight.integer_scales() / weight.spec.format.step * fp8_unit(weight.spec.format)
+        scales = weight.integer_scales() / weight.spec.format.step
         quick = max(x.largest, weight.spec.format.integer_max) <= SMALL_INTEGER
         if dtype == torch.bfloat16:
             return torch._scaled_mm(
@@ -147,26 +148,20 @@ def fits_tensor_cores(spec: Spec, rows: int, columns: int) -> bool:
     return not isinstance(spec.span, int) and rows % SIXTEEN == 0 and columns % SIXTEEN == 0
 
 
+@lru_cache
 def is_fp8(fmt: Format) -> bool:
-    """Whether every value is one of E4M3's times a power of two."""
-    if not isinstance(fmt, Minifloat) or fmt.exponent > FP8_EXPONENT:
+    """Whether every level is a number of E4M3; integers have int8 products of their own."""
+    if fmt.learned or len(fmt.options) > 1 or not fmt.signed or fmt.codes_are_levels:
         return False
-    return fmt.mantissa <= FP8_MANTISSA and (fmt.bits < 8 or fmt.name == "e4m3")
+    levels = torch.tensor(fmt.levels, device="cpu")
+    return torch.equal(levels.to(FP8).float(), levels)
 
 
 def fp8_levels(packed: QTensor) -> Tensor:
-    """Codes as E4M3 bytes: the exponent and the mantissa move up, subnormals included."""
-    fmt = packed.spec.format
-    assert isinstance(fmt, Minifloat)
+    """Codes as the E4M3 bytes of their levels."""
     codes = packed.codes()
-    sign, magnitude = codes >> (fmt.bits - 1), codes & ((1 << (fmt.bits - 1)) - 1)
-    return (sign << 7 | magnitude << (FP8_MANTISSA - fmt.mantissa)).view(FP8)
-
-
-def fp8_unit(fmt: Format) -> float:
-    """What a byte of `fp8_levels` is multiplied with to be the level again."""
-    assert isinstance(fmt, Minifloat)
-    return float(2.0 ** (FP8_BIAS - fmt.bias))
+    bytes_of = torch.tensor(packed.spec.format.code_values(), device=codes.device).to(FP8)
+    return bytes_of.view(torch.uint8)[codes.int()].view(FP8)
 
 
 def _has_fp8(device: torch.device) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
-from fewbit.formats import Codebook, Format, QTensor, Spec
+from fewbit.formats import Format, QTensor, Spec
 from fewbit.formats.scale import FP32
 from fewbit.kernels.values import (
     NOTHING,
@@ -102,9 +102,8 @@ class Reference:
         """after(x · weightᵀ + bias), [rows, out]. Integers are multiplied and summed as such."""
         refuse_other_width(x.integers if isinstance(x, Coded) else x, weight.packed.columns)
         bias = None if bias is None else bias.float()
-        codebook = isinstance(weight.spec.format, Codebook)
         exact = dtype if after is NOTHING else torch.float32
-        if isinstance(x, Coded) and self.multiplies_codes(weight.spec) and not codebook:
+        if isinstance(x, Coded) and self.multiplies_codes(weight.spec):
             if x.parts == 1:
                 return self.integer_linear(x, weight, bias, dtype, after)
             each = replace(x, parts=1)
@@ -114,7 +113,7 @@ class Reference:
             given = x if isinstance(x, Tensor) else x.values()
             product = (
                 self.codebook_linear(given, weight.packed, bias, exact)
-                if codebook
+                if weight.spec.format.learned
                 else self.float_linear(given, weight, bias, exact)
             )
         return after(product).to(dtype)

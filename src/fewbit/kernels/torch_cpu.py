@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import pi
+from math import inf, log2, pi
 
 import torch
 from torch import Tensor
 
-from fewbit.formats import Format, FormatChoice, Integer, Minifloat, QTensor, Spec
+from fewbit.formats import Format, QTensor, Spec
+from fewbit.formats.format import Arithmetic
 from fewbit.formats.scale import SMALLEST
 from fewbit.kernels.reference import Reference
 from fewbit.kernels.values import (
@@ -73,7 +74,7 @@ class Portable(Reference):
         self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
     ) -> Coded:
         given = x.x if isinstance(x, Modulated) else x
-        if not isinstance(fmt, Minifloat | Integer) or not given.numel():
+        if fmt.arithmetic is None or not given.numel():
             return super().quantize(x, fmt, rotation)
         if torch.compiler.is_compiling() or given.device.type != "cpu":
             return _quantize(self.rows(x), fmt, rotation)
@@ -161,7 +162,7 @@ def integers_of(packed: QTensor) -> Tensor:
     if _is_int8(packed.spec):
         return packed.packed.view(torch.int8)
     fmt, quick = packed.spec.format, packed.columns % 4 == 0 and packed.scales.zeros is None
-    if fmt.bits != 4 or isinstance(fmt, FormatChoice) or not quick:
+    if fmt.bits != 4 or len(fmt.options) > 1 or not quick:
         return Weight(packed).integers()
     compiling = torch.compiler.is_compiling()
     table = _four_at_once(fmt) if compiling else _four_at_once_kept(fmt)
@@ -249,20 +250,20 @@ def _turned_and_rotated(
     return tokens.mul_(rotation.scale), spare
 
 
-def _quantize(x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None) -> Coded:
+def _quantize(x: Tensor, fmt: Format, rotation: Rotation | None) -> Coded:
     levels, scales = to_levels(x, fmt, rotation)
     unit, dtype = _unit(fmt)
     integers = levels if unit == 1 else levels.mul_(1 / unit)
     return Coded(integers.to(dtype).contiguous(), scales * unit, fmt.integer_max)
 
 
-def _unit(fmt: Minifloat | Integer) -> tuple[float, torch.dtype]:
+def _unit(fmt: Format) -> tuple[float, torch.dtype]:
     """What levels are counted in, and how: those too wide for int8 stay as they are."""
     return (fmt.step, torch.int8) if fmt.exact_in(8) else (1.0, torch.bfloat16)
 
 
 def to_levels(
-    x: Tensor, fmt: Minifloat | Integer, rotation: Rotation | None, scratch: Tensor | None = None
+    x: Tensor, fmt: Format, rotation: Rotation | None, scratch: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Each row's nearest levels, as float32, and the scale they are multiplied with; of a rotated
     input both are views of its columns.
@@ -280,17 +281,19 @@ def to_levels(
     return _nearest(columns.mul_(scales.reciprocal()), fmt, spare).t(), scales.t()
 
 
-def _scales(x: Tensor, fmt: Minifloat | Integer, along: int) -> Tensor:
+def _scales(x: Tensor, fmt: Format, along: int) -> Tensor:
     largest = torch.maximum(x.amax(along, keepdim=True), -x.amin(along, keepdim=True))
     scales = torch.where(largest == 0, 1.0, largest / fmt.max).clamp_(min=SMALLEST)
     return scales.masked_fill_(scales.isinf(), torch.nan)
 
 
-def _nearest(units: Tensor, fmt: Minifloat | Integer, out: Tensor | None) -> Tensor:
-    return _minifloat(units, fmt, out) if isinstance(fmt, Minifloat) else units.round_()
+def _nearest(units: Tensor, fmt: Format, out: Tensor | None) -> Tensor:
+    how = fmt.arithmetic
+    assert how is not None
+    return units.round_() if how.normal == inf else _minifloat(units, how, out)
 
 
-def _minifloat(x: Tensor, fmt: Minifloat, out: Tensor | None) -> Tensor:
+def _minifloat(x: Tensor, how: Arithmetic, out: Tensor | None) -> Tensor:
     """To the nearest level, x within the ends. Adding and subtracting so large a number that a
     float32 keeps just the mantissa bits that x keeps in the format; ties go to its even multiples,
     which are the even codes. Without mantissa bits those are every other power of two, and before
@@ -298,9 +301,9 @@ def _minifloat(x: Tensor, fmt: Minifloat, out: Tensor | None) -> Tensor:
     exponents = x.new_full((1,), 0xFF << 23, dtype=torch.int32)
     out = None if out is None else out.view(x.shape).view(torch.int32)
     power = torch.bitwise_and(x.view(torch.int32), exponents, out=out)
-    power.clamp_(min=127 + 1 - fmt.bias << 23)
-    times = 1.5 * 2.0 ** (23 - fmt.mantissa)
-    if fmt.mantissa == 0:
+    power.clamp_(min=127 + int(log2(how.normal)) << 23)
+    times = 1.5 * 2.0 ** (23 - how.mantissa)
+    if how.mantissa == 0:
         odd = (power >> 23 & 1) ^ 1
         power.view(torch.float32).mul_(times)
         power, times = power.add_(odd), 1.0
@@ -365,4 +368,4 @@ def _worth_it(weight: Spec, columns: int) -> bool:
 
 
 def _is_int8(spec: Spec) -> bool:
-    return isinstance(spec.format, Integer) and spec.format.bits == 8 and spec.symmetric
+    return spec.format.codes_are_levels and spec.format.bits == 8

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from fewbit.errors import BadArgument
-from fewbit.formats import FormatChoice, QTensor, Spec
+from fewbit.formats import QTensor, Spec
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,7 @@ class Weight:
         """Levels as int8 [rows, columns], in units of their format's smallest step and counted from
         the zero point where there is one."""
         packed = self.packed
-        if isinstance(self.spec.format, FormatChoice):
-            assert packed.scales.choices is not None
-            levels = self.spec.format.decode_rows(packed.codes(), packed.scales.choices)
-        else:
-            levels = self.spec.format.decode(packed.codes())
-        levels = levels / self._step()
+        levels = self.spec.format.decode_rows(packed.codes(), packed.scales) / self._step()
         if packed.scales.zeros is not None:
             rows, columns = packed.shape
             groups = packed.scales.zeros.shape[1]
@@ -133,14 +128,7 @@ class Weight:
 
     def _step(self) -> Tensor | float:
         """The smallest step, of each row where formats differ."""
-        fmt = self.spec.format
-        if not isinstance(fmt, FormatChoice):
-            return fmt.step
-        assert self.packed.scales.choices is not None
-        steps = torch.tensor(
-            [option.step for option in fmt.options], device=self.packed.packed.device
-        )
-        return steps[self.packed.scales.choices.int()]
+        return self.spec.format.step_of_rows(self.packed.scales)
 
 
 def refuse_other_width(x: Tensor, columns: int) -> None:
@@ -155,7 +143,7 @@ def refuse_other_width(x: Tensor, columns: int) -> None:
 def has_integer_rows(spec: Spec) -> bool:
     """Whether an input rounded by `spec` is handed on as integers."""
     fmt = spec.format
-    return scaled_by_row(spec) and not isinstance(fmt, FormatChoice) and fmt.exact_in(8)
+    return scaled_by_row(spec) and len(fmt.options) == 1 and fmt.exact_in(8)
 
 
 def scaled_by_row(spec: Spec) -> bool:

@@ -37,13 +37,13 @@ class Limits:
         if self.number is None:
             return ", ".join(words)
         kind = "a whole number" if self.number is int else "a number"
-        bounds = (
-            (self.least, "of {:g} or more"),
-            (self.above, "above {:g}"),
-            (self.below, "below {:g}"),
-        )
-        said = " and ".join(text.format(bound) for bound, text in bounds if bound is not None)
-        return ", ".join([f"{kind} {said}".rstrip(), *words])
+        return ", ".join([f"{kind} {self._bounds()}", *words])
+
+    def _bounds(self) -> str:
+        if self.above is not None and self.below is not None:
+            return f"between {self.above:g} and {self.below:g}"
+        low = f"of {self.least:g} or more" if self.above is None else f"above {self.above:g}"
+        return low if self.below is None else f"{low} and below {self.below:g}"
 
 
 def _word(value: Any) -> str:

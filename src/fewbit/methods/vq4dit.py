@@ -116,9 +116,7 @@ class Settings(Calibrated):
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
-    fmt = variant.weight.format
-    assert isinstance(fmt, Codebook)
-    spec = replace(variant.weight, format=fmt.for_size(*layer.shape))
+    spec = replace(variant.weight, format=variant.weight.format.for_size(*layer.shape))
     if settings.row_scales:
         spec = replace(spec, span="row", scale=SCALES["fp16"])
     return Rule(spec, variant.activation)
@@ -131,7 +129,7 @@ def solve(job: BlockJob, settings: Settings) -> None:
     layers = {}
     for number, name in enumerate(job.rules):
         weight, spec, bias = job.weight(name), job.rules[name].weight, job.linear(name).bias
-        if not isinstance(spec.format, Codebook):
+        if not spec.format.learned:
             packed = QTensor.quantize(weight, spec)
             job.replace(name, QLinear(packed, bias, stages[name]), weight)
             continue
@@ -288,7 +286,7 @@ def _trainable(model: nn.Module) -> dict[str, VectorLinear]:
     """All layers of a copy that have codebooks, by name, each made trainable in its place."""
     layers = {}
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, QLinear) and isinstance(layer.spec.format, Codebook):
+        if isinstance(layer, QLinear) and layer.spec.format.learned:
             layers[name] = VectorLinear(layer.packed_weight, layer.bias, layer.stage)
             model.set_submodule(name, layers[name])
     return layers

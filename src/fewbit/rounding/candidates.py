@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad, softmax
 
-from fewbit.formats import Codebook, QTensor
+from fewbit.formats import QTensor
 from fewbit.formats.codebook import nearest
 from fewbit.formats.pack import pack
 from fewbit.rounding.trainable import TrainableLinear
@@ -29,7 +29,6 @@ class VectorLinear(TrainableLinear):
 
     def __init__(self, start: QTensor, bias: Tensor | None, stage: nn.Module | None = None) -> None:
         super().__init__(bias, stage)
-        assert isinstance(start.spec.format, Codebook)
         assert start.scales.codebook is not None
         self.start = start
         self.codebook = nn.Parameter(start.scales.codebook.float().clone())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fewbit.formats import FormatChoice, QTensor, Scales, Spec
+from fewbit.formats import QTensor, Scales, Spec
 from fewbit.rounding.clipping import Fit
 
 
@@ -47,10 +47,9 @@ class Grid:
 
 
 class ChoiceGrid:
-    """Every row on the grid of its own option of a `FormatChoice`."""
+    """Every row on the grid of its own option, where a format has several."""
 
     def __init__(self, spec: Spec, weight: Tensor, fit: Fit, choices: Tensor) -> None:
-        assert isinstance(spec.format, FormatChoice)
         self.spec, self.choices = spec, choices
         self.group = spec.span if isinstance(spec.span, int) else None
         used = [int(index) for index in choices.unique()]

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from fewbit.errors import BadArgument
-from fewbit.formats import Codebook, QTensor, Scales, Spec
+from fewbit.formats import QTensor, Scales, Spec
 from fewbit.formats.codebook import nearest
 from fewbit.formats.pack import pack
 
@@ -27,13 +27,12 @@ def vector_quantize(
 ) -> QTensor:
     """The weight [out, in] by k-means. With `moments` [in], the mean square of each input, an
     error counts by what it does to the output."""
-    assert isinstance(spec.format, Codebook)
     if not weight.isfinite().all():
         raise BadArgument("a codebook cannot be made for weights with NaN or infinity")
     scales = _scales(weight.float(), spec)
     units = Units.of(weight.float(), spec, scales, moments)
     generator = Generator("cpu").manual_seed(seed)
-    codebook = k_means(units.vectors, spec.format.entries, generator, units.importance).half()
+    codebook = k_means(units.vectors, 1 << spec.format.bits, generator, units.importance).half()
     codes = nearest(units.vectors, codebook.float(), units.importance)[0]
     stored = Scales(scales.stored, scales.outer, codebook=codebook)
     packed = pack(codes.to(torch.uint8).view(len(weight), -1), spec.format.bits)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from fewbit.activations.activation import Activation
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.formats import QTensor
-from fewbit.formats.choice import FormatChoice
 from fewbit.layers.linear import QLinear
 from fewbit.storage.blueprint import Entry, blueprint_of, stored_as_is
 from fewbit.storage.header import Header, Stored
@@ -217,11 +216,9 @@ def _check_numbers(name: str, weight: QTensor) -> None:
         raise BrokenFile(f"{name}.scales holds a scale that is not positive and finite")
     if scales.zeros is not None and int(scales.zeros.max()) > fmt.max:
         raise BrokenFile(f"{name}.zeros holds a zero point above {fmt.max:.0f}")
-    options = len(fmt.options) if isinstance(fmt, FormatChoice) else 0
-    if scales.choices is not None and int(scales.choices.max()) >= options:
-        raise BrokenFile(f"{name}.choices holds a choice that {fmt} does not offer")
-    if scales.codebook is not None and not bool(scales.codebook.isfinite().all()):
-        raise BrokenFile(f"{name}.codebook holds an entry that is not finite")
+    complaint = fmt.complaint(scales)
+    if complaint is not None:
+        raise BrokenFile(f"{name}.{complaint}")
     if not fmt.all_finite and not bool(torch.isfinite(weight.dequantize()).all()):
         raise BrokenFile(f"{name}.codes holds a code that is no number in {fmt}")
 

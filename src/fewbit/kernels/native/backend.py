@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewbit.formats import Codebook, Format, Integer, Minifloat, QTensor, Spec
+from fewbit.formats import Format, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.torch_cpu import Portable
@@ -46,7 +46,7 @@ class Native(Portable):
         """Also what is exact in bfloat16, FP8, where that is multiplied as such."""
         if super().hands_on(spec) or torch.compiler.is_compiling():
             return super().hands_on(spec)
-        return isinstance(spec.format, Minifloat) and scaled_by_row(spec) and native.has_bf16()
+        return spec.format.arithmetic is not None and scaled_by_row(spec) and native.has_bf16()
 
     def modulate(self, given: Modulated) -> Tensor:
         if torch.compiler.is_compiling() or not given.x.numel():
@@ -58,7 +58,7 @@ class Native(Portable):
     ) -> Coded:
         given = x.x if isinstance(x, Modulated) else x
         compiling = torch.compiler.is_compiling()  # a compiler fuses passes itself
-        if compiling or not given.numel() or not fmt.exact_in(8):
+        if compiling or not given.numel() or not fmt.exact_in(8) or not fmt.arithmetic:
             return super().quantize(x, fmt, rotation)
         given = given if given.dtype in native.DTYPES else given.float()
         turned = None if rotation is None else (rotation.signs, rotation.matrices)
@@ -176,7 +176,7 @@ def _panels(packed: QTensor) -> Tensor:
 
 def _has_vectors(spec: Spec) -> bool:
     """Of one scale for a channel or for all."""
-    return isinstance(spec.format, Codebook) and not isinstance(spec.span, int)
+    return spec.format.learned and not isinstance(spec.span, int)
 
 
 def _takes(spec: Spec, columns: int) -> bool:
@@ -185,7 +185,7 @@ def _takes(spec: Spec, columns: int) -> bool:
 
 def _rests(spec: Spec) -> bool:
     """Whether panels hold the codes themselves, in 4 bits or, of integers, in 8."""
-    return spec.symmetric and (spec.format.bits <= 4 or isinstance(spec.format, Integer))
+    return spec.symmetric and (spec.format.bits <= 4 or spec.format.codes_are_levels)
 
 
 def _bits(spec: Spec) -> int:

@@ -25,9 +25,7 @@ from torch.library import Library
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.errors import BadArgument
-from fewbit.formats import Format, FormatChoice
-from fewbit.formats.integer import Integer
-from fewbit.formats.minifloat import Minifloat
+from fewbit.formats import Format
 from fewbit.kernels.native.library import Loaded, functions, load
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -74,14 +72,13 @@ def threads() -> int:
 
 
 def pack_codes(codes: Tensor, fmt: Format, choices: Tensor | None = None) -> Tensor:
-    """Codes (uint8 [N, K]) of a format; a FormatChoice needs the option of each row (uint8)."""
-    options = fmt.options if isinstance(fmt, FormatChoice) else (fmt,)
-    if not fmt.exact_in(8) or len(options) > MOST_OPTIONS:
+    """Codes (uint8 [N, K]) of a format; where rows differ, also the option of each (uint8)."""
+    if not fmt.exact_in(8) or len(fmt.options) > MOST_OPTIONS:
         raise BadArgument(f"{fmt} has no native kernel: its levels must be integers of 8 bits")
     if fmt.bits > 4:
         return pack_levels(_levels(fmt)[codes.int()])
-    table = codes.new_zeros(len(options), 16, dtype=torch.int8)
-    for row, option in enumerate(options):
+    table = codes.new_zeros(len(fmt.options), 16, dtype=torch.int8)
+    for row, option in enumerate(fmt.options):
         table[row, : 1 << fmt.bits] = _levels(option)
     return _pack(codes, table, choices, bits=4)
 
@@ -221,11 +218,9 @@ def _rounding(fmt: Format) -> list[float]:
 
 def _find_rounding(fmt: Format) -> list[float]:
     """Mantissa bits, the largest level, the step, and where subnormal numbers end."""
-    if fmt.signed and fmt.exact_in(8):
-        if isinstance(fmt, Minifloat):
-            return [fmt.mantissa, fmt.max, fmt.step, 2.0 ** (1 - fmt.bias)]
-        if isinstance(fmt, Integer):
-            return [22, fmt.max, fmt.step, inf]
+    how = fmt.arithmetic
+    if how is not None and fmt.exact_in(8):
+        return [how.mantissa, fmt.max, fmt.step, how.normal]
     raise BadArgument(
         f"activations in {fmt} have no native kernel: it takes signed integers and few-bit floats "
         "whose levels are integers of 8 bits"
