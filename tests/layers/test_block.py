@@ -90,7 +90,9 @@ def test_in_half_precision_it_is_as_near_to_full_as_the_definition(name: str, tm
 @torch.no_grad()
 def test_rotation_and_smoothing_come_after_the_modulation() -> None:
     data = [_inputs(seed) for seed in range(4)]
-    model = quantized("DiTTransformer2DModel", "hq-dit", calibration=data, smooth=0.5, gptq=False)
+    model = quantized(
+        "DiTTransformer2DModel", "hq-dit", calibration=data, transform="all", gptq=False
+    )
     own = tiny.run(model)
     with quick_blocks(model):
         assert len(replaced(model)) == 2

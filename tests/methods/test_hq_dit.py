@@ -1,5 +1,6 @@
 """HQ-DiT on small models: exact laws, what is shared, what is shown, what is refused."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -117,7 +118,7 @@ def test_at_eight_bits_nothing_but_rounding_is_lost(small, monkeypatch, smooth, 
     int8 = hq_dit._row("int8")
     monkeypatch.setitem(hq_dit.VARIANTS, "w4a4", Rule(int8, int8))
     model = small()
-    quantize(model, smooth=smooth, hadamard=hadamard)
+    quantize(model, transform="all", smooth=smooth, hadamard=hadamard)
     assert sqnr(exact, run(model)) > 30
 
 
@@ -126,7 +127,7 @@ def test_at_eight_bits_nothing_but_rounding_is_lost(small, monkeypatch, smooth, 
 
 def test_q_k_and_v_share_one_stage_and_the_heads_are_rotated_offline(small):
     model = small()
-    quantize(model, smooth=0.5)
+    quantize(model, transform="all")
     block = model.transformer_blocks[0]
     stages = [layer.stage for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)]
     assert stages[0] is stages[1] is stages[2]
@@ -139,7 +140,7 @@ def test_q_k_and_v_share_one_stage_and_the_heads_are_rotated_offline(small):
 
 def test_inspect_shows_what_is_online_and_what_is_folded(small, tmp_path):
     model = small()
-    quantize(model)
+    quantize(model, preset="published")
     fewbit.save(model, tmp_path / "saved")
     for inspection in (fewbit.inspect(model), fewbit.inspect(tmp_path / "saved")):
         shown = {layer.name.partition("0.")[2]: layer.input for layer in inspection.layers}
@@ -154,7 +155,8 @@ def test_inspect_shows_what_is_online_and_what_is_folded(small, tmp_path):
     "settings",
     [
         {},
-        {"smooth": 0.5, "block": 16},
+        {"transform": "all", "block": 16},
+        {"preset": "published"},
         {"selection_per": "channel", "selection": "mse", "activation_format": "auto"},
         {"bits": "w3a4", "adaln": "same", "order": "activation"},
         {"hadamard": False, "gptq": False},
@@ -371,15 +373,23 @@ def test_the_warning_names_the_layers_where_a_rotation_does_harm():
         for item in data:
             item["hidden_states"][..., 5] *= 300
         model.blocks[0].up.weight[:, 5] /= 300
-    report = fewbit.quantize(model, "hq-dit", calibration=data, spec=TOWER, progress=False)
-    first = next(warning for warning in report.warnings if "smooth=0.5 helps" in warning)
+    plain = copy.deepcopy(model.state_dict())
+    report = fewbit.quantize(
+        model, "hq-dit", calibration=data, spec=TOWER, progress=False, preset="published"
+    )
+    first = next(one for one in report.warnings if 'transform="auto" leaves it out' in one)
     assert first.startswith("blocks.0: the transform makes plain rounding lose more")
     assert "up (" in first
     assert "down (" not in first
     json.dumps(report.to_dict())
+    other = Tower()
+    other.load_state_dict(plain)
+    report = fewbit.quantize(other, "hq-dit", **given)
+    assert not report.warnings
+    assert not isinstance(other.blocks[0].up.stage.transform, HadamardTransform)
 
 
 def test_the_defaults_are_what_the_studies_chose():
     assert replace(Settings()) == Settings(
-        samples=512, alpha=0.25, clip=True, adaln="int8", damping=0.01, smooth=None
+        samples=512, alpha=0.25, clip=True, adaln="int8", damping=0.01, transform="auto", smooth=0.5
     )

@@ -41,10 +41,12 @@ def test_it_is_the_best_of_its_candidates():
     )
 
 
-def test_one_loud_value_is_clipped_and_zeros_are_harmless():
-    spec = Spec(FORMATS["e1m2"])
+@pytest.mark.parametrize("name", ["e1m2", "uint4"])
+def test_one_loud_value_is_clipped_and_zeros_are_harmless(name):
+    spec = Spec(FORMATS[name])
     loud = torch.cat([torch.linspace(-1, 1, 63), torch.tensor([1.6])])
     weight = torch.stack([loud, torch.zeros(64)])
-    full, clipped = (fit(weight, spec, None).stored for fit in (no_clipping, least_error))
-    assert clipped[0] < full[0]
-    assert torch.equal(clipped[1], full[1])
+    full, clipped = (fit(weight, spec, None) for fit in (no_clipping, least_error))
+    assert clipped.stored[0] < full.stored[0]
+    assert torch.equal(clipped.stored[1], full.stored[1])
+    assert loss(weight, spec, clipped)[0] < loss(weight, spec, full)[0]

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from fewbit.formats import FORMATS, Spec
-from fewbit.rounding.selection import best_for_all, by_error, by_ratio, spread
+from fewbit.rounding.clipping import least_error, no_clipping
+from fewbit.rounding.grid import Grid, round_to_nearest
+from fewbit.rounding.selection import best_for_all, by_error, by_ratio, in_scale, lost, spread
 
 FP4 = tuple(FORMATS[name] for name in ("e3m0", "e2m1", "e1m2"))
 RATIOS = (64, 12, 7)
@@ -48,12 +50,55 @@ def test_a_row_of_zeros_has_a_choice_too():
     assert by_ratio(torch.zeros(1, 8), FP4, 0.25).shape == (1,)
 
 
-def test_by_error_nothing_else_would_lose_less():
-    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+def test_what_one_row_is_louder_than_another_by_says_nothing_of_the_format():
+    """Rows have scales of their own: with them all alike E2M1 fits, flattened they ask for range."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(256, 256, generator=random)
+    loud = weight * torch.randn(256, 1, generator=random).mul(0.5).exp()
+    spec = Spec(FORMATS["e2m1"])
+    chosen = [
+        int(by_ratio(in_scale(one, spec).reshape(1, -1), FP4, 0.25)) for one in (weight, loud)
+    ]
+    assert chosen[0] == chosen[1]
+    assert torch.allclose(in_scale(weight, spec), in_scale(loud, spec))
+
+
+def test_groups_and_whole_tensors_are_divided_by_the_scale_that_they_have():
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    grouped = in_scale(weight, Spec(FORMATS["e2m1"], 8))
+    assert grouped.unflatten(1, (4, 8)).abs().amax(-1).eq(1).all()
+    assert torch.equal(in_scale(weight, Spec(FORMATS["e2m1"], "tensor")), weight)
+    assert in_scale(torch.zeros(2, 8), Spec(FORMATS["e2m1"])).eq(0).all()
+
+
+@pytest.mark.parametrize("fit", [no_clipping, least_error])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_by_error_nothing_else_would_lose_less(fit, weighted):
+    """Judged as it will be rounded, clipped or not, and by what it does to the output."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 64, generator=random)
     weight = weight.sign() * weight.abs() ** torch.linspace(0.3, 3, 16)[:, None]
+    x = torch.randn(256, 64, generator=random) * torch.linspace(0.1, 3, 64)
+    moments = x.T @ x / len(x) if weighted else None
     specs = [Spec(fmt) for fmt in FP4]
-    losses = torch.stack([(spec.round(weight) - weight).square().sum(1) for spec in specs])
-    chosen = by_error(weight, specs)
-    assert torch.equal(losses.gather(0, chosen[None])[0], losses.amin(0))
+    rounded = [round_to_nearest(weight, Grid(spec, weight, fit)).dequantize() for spec in specs]
+    errors = [(x if weighted else torch.eye(64)) @ (one - weight).T for one in rounded]
+    losses = torch.stack([error.square().sum(0) for error in errors])
+    chosen = by_error(weight, specs, fit, moments)
+    taken = losses.gather(0, chosen[None])[0]
+    assert torch.allclose(taken, losses.amin(0), rtol=1e-3)
     assert len(chosen.unique()) == 3
-    assert best_for_all(weight, specs) == specs[int(losses.sum(1).argmin())]
+    best = best_for_all(weight, specs, fit, moments)
+    assert best == specs[int(losses.sum(1).argmin())]
+
+
+def test_what_clipping_will_save_is_known_to_the_choice():
+    """Rows with one loud weight: unclipped they ask for E3M0, clipped E2M1 loses less."""
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(3))
+    weight[:, 0] = 8.0
+    specs = [Spec(fmt) for fmt in FP4]
+    for fit in (no_clipping, least_error):
+        best = best_for_all(weight, specs, fit)
+        found = {str(spec): float(lost(weight, spec, fit, None).sum()) for spec in specs}
+        assert found[str(best)] == min(found.values())
+    assert best_for_all(weight, specs, no_clipping) != best_for_all(weight, specs, least_error)

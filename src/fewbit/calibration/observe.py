@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewbit.calibration.modes import evaluating
 from fewbit.calibration.moments import SecondMoments
+from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.stream import LayerInput, Step
+from fewbit.calibration.tree import map_tensors
 
 SAMPLE_ROWS = 512
+BATCH = 16  # rows in each pass through a whole model
 
 
 @dataclass(frozen=True)
@@ -66,3 +73,27 @@ def observe(step: Step, widths: Mapping[str, int], seed: int) -> dict[str, Seen]
 
     step.layer_inputs(tuple(widths), receive)
     return {path: observer.seen() for path, observer in observers.items()}
+
+
+@torch.no_grad()
+def mean_squares(
+    model: nn.Module, layers: Mapping[str, nn.Module], data: CalibrationSet
+) -> dict[str, Tensor]:
+    """The mean square of every channel that each of the layers reads, float32 [in], over all rows;
+    one pass through the whole model."""
+    device = next(model.parameters()).device
+    sums: dict[str, Tensor] = {}
+    rows: Counter[str] = Counter()
+
+    def listen(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].float().flatten(0, -2)
+        sums[name] = sums.get(name, 0) + x.square().sum(0)
+        rows[name] += len(x)
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(partial(listen, name)).remove)
+        for inputs in data.batches(BATCH):
+            model(**map_tensors(inputs, lambda tensor: tensor.to(device)))
+    return {name: total / rows[name] for name, total in sums.items()}

@@ -43,6 +43,7 @@ from fewbit.models import Layer, Role
 from fewbit.rounding.adaround import Pull, RoundingLinear
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.grid import Grid, round_to_nearest
+from fewbit.rounding.selection import best_for_all
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"samples": 128, "steps": 300},
@@ -269,14 +270,11 @@ def _moments(job: BlockJob) -> dict[str, Tensor]:
 
 def _nearest(weight: Tensor, spec: Spec, moments: Tensor | None, settings: Settings) -> QTensor:
     """Plain rounding, from which the learned one starts; by the moments in the best format."""
-    fit = least_error if settings.clip else no_clipping
-    if moments is None:
-        return round_to_nearest(weight.float(), Grid(spec, weight.float(), fit))
-    candidates = [replace(spec, format=FORMATS[name]) for name in FLOATS]
-    found = [round_to_nearest(weight.float(), Grid(one, weight.float(), fit)) for one in candidates]
-    errors = [one.dequantize() - weight.float() for one in found]
-    lost = [float((error @ moments).mul_(error).sum()) for error in errors]
-    return found[lost.index(min(lost))]
+    weight, fit = weight.float(), least_error if settings.clip else no_clipping
+    if moments is not None:
+        candidates = [replace(spec, format=FORMATS[name]) for name in FLOATS]
+        spec = best_for_all(weight, candidates, fit, moments)
+    return round_to_nearest(weight, Grid(spec, weight, fit))
 
 
 def _learn(

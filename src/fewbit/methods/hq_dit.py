@@ -5,14 +5,16 @@ Section 3.2  rotate the input by a randomized Hadamard matrix and the weight by 
 Section 3.3  give each layer the 4-bit float whose range fits its rotated weight
 Section 3.4  round the weight by GPTQ on that float's grid
 
-No code was published. Where the paper is silent: formats are compared on a logarithmic scale, the
-rotation's signs are random, the scale of a row may lie below its largest weight (`clip`), and the
-modulation linear, which sees one row per image, keeps its input and takes `adaln` weights.
+No code was published. Where the paper is silent: formats are compared on a logarithmic scale, after
+rows are divided by their own scale; the rotation's signs are random, the scale of a row may lie
+below its largest weight (`clip`), and the modulation linear, which sees one row per image, keeps
+its input and takes `adaln` weights. Beyond the paper each input may be smoothed, before the
+rotation or instead of it, where that loses less (`transform`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 from fewbit.activations.dynamic import Dynamic
 from fewbit.calibration.observe import Seen
 from fewbit.errors import BadArgument, BadCalibration
-from fewbit.formats import FORMATS, Format, FormatChoice, QTensor, Spec
+from fewbit.formats import FORMATS, FormatChoice, QTensor, Spec
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule
@@ -30,7 +32,7 @@ from fewbit.models import Attention, Layer, Role
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.gptq import Order, gptq
 from fewbit.rounding.grid import ChoiceGrid, Grid, round_to_nearest
-from fewbit.rounding.selection import best_for_all, by_error, by_ratio
+from fewbit.rounding.selection import best_for_all, by_error, by_ratio, in_scale
 from fewbit.transforms.chain import Chain
 from fewbit.transforms.hadamard import Block, Hadamard, HadamardTransform
 from fewbit.transforms.smooth import Smooth, smoothing_scales
@@ -57,7 +59,12 @@ MUCH_WORSE = 1.25  # 1 dB: less is chance
 
 @dataclass(frozen=True)
 class Settings(Calibrated):
-    hadamard: bool = setting(True, help="rotate inputs and weights")
+    transform: str = setting(
+        "auto",
+        allowed=("auto", "all"),
+        help="of each input: none, smoothing, rotation or both, where plain rounding loses least",
+    )
+    hadamard: bool = setting(True, help="rotations, of inputs and weights alike")
     block: Block = setting(
         "auto",
         number=int,
@@ -82,12 +89,11 @@ class Settings(Calibrated):
     )
     clip: bool = setting(True, help="scales may lie below the largest weight where that loses less")
     smooth: float | None = setting(
-        None,
-        number=float,
+        0.5,
         above=0,
         below=1,
         allowed=(None,),
-        help="strength of per-channel smoothing before the rotation",
+        help="strength of per-channel smoothing, before a rotation",
     )
 
 
@@ -135,7 +141,7 @@ def _value_transform(
         head = Hadamard.for_width(attention.head_width, 0, block="auto")
         rotation = Hadamard(channels, head.order, job.seed_of(number))
     looks = {name: seen[name] for name in attention.outs}
-    return _transform(job, looks, rotation, settings.smooth)
+    return _transform(job, looks, rotation, settings)
 
 
 def fold_into_values(job: BlockJob, attention: Attention, transform: Transform) -> None:
@@ -167,19 +173,20 @@ def _solve_group(
     settings: Settings,
 ) -> None:
     """All layers that read one tensor: one transform and one quantized input for them."""
-    spec = job.rules[readers[0]].activation
-    transform, stage = None, None
-    if spec is not None:
-        if folded is None:
-            rotation = _rotation(job.linear(readers[0]).in_features, seed, settings)
-            transform = _transform(job, dict.fromkeys(readers, seen), rotation, settings.smooth)
-        seen = seen.after(transform)
-        stage = InputStage(transform, Dynamic(_activation_spec(spec, seen, settings)), folded)
+    spec, transform, stage = job.rules[readers[0]].activation, None, None
+    if spec is not None and folded is None:
+        rotation = _rotation(job.linear(readers[0]).in_features, seed, settings)
+        transform = _transform(job, dict.fromkeys(readers, seen), rotation, settings)
+    seen, targets = seen.after(transform), {}
     for name in readers:
-        linear, weight = job.linear(name), job.weight(name).float()
-        target = weight if transform is None else transform.weight(weight)
+        weight = job.weight(name).float()
+        targets[name] = weight if transform is None else transform.weight(weight)
+    if spec is not None:
+        spec = _activation_spec(spec, seen, targets.values(), settings)
+        stage = InputStage(transform, Dynamic(spec), folded)
+    for name, target in targets.items():
         packed = _round(job, name, target, seen.moments, settings)
-        job.replace(name, QLinear(packed, linear.bias, stage), target)
+        job.replace(name, QLinear(packed, job.linear(name).bias, stage), target)
 
 
 def _rotation(width: int, seed: int, settings: Settings) -> Hadamard | None:
@@ -187,76 +194,89 @@ def _rotation(width: int, seed: int, settings: Settings) -> Hadamard | None:
 
 
 def _transform(
-    job: BlockJob, seen: Mapping[str, Seen], rotation: Hadamard | None, smooth: float | None
+    job: BlockJob, seen: Mapping[str, Seen], rotation: Hadamard | None, settings: Settings
 ) -> Transform | None:
     """Section 3.2, for the layers that `seen` names and what each of them reads."""
     parts: list[Transform] = []
-    if smooth is not None:
+    if settings.smooth is not None:
         loud = torch.stack([look.rms for look in seen.values()]).norm(dim=0)
         heavy = torch.cat([job.weight(name).float() for name in seen]).norm(dim=0)
-        parts.append(Smooth(smoothing_scales(loud, heavy, smooth)))
+        parts.append(Smooth(smoothing_scales(loud, heavy, settings.smooth)))
     if rotation is not None:
         parts.append(HadamardTransform(rotation))
-    if not parts:
-        return None
-    transform = parts[0] if len(parts) == 1 else Chain(parts)
-    _warn_where_worse(job, seen, transform)
-    return transform
+    both = [Chain(parts)] if len(parts) == 2 else []
+    if settings.transform == "all":
+        transform = next(iter(both or parts), None)
+        _warn_where_worse(job, seen, transform)
+        return transform
+    options = (*both, *reversed(parts), None)
+    return min(options, key=lambda option: sum(_losses(job, seen, option).values()))
 
 
-def _warn_where_worse(job: BlockJob, seen: Mapping[str, Seen], transform: Transform) -> None:
-    """Where plain rounding of input and weight loses more with the transform than without."""
-    worse = []
+def _losses(
+    job: BlockJob, seen: Mapping[str, Seen], transform: Transform | None
+) -> dict[str, float]:
+    """The share of each layer's output that plain rounding of input and weight loses."""
+    lost = {}
     for name, look in seen.items():
         x, weight, rule = look.sample, job.weight(name).float(), job.rules[name]
         exact = x @ weight.T
-        before = _lost(x, weight, rule, exact)
-        after = _lost(transform(x), transform.weight(weight), rule, exact)
-        if after > MUCH_WORSE * before:
-            worse.append(f"{job.path(name)} ({100 * before:.2g}% -> {100 * after:.2g}%)")
+        if transform is not None:
+            x, weight = transform(x), transform.weight(weight)
+        assert rule.activation is not None
+        rounded = rule.activation.round(x) @ rule.weight.round(weight).T
+        lost[name] = float((rounded - exact).square().sum() / exact.square().sum())
+    return lost
+
+
+def _warn_where_worse(job: BlockJob, seen: Mapping[str, Seen], transform: Transform | None) -> None:
+    """Where plain rounding of input and weight loses more with the transform than without."""
+    before, after = _losses(job, seen, None), _losses(job, seen, transform)
+    worse = [
+        f"{job.path(name)} ({100 * before[name]:.2g}% -> {100 * after[name]:.2g}%)"
+        for name in seen
+        if after[name] > MUCH_WORSE * before[name]
+    ]
     if worse:
         job.warn(
             f"{job.name}: the transform makes plain rounding lose more of the output in "
-            f"{', '.join(worse)}; where a few inputs are far louder than the rest, smooth=0.5 helps"
+            f'{", ".join(worse)}; transform="auto" leaves it out there'
         )
 
 
-def _activation_spec(spec: Spec, seen: Seen, settings: Settings) -> Spec:
+def _activation_spec(spec: Spec, seen: Seen, weights: Iterable[Tensor], settings: Settings) -> Spec:
+    """An error of the input counts by the weights that it meets."""
     if settings.activation_format == "fixed":
         return spec
     candidates = (replace(spec, format=fmt) for fmt in CANDIDATES.get(spec.format.bits, ()))
-    return best_for_all(seen.sample, (spec, *candidates))
+    heavy = torch.stack([weight.T @ weight for weight in weights]).sum(0)
+    return best_for_all(seen.sample, (spec, *candidates), no_clipping, heavy)
 
 
-def _grid(spec: Spec, target: Tensor, settings: Settings) -> Grid | ChoiceGrid:
+def _grid(spec: Spec, target: Tensor, moments: Tensor, settings: Settings) -> Grid | ChoiceGrid:
     """Section 3.3: which few-bit float, for the layer or for each row; others are as given."""
     fit = least_error if settings.clip else no_clipping
     candidates = CANDIDATES.get(spec.format.bits, ())
     if spec.format not in candidates or settings.selection == "off":
         return Grid(spec, target, fit)
+    specs = [replace(spec, format=fmt) for fmt in candidates]
     if settings.selection_per == "layer":
-        return Grid(_spec_of_layer(spec, target, candidates, settings), target, fit)
-    if settings.selection == "ratio":
-        choices = by_ratio(target, candidates, settings.alpha)
+        if settings.selection == "mse":
+            return Grid(best_for_all(target, specs, fit, moments), target, fit)
+        whole = in_scale(target, spec).reshape(1, -1)
+        return Grid(specs[int(by_ratio(whole, candidates, settings.alpha))], target, fit)
+    if settings.selection == "mse":
+        choices = by_error(target, specs, fit, moments)
     else:
-        choices = by_error(target, [replace(spec, format=fmt) for fmt in candidates])
+        choices = by_ratio(in_scale(target, spec), candidates, settings.alpha)
     return ChoiceGrid(replace(spec, format=FormatChoice(candidates)), target, fit, choices)
-
-
-def _spec_of_layer(
-    spec: Spec, target: Tensor, candidates: tuple[Format, ...], settings: Settings
-) -> Spec:
-    if settings.selection == "ratio":
-        chosen = int(by_ratio(target.reshape(1, -1), candidates, settings.alpha))
-        return replace(spec, format=candidates[chosen])
-    return best_for_all(target, [replace(spec, format=fmt) for fmt in candidates])
 
 
 def _round(
     job: BlockJob, name: str, target: Tensor, moments: Tensor, settings: Settings
 ) -> QTensor:
     """Section 3.4: every column corrected for the errors of those before it."""
-    grid = _grid(job.rules[name].weight, target, settings)
+    grid = _grid(job.rules[name].weight, target, moments, settings)
     if not settings.gptq:
         return round_to_nearest(target, grid)
     try:
@@ -268,13 +288,6 @@ def _round(
     return QTensor.quantize(solution.values, grid.spec, grid.scales())
 
 
-def _lost(x: Tensor, weight: Tensor, rule: Rule, exact: Tensor) -> float:
-    """The share of the output's energy that plain rounding of both sides loses."""
-    assert rule.activation is not None
-    rounded = rule.activation.round(x) @ rule.weight.round(weight).T
-    return float((rounded - exact).square().sum() / exact.square().sum())
-
-
 METHOD = Method(
     "hq-dit",
     "FP4 weights and activations: Hadamard rotation, format selection, GPTQ on floats",
@@ -282,5 +295,5 @@ METHOD = Method(
     Settings,
     rule,
     solve,
-    presets={"fast": {"samples": 64}},
+    presets={"fast": {"samples": 64}, "published": {"transform": "all", "smooth": None}},
 )

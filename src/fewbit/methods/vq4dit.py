@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activations.dynamic import Dynamic
+from fewbit.calibration.observe import mean_squares
 from fewbit.calibration.reconstruction import Minibatch, Reconstruction
 from fewbit.calibration.training import Group, Schedule, train, trainable_copy
 from fewbit.calibration.tree import tensors
@@ -200,12 +201,17 @@ def _calibrate_model(job: ModelJob, settings: Settings) -> None:
     """The published form: the student's blocks are chained, each held to the teacher's."""
     assert job.original is not None
     teacher, student = trainable_copy(job.original), trainable_copy(job.model)
-    layers = _trainable(student)
-    for name, layer in layers.items():
-        if settings.candidates > 1:
-            weight = teacher.get_submodule(name).weight
+    layers, rows = (
+        _trainable(student),
+        Reconstruction.of_model(job.data, job.outputs(), _device(student)),
+    )
+    if settings.candidates > 1:
+        read = {name: teacher.get_submodule(name) for name in layers}
+        moments = mean_squares(teacher, read, job.data) if settings.weighted else {}
+        for name, layer in layers.items():
+            weight = read[name].weight
             assert isinstance(weight, Tensor)
-            _consider(layer, weight, None, settings)
+            _consider(layer, weight, moments.get(name), settings)
 
     def loss(minibatch: Minibatch) -> Tensor:
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,22 +23,28 @@ def no_clipping(weight: Tensor, spec: Spec, outer: Tensor | None) -> Scales:
 
 
 def least_error(weight: Tensor, spec: Spec, outer: Tensor | None) -> Scales:
-    """For each row the scale, full or shrunk, at which its squared rounding error is smallest."""
+    """For each row the scale, full or shrunk, at which its squared rounding error is smallest;
+    a zero point stays where it is."""
     best = no_clipping(weight, spec, outer)
-    if not spec.symmetric:
-        return best
     full, least = _full_scale(weight, spec), _row_error(weight, spec, best)
     for shrink in SHRINKS:
-        candidate = spec.store(full * shrink, outer)
+        candidate = replace(spec.store(full * shrink, outer), zeros=best.zeros)
         error = _row_error(weight, spec, candidate)
         better = error < least
         least = torch.where(better, error, least)
-        best = Scales(torch.where(better, candidate.stored, best.stored), candidate.outer)
+        stored = torch.where(better, candidate.stored, best.stored)
+        best = replace(candidate, stored=stored)
     return best
 
 
 def _full_scale(weight: Tensor, spec: Spec) -> Tensor:
-    return spec.scale.from_absmax(weight.abs().amax(1, keepdim=True), spec.format.max)
+    """What spans the largest magnitude, or with a zero point all values and 0."""
+    if spec.symmetric:
+        most = weight.abs().amax(1, keepdim=True)
+    else:
+        low, high = weight.aminmax(dim=1, keepdim=True)
+        most = high.clamp(min=0) - low.clamp(max=0)
+    return spec.scale.from_absmax(most, spec.format.max)
 
 
 def _row_error(weight: Tensor, spec: Spec, scales: Scales) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which few-bit float fits a tensor: by its ratio of largest to typical value, or by error."""
+"""Which of several formats fits a matrix: by its ratio of largest to typical value, or by error."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from fewbit.formats import Format, Spec
+from fewbit.rounding.clipping import Fit
+from fewbit.rounding.grid import Grid, round_to_nearest
 
 
 def by_ratio(weight: Tensor, candidates: Sequence[Format], alpha: float) -> Tensor:
@@ -25,12 +27,32 @@ def spread(weight: Tensor, alpha: float) -> Tensor:
     return magnitudes.amax(1) / typical.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def by_error(weight: Tensor, candidates: Sequence[Spec]) -> Tensor:
-    """For each row the candidate whose plain rounding loses least; as indices [rows]."""
-    errors = [(spec.round(weight) - weight).square().sum(1) for spec in candidates]
-    return torch.stack(errors).argmin(0)
+def in_scale(weight: Tensor, spec: Spec) -> Tensor:
+    """The weight with every part that has a scale of its own divided by its largest magnitude:
+    what one part is louder than another by, no format has to hold."""
+    if spec.span == "tensor":
+        return weight
+    grouped = weight.float().unflatten(1, (spec.groups(weight.shape[1]), -1))
+    loudest = grouped.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (grouped / loudest).flatten(1)
 
 
-def best_for_all(matrix: Tensor, candidates: Sequence[Spec]) -> Spec:
+def lost(matrix: Tensor, spec: Spec, fit: Fit, moments: Tensor | None) -> Tensor:
+    """[rows]: what plain rounding at the scales of `fit` loses of the product with inputs of these
+    second moments [in, in]; without them, of the matrix itself."""
+    error = round_to_nearest(matrix, Grid(spec, matrix, fit)).dequantize() - matrix
+    return (error * (error if moments is None else error @ moments)).sum(1)
+
+
+def by_error(
+    matrix: Tensor, candidates: Sequence[Spec], fit: Fit, moments: Tensor | None = None
+) -> Tensor:
+    """For each row the candidate that loses least; as indices [rows]."""
+    return torch.stack([lost(matrix, spec, fit, moments) for spec in candidates]).argmin(0)
+
+
+def best_for_all(
+    matrix: Tensor, candidates: Sequence[Spec], fit: Fit, moments: Tensor | None = None
+) -> Spec:
     """The one candidate that loses least on the whole matrix."""
-    return min(candidates, key=lambda spec: float((spec.round(matrix) - matrix).square().sum()))
+    return min(candidates, key=lambda spec: float(lost(matrix, spec, fit, moments).sum()))
