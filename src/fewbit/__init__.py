@@ -12,7 +12,7 @@ from fewbit.diffusers.registration import register_with_diffusers
 from fewbit.version import __version__
 
 if TYPE_CHECKING:
-    from fewbit.api import dequantize, prepare, save
+    from fewbit.api import dequantize, inspect, prepare, save
     from fewbit.calibration import Calibration
     from fewbit.diffusers.plugin import FewbitConfig
     from fewbit.engine.recipe import recipes
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fewbit.engine.run import quantize
     from fewbit.errors import FewbitError
     from fewbit.models import ModelSpec
-    from fewbit.pipelines.opening import inspect, load
+    from fewbit.pipelines.opening import load
 
 _HOMES = {
     "Calibration": "fewbit.calibration",
@@ -29,7 +29,7 @@ _HOMES = {
     "ModelSpec": "fewbit.models",
     "Report": "fewbit.engine.report",
     "dequantize": "fewbit.api",
-    "inspect": "fewbit.pipelines.opening",
+    "inspect": "fewbit.api",
     "load": "fewbit.pipelines.opening",
     "prepare": "fewbit.api",
     "quantize": "fewbit.engine.run",

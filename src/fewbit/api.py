@@ -1,4 +1,4 @@
-"""save, prepare, dequantize, and the folders that save wrote: what a user calls after quantize."""
+"""save, inspect, prepare, dequantize: what a user calls after quantize."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from fewbit.engine.card import write_card
+from fewbit.engine.inspection import Inspection, inspect_folder, inspect_model
 from fewbit.engine.report import Report
-from fewbit.errors import BadArgument, BadModel, BrokenFile
+from fewbit.errors import BadArgument, BadModel
 from fewbit.files import checked_path, new_folder
 from fewbit.layers.dequantize import dequantize_layers
 from fewbit.layers.linear import quantized_layers
-from fewbit.models import transformer_of
-from fewbit.storage.folder import load_module, save_module
+from fewbit.models import ModelSpec, transformer_of
+from fewbit.pipelines.opening import check_folder, locate, open_model
+from fewbit.storage.folder import save_module
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
-from fewbit.storage.regular_file import refuse_special_files
 
 MODES = ("compact", "fast")
 
@@ -44,13 +43,18 @@ def save(
         write_card(model, folder, report)
 
 
-def load_folder(folder: Path, model: nn.Module | None = None) -> Any:
-    """The pipeline or module that `save` wrote, in the dtype it was saved in."""
-    if (folder / PIPELINE_INDEX).exists():
-        return _load_pipeline(folder)
-    if not (folder / CONFIG).exists():
-        raise BrokenFile(f"{folder} is no folder of a quantized model: it has no {CONFIG}")
-    return _load_transformer(folder, model)
+def inspect(model: Any, spec: ModelSpec | None = None, *, heads: int | None = None) -> Inspection:
+    """Of a pipeline, a module, or whatever else may be called a model.
+
+    Of a folder the tensors are not loaded. `heads` is for original checkpoint files.
+    """
+    if not isinstance(model, str | Path):
+        return inspect_model(model, spec)
+    place = locate(model)
+    if not (isinstance(place, Path) and place.is_dir()):
+        return inspect_model(open_model(model, heads=heads), spec)
+    check_folder(place)
+    return inspect_folder(place, spec)
 
 
 def prepare(model: Any, mode: str = "fast") -> None:
@@ -98,26 +102,3 @@ def _forget_local_paths(folder: Path) -> None:
         if Path(str(content.get("_name_or_path"))).is_absolute():
             content.pop("_name_or_path")
             file.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _load_pipeline(folder: Path) -> Any:
-    """Everything but the transformer is diffusers' to load."""
-    from diffusers import DiffusionPipeline
-
-    refuse_special_files(folder)
-    transformer = _load_transformer(folder / "transformer", None)
-    try:
-        return DiffusionPipeline.from_pretrained(
-            folder, transformer=transformer, dtype=transformer.dtype
-        )
-    except Exception as error:  # a broken file makes a foreign loader fail in any way
-        raise BrokenFile(f"diffusers cannot load the pipeline of {folder}: {error}") from None
-
-
-def _load_transformer(folder: Path, model: nn.Module | None) -> Any:
-    module = load_module(folder, model)
-    if hasattr(module, "register_to_config"):
-        from fewbit.diffusers.plugin import attach
-
-        attach(module)
-    return module

@@ -318,7 +318,8 @@ def test_a_width_without_a_full_rotation_is_refused_before_any_work(width):
             model, "hq-dit", calibration=tokens(width), spec=TOWER, block=None, progress=False
         )
     assert bits_of(model) == before
-    fewbit.quantize(model, "hq-dit", calibration=tokens(width), spec=TOWER, progress=False)
+    given = {"calibration": tokens(width), "spec": TOWER, "preset": "published"}
+    fewbit.quantize(model, "hq-dit", progress=False, **given)
     assert model.blocks[0].up.stage.transform.hadamard.order < width
 
 
@@ -374,9 +375,8 @@ def test_the_warning_names_the_layers_where_a_rotation_does_harm():
             item["hidden_states"][..., 5] *= 300
         model.blocks[0].up.weight[:, 5] /= 300
     plain = copy.deepcopy(model.state_dict())
-    report = fewbit.quantize(
-        model, "hq-dit", calibration=data, spec=TOWER, progress=False, preset="published"
-    )
+    given = {"calibration": data, "spec": TOWER, "progress": False}
+    report = fewbit.quantize(model, "hq-dit", preset="published", **given)
     first = next(one for one in report.warnings if 'transform="auto" leaves it out' in one)
     assert first.startswith("blocks.0: the transform makes plain rounding lose more")
     assert "up (" in first

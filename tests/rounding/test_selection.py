@@ -6,7 +6,7 @@ import torch
 from fewbit.formats import FORMATS, Spec
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.grid import Grid, round_to_nearest
-from fewbit.rounding.selection import best_for_all, by_error, by_ratio, in_scale, lost, spread
+from fewbit.rounding.selection import best_for_all, by_error, by_ratio, in_scale, spread
 
 FP4 = tuple(FORMATS[name] for name in ("e3m0", "e2m1", "e1m2"))
 RATIOS = (64, 12, 7)
@@ -51,15 +51,13 @@ def test_a_row_of_zeros_has_a_choice_too():
 
 
 def test_what_one_row_is_louder_than_another_by_says_nothing_of_the_format():
-    """Rows have scales of their own: with them all alike E2M1 fits, flattened they ask for range."""
+    """Rows have scales of their own, with which E2M1 fits them; flattened they ask for range."""
     random = torch.Generator().manual_seed(0)
-    weight = torch.randn(256, 256, generator=random)
-    loud = weight * torch.randn(256, 1, generator=random).mul(0.5).exp()
+    weight = torch.randn(128, 1024, generator=random)
+    loud = weight * torch.randn(128, 1, generator=random).mul(0.5).exp()
     spec = Spec(FORMATS["e2m1"])
-    chosen = [
-        int(by_ratio(in_scale(one, spec).reshape(1, -1), FP4, 0.25)) for one in (weight, loud)
-    ]
-    assert chosen[0] == chosen[1]
+    assert by_ratio(loud.reshape(1, -1), FP4, 0.25).tolist() == [0]
+    assert by_ratio(in_scale(loud, spec).reshape(1, -1), FP4, 0.25).tolist() == [1]
     assert torch.allclose(in_scale(weight, spec), in_scale(loud, spec))
 
 
@@ -90,15 +88,3 @@ def test_by_error_nothing_else_would_lose_less(fit, weighted):
     assert len(chosen.unique()) == 3
     best = best_for_all(weight, specs, fit, moments)
     assert best == specs[int(losses.sum(1).argmin())]
-
-
-def test_what_clipping_will_save_is_known_to_the_choice():
-    """Rows with one loud weight: unclipped they ask for E3M0, clipped E2M1 loses less."""
-    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(3))
-    weight[:, 0] = 8.0
-    specs = [Spec(fmt) for fmt in FP4]
-    for fit in (no_clipping, least_error):
-        best = best_for_all(weight, specs, fit)
-        found = {str(spec): float(lost(weight, spec, fit, None).sum()) for spec in specs}
-        assert found[str(best)] == min(found.values())
-    assert best_for_all(weight, specs, no_clipping) != best_for_all(weight, specs, least_error)

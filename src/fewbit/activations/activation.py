@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewbit.errors import BadArgument
-from fewbit.formats import Codebook, FormatChoice, Spec
+from fewbit.formats import Spec
 from fewbit.kernels.choose import backend_for, modulated
 from fewbit.kernels.values import Coded, Modulated, Rotation
 
@@ -46,7 +46,7 @@ class Activation(nn.Module):
 
 def refuse_stored_levels(spec: Spec) -> None:
     """A choice and a codebook are stored for each row or matrix, and an input has no store."""
-    if isinstance(spec.format, FormatChoice | Codebook):
+    if spec.format.learned or len(spec.format.options) > 1:
         raise BadArgument(
             f"an input cannot be rounded to {spec!s:.100}; allowed: formats whose codes have "
             "one meaning"

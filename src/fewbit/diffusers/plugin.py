@@ -35,7 +35,7 @@ from fewbit.storage.manifest import (
     manifest_of,
     quantization_config,
 )
-from fewbit.storage.provenance import Provenance, source_sha256
+from fewbit.storage.provenance import Provenance, source_sha256, when_marked
 from fewbit.storage.reader import Artefact
 from fewbit.storage.tensors import digest, write_tensors
 from fewbit.version import __version__
@@ -282,7 +282,9 @@ class _Rounding:
 
 
 def attach(model: Any) -> None:
-    """Make a model that was quantized or read by fewbit one that diffusers can save."""
+    """Make a model of diffusers that was quantized or read by fewbit one that it can save."""
+    if not hasattr(model, "register_to_config"):
+        return
     config = FewbitConfig(**quantization_config(model.fewbit))
     quantizer = FewbitQuantizer(config, pre_quantized=True)
     quantizer.model = model
@@ -365,3 +367,4 @@ def _tell_transformers(auto: ModuleType) -> None:
 AUTO_QUANTIZER_MAPPING.setdefault(QuantMethod.FEWBIT.value, FewbitQuantizer)
 AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QuantMethod.FEWBIT.value, FewbitConfig)
 when_imported("transformers.quantizers.auto", _tell_transformers)
+when_marked(attach)

@@ -35,7 +35,7 @@ from fewbit.models import Layer, ModelSpec, transformer_of
 from fewbit.printable import printable
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries
-from fewbit.storage.provenance import LARGEST_SEED, Provenance, source_sha256
+from fewbit.storage.provenance import LARGEST_SEED, Provenance, mark, source_sha256
 from fewbit.storage.tensors import digest, stored_once
 from fewbit.version import __version__
 
@@ -106,11 +106,7 @@ def quantize(
             },
             warnings=run.warnings + run.notes,
         )
-        transformer.fewbit = Provenance(chosen.to_dict(), seed, report.source, __version__)
-        if hasattr(transformer, "register_to_config"):
-            from fewbit.diffusers.plugin import attach
-
-            attach(transformer)
+        mark(transformer, Provenance(chosen.to_dict(), seed, report.source, __version__))
     memory.release()
     return report
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewbit.api import load_folder, save
+from fewbit.api import save
 from fewbit.engine import memory
 from fewbit.engine.card import REPORT
 from fewbit.engine.plan import make_plan
@@ -26,6 +26,7 @@ from fewbit.judge.alike import Named
 from fewbit.judge.comparison import Candidate, Comparison, compared
 from fewbit.judge.evaluation import Examination, Judges, Setting
 from fewbit.models import transformer_of
+from fewbit.pipelines.opening import load_folder
 from fewbit.storage.provenance import Provenance, source_sha256
 from fewbit.storage.tensors import digest
 from fewbit.version import __version__

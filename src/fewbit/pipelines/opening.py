@@ -13,12 +13,10 @@ import torch
 from torch import nn
 
 from fewbit import demo
-from fewbit.api import load_folder
-from fewbit.engine.inspection import Inspection, inspect_folder, inspect_model
 from fewbit.errors import BadArgument, BadModel, BrokenFile, FewbitError
 from fewbit.files import checked_path
-from fewbit.models import ModelSpec, load_original
-from fewbit.storage.folder import diffusers_class
+from fewbit.models import load_original
+from fewbit.storage.folder import diffusers_class, load_module
 from fewbit.storage.header import read_header
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
 from fewbit.storage.regular_file import refuse_special_files
@@ -64,18 +62,13 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Any:
     return load_folder(checked_path("path", path), model)
 
 
-def inspect(model: Any, spec: ModelSpec | None = None, *, heads: int | None = None) -> Inspection:
-    """Of a pipeline, a module, or whatever else may be called a model.
-
-    Of a folder the tensors are not loaded. `heads` is for original checkpoint files.
-    """
-    if not isinstance(model, str | Path):
-        return inspect_model(model, spec)
-    place = locate(model)
-    if not (isinstance(place, Path) and place.is_dir()):
-        return inspect_model(open_model(model, heads=heads), spec)
-    check_folder(place)
-    return inspect_folder(place, spec)
+def load_folder(folder: Path, model: nn.Module | None = None) -> Any:
+    """The pipeline or module that `save` wrote, in the dtype it was saved in."""
+    if (folder / PIPELINE_INDEX).exists():
+        return _load_pipeline(folder)
+    if not (folder / CONFIG).exists():
+        raise BrokenFile(f"{folder} is no folder of a quantized model: it has no {CONFIG}")
+    return load_module(folder, model)
 
 
 def locate(text: str | Path) -> Path | str:
@@ -117,6 +110,20 @@ def check_folder(folder: Path) -> None:
         )
     for file in sorted(folder.rglob("*.safetensors")):
         read_header(file)
+
+
+def _load_pipeline(folder: Path) -> Any:
+    """Everything but the transformer is diffusers' to load."""
+    from diffusers import DiffusionPipeline
+
+    refuse_special_files(folder)
+    transformer = load_module(folder / "transformer")
+    try:
+        return DiffusionPipeline.from_pretrained(
+            folder, transformer=transformer, dtype=transformer.dtype
+        )
+    except Exception as error:  # a broken file makes a foreign loader fail in any way
+        raise BrokenFile(f"diffusers cannot load the pipeline of {folder}: {error}") from None
 
 
 def _open(place: Path | str, dtype: torch.dtype, heads: int | None) -> Any:

@@ -23,6 +23,7 @@ from fewbit.storage.bounds import (
     refuse_other_types,
 )
 from fewbit.storage.manifest import as_json, check_values, manifest_of
+from fewbit.storage.provenance import mark
 from fewbit.storage.reader import CONFIG, WEIGHTS, Artefact
 from fewbit.storage.tensors import write_tensors
 
@@ -54,7 +55,7 @@ def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
             for name in names:
                 put(modules, name, tensors[stored])
     check_values(model)
-    model.fewbit = artefact.manifest.provenance  # type: ignore[assignment]
+    mark(model, artefact.manifest.provenance)
     return model.eval()
 
 

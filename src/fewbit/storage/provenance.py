@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,21 @@ class Provenance:
     seed: int
     source_sha256: str  # over the weights that were quantized
     fewbit_version: str
+
+
+_TOLD: list[Callable[[Any], None]] = []
+
+
+def mark(model: Any, provenance: Provenance) -> None:
+    """Say where a model came from that is quantized from now on."""
+    model.fewbit = provenance
+    for tell in _TOLD:
+        tell(model)
+
+
+def when_marked(tell: Callable[[Any], None]) -> None:
+    """Call `tell` with every model that is marked from now on."""
+    _TOLD.append(tell)
 
 
 def source_sha256(weights: Mapping[str, str]) -> str:
