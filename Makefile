@@ -22,13 +22,13 @@ native:
 demo: install
 	$(BIN)/python -m demos.show --output demo-output
 
-# One thread: the tests' tensors are so small that threads only wait for each other.
+# Two processes of one thread: the tests' tensors are so small that threads only wait for each other.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := $(VENV)-lowest
-LOWEST_TESTS := tests/test_registration.py tests/test_diffusers_contract.py
+LOWEST_TESTS := tests/diffusers/test_registration.py tests/diffusers/test_contract.py
 
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)

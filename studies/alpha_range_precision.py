@@ -22,20 +22,20 @@ def shares(transformer: object) -> Counter[str]:
 
 rows = []
 for alpha in ALPHAS:
-    pipe, _ = quantized("hq-dit", alpha=alpha)
+    pipe, _ = quantized("hq-dit", preset="published", alpha=alpha)
     chosen = shares(pipe.transformer)
-    channel, _ = quantized("hq-dit", alpha=alpha, selection_per="channel")
+    channel, _ = quantized("hq-dit", preset="published", alpha=alpha, selection_per="channel")
     rows.append(
         (alpha, *(chosen[fmt] for fmt in FORMATS), fidelity(pipe).sqnr, fidelity(channel).sqnr)
     )
     print(*rows[-1], flush=True)
-by_error = fidelity(quantized("hq-dit", selection="mse")[0]).sqnr
+by_error = fidelity(quantized("hq-dit", preset="published", selection="mse")[0]).sqnr
 write_table(
     "alpha_range_precision",
     "α: range against precision",
-    "The shapes demo, w4a4, 128 calibration rows, 128 held-out rows. How many of the 36 block "
-    "linears take which float when one is chosen per layer; trajectory SQNR in dB with the format "
-    f"per layer and per output channel. By error instead of ratio, per layer: {by_error:.2f} dB.",
+    "The shapes demo, w4a4 as published, 128 calibration rows, 128 held-out rows. How many of the "
+    "36 block linears take which float when one is chosen per layer; trajectory SQNR in dB with "
+    f"the format per layer and per output channel. By error, per layer: {by_error:.2f} dB.",
     ("α", *FORMATS, "per layer, dB", "per channel, dB"),
     rows,
 )

@@ -4,7 +4,12 @@ from demo import fidelity, psnr, quantized, write_table
 
 CASES: dict[str, dict[str, object]] = {
     "hq-dit": {},
+    "as published": {"preset": "published"},
+    "as published, no rotation": {"preset": "published", "hadamard": False},
+    "all transforms everywhere": {"transform": "all"},
+    "no smoothing": {"smooth": None},
     "no rotation": {"hadamard": False},
+    "selection by error": {"selection": "mse"},
     "no selection": {"selection": "off"},
     "selection per channel": {"selection_per": "channel"},
     "no gptq": {"gptq": False},
@@ -12,7 +17,6 @@ CASES: dict[str, dict[str, object]] = {
     "no clip": {"clip": False},
     "adaLN fp4": {"adaln": "same"},
     "adaLN kept": {"adaln": "keep"},
-    "smooth 0.5": {"smooth": 0.5},
 }
 
 rows = []
