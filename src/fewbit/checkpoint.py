@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activations.activation import Activation
+from fewbit.adapters import refuse_adapted
 from fewbit.blueprint import Entry, blueprint_of, stored_as_is
 from fewbit.errors import BadArgument, BadModel, BrokenFile
 from fewbit.formats import QTensor
@@ -125,6 +126,7 @@ def manifest_of(
     model: nn.Module, architecture: Mapping[str, Any]
 ) -> tuple[Manifest, dict[str, Tensor]]:
     """The manifest of a quantized model and the tensors to be stored."""
+    refuse_adapted(model, "saved")
     state = model.state_dict()
     crc32, aliases = stored_once(state)
     tensors = {name: state[name].contiguous() for name in crc32}

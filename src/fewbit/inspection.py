@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from fewbit.adapters import adapter_names, inner_layer
 from fewbit.artefact import CONFIG, PIPELINE_INDEX, Artefact
 from fewbit.attention import OPERANDS, quantized_attentions
 from fewbit.folder import skeleton
@@ -55,6 +56,7 @@ class Inspection:
     layers: tuple[InspectedLayer, ...]
     attentions: tuple[InspectedAttention, ...]  # those with quantized matmuls
     other_bytes: int
+    adapters: tuple[str, ...] = ()  # whose bytes are in their layers'
 
     @property
     def bytes(self) -> int:
@@ -66,6 +68,7 @@ class Inspection:
     def __str__(self) -> str:
         """One row for each role and way of storing; `table()` has a row for each layer."""
         made = f", {self.recipe['method']}:{self.recipe['bits']}" if self.recipe else ""
+        made += f", with {', '.join(self.adapters)}" if self.adapters else ""
         kinds: dict[tuple[Any, ...], list[InspectedLayer]] = {}
         for layer in self.layers:
             key = (layer.role, layer.status, layer.shape, layer.weight, layer.input)
@@ -131,11 +134,14 @@ def _inspect_module(
         InspectedAttention(name, *(_way(getattr(matmuls, part)) for part in OPERANDS))
         for name, matmuls in quantized_attentions(module).items()
     )
-    return Inspection(structure.family, recipe, layers, attentions, structure.other_bytes)
+    return Inspection(
+        structure.family, recipe, layers, attentions, structure.other_bytes, adapter_names(module)
+    )
 
 
 def _layer(layer: Layer, module: nn.Module) -> InspectedLayer:
     role = None if layer.role is None else str(layer.role)
+    module = inner_layer(module)
     if not isinstance(module, QLinear):
         status = "quantizable" if layer.status == "quantize" else layer.status
         return InspectedLayer(layer.name, role, status, layer.shape, layer.bytes)

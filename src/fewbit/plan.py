@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 from torch import nn
 
+from fewbit.adapters import refuse_adapted
 from fewbit.calibration import CalibrationSet
 from fewbit.errors import BadArgument, BadModel
 from fewbit.linear import QLinear
@@ -125,6 +126,7 @@ def make_plan(
     model: nn.Module, recipe: Recipe, spec: ModelSpec | None, allow_unknown: bool
 ) -> Plan:
     """Refuses what cannot be done, naming the layer: nothing has been touched by then."""
+    refuse_adapted(model, "quantized")
     structure = describe(model, spec)
     _refuse_quantized(model)
     if structure.unknown and not allow_unknown:
