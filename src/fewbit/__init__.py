@@ -1,6 +1,6 @@
 """fewbit: few-bit diffusion transformers.
 
-Importing this registers fewbit with diffusers, whichever of the two is imported first.
+Importing this registers fewbit with diffusers and peft, whichever is imported first.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fewbit.diffusers.registration import register_with_diffusers
+from fewbit.diffusers.registration import register
 from fewbit.version import __version__
 
 if TYPE_CHECKING:
@@ -65,4 +65,4 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-register_with_diffusers()
+register()

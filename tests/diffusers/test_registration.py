@@ -17,6 +17,10 @@ import fewbit
 assert auto.AUTO_QUANTIZER_MAPPING["fewbit"] == "mine"
 assert auto.AUTO_QUANTIZATION_CONFIG_MAPPING["fewbit"] == "mine"
 """
+ADAPTS = """
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+assert PEFT_TYPE_TO_TUNER_MAPPING["LORA"].__module__ == "fewbit.diffusers.peft_plugin"
+"""
 FOUND_BY_THE_REAL_LOADER = """
 import fewbit, diffusers.quantizers.auto as auto, inspect
 assert auto.__spec__.origin.endswith("auto.py")
@@ -32,6 +36,9 @@ assert "class DiffusersAutoQuantizer" in inspect.getsource(auto)
         "import diffusers.quantizers.auto, fewbit" + REGISTERED,
         "from diffusers import DiTTransformer2DModel\nimport fewbit" + REGISTERED,
         "import fewbit, fewbit.diffusers.plugin" + REGISTERED,
+        "import fewbit, peft" + ADAPTS,
+        "import peft, fewbit" + ADAPTS,
+        "import fewbit, diffusers.loaders, peft" + REGISTERED + ADAPTS,
         TAKEN,
         FOUND_BY_THE_REAL_LOADER,
         "import fewbit, sys\nassert 'diffusers' not in sys.modules and 'torch' not in sys.modules",

@@ -13,6 +13,7 @@ from fewbit.formats import QTensor, Spec
 from fewbit.kernels.choose import BACKENDS, VARIABLE
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
+from fewbit.transforms.hadamard import Hadamard, HadamardTransform
 
 PAIRS = [
     ("e2m1/row/fp32", "e2m1/row/fp32"),
@@ -257,6 +258,24 @@ def test_a_weight_only_layer_can_be_trained_through(forced):
     layer(x).sum().backward()
     expected = layer.packed_weight.dequantize().sum(0).expand_as(x)
     assert torch.allclose(x.grad, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pairs
+def test_gradients_pass_the_rounding_of_inputs(weight, activation, rotated, forced):
+    """Input and bias get those of the product with the weight the layer stands for."""
+    layer, x = make(weight, activation), tokens().requires_grad_()
+    if rotated and layer.stage is not None:
+        layer.stage.transform = HadamardTransform(Hadamard.for_width(32, seed=0))
+    layer.bias.requires_grad_()
+    with torch.no_grad():
+        plain = layer(x)
+    product, toward = layer(x), torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(product, plain)
+    product.backward(toward)
+    expected = toward @ layer.effective_weight()
+    assert (x.grad - expected).norm() <= 1e-5 * expected.norm()
+    assert torch.allclose(layer.bias.grad, toward.sum((0, 1)), atol=1e-5)
 
 
 def test_values_are_what_the_codes_stand_for():

@@ -185,7 +185,8 @@ class FewbitQuantizer(DiffusersQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        """Adapters beside the packed weights are."""
+        return True
 
     @property
     def is_compileable(self) -> bool:

@@ -1,7 +1,7 @@
-"""Telling diffusers about fewbit, whichever of the two is imported first, without importing it.
+"""Telling diffusers and peft about fewbit, whichever is imported first, without importing them.
 
-diffusers has no entry point for quantizers: the accepted way is to add to two dictionaries of
-`diffusers.quantizers.auto`. If that module is not there yet, it is met when it arrives.
+Neither has an entry point for what fewbit adds: the accepted way is to add to their tables and
+classes. A module of theirs that is not there yet is met when it arrives.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-TARGET = "diffusers.quantizers.auto"
-PLUGIN = "fewbit.diffusers.plugin"  # registers itself when it is imported
+PLUGINS = {  # a module of theirs: one of ours, which registers when it is imported
+    "diffusers.quantizers.auto": "fewbit.diffusers.plugin",
+    "diffusers.loaders.peft": "fewbit.diffusers.adapters",
+    "diffusers.loaders.lora_pipeline": "fewbit.diffusers.flux_adapters",
+    "peft.tuners.lora": "fewbit.diffusers.peft_plugin",
+}
 
 
-def register_with_diffusers() -> None:
-    when_imported(TARGET, lambda _: import_module(PLUGIN))
+def register() -> None:
+    for target in PLUGINS:
+        when_imported(target, lambda module: import_module(PLUGINS[module.__name__]))
 
 
 def when_imported(name: str, action: Callable[[ModuleType], object]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from fewbit.engine.recipe import unknown_part
 from fewbit.formats.names import brief, megabytes
+from fewbit.layers.adapters import adapter_names, inner_layer
 from fewbit.layers.attention import OPERANDS, quantized_attentions
 from fewbit.layers.linear import QLinear
 from fewbit.models import Layer, ModelSpec, describe, transformer_of
@@ -56,6 +57,7 @@ class Inspection:
     layers: tuple[InspectedLayer, ...]
     attentions: tuple[InspectedAttention, ...]  # those with quantized matmuls
     other_bytes: int
+    adapters: tuple[str, ...] = ()  # whose bytes are in their layers'
     warnings: tuple[str, ...] = ()
 
     @property
@@ -68,6 +70,7 @@ class Inspection:
     def __str__(self) -> str:
         """One row for each role and way of storing; `table()` has a row for each layer."""
         made = f", {self.recipe['method']}:{self.recipe['bits']}" if self.recipe else ""
+        made += f", with {', '.join(self.adapters)}" if self.adapters else ""
         kinds: dict[tuple[Any, ...], list[InspectedLayer]] = {}
         for layer in self.layers:
             key = (layer.role, layer.status, layer.shape, layer.weight, layer.input)
@@ -135,12 +138,20 @@ def _inspect_module(
         for name, matmuls in quantized_attentions(module).items()
     )
     unknown = None if recipe is None else unknown_part(recipe)
-    warnings = () if unknown is None else (f"made by a recipe of another fewbit: {unknown}",)
-    return Inspection(structure.family, recipe, layers, attentions, structure.other_bytes, warnings)
+    return Inspection(
+        structure.family,
+        recipe,
+        layers,
+        attentions,
+        structure.other_bytes,
+        adapter_names(module),
+        () if unknown is None else (f"made by a recipe of another fewbit: {unknown}",),
+    )
 
 
 def _layer(layer: Layer, module: nn.Module) -> InspectedLayer:
     role = None if layer.role is None else str(layer.role)
+    module = inner_layer(module)
     if not isinstance(module, QLinear):
         status = "quantizable" if layer.status == "quantize" else layer.status
         return InspectedLayer(layer.name, role, status, layer.shape, layer.bytes)

@@ -15,6 +15,7 @@ from fewbit.calibration import CalibrationSet
 from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadArgument, BadModel
 from fewbit.formats.names import megabytes
+from fewbit.layers.adapters import refuse_adapted
 from fewbit.layers.linear import QLinear
 from fewbit.methods.method import BlockJob, Rule, SurveyJob
 from fewbit.models import Attention, Layer, ModelSpec, Structure, describe
@@ -125,6 +126,7 @@ def make_plan(
     model: nn.Module, recipe: Recipe, spec: ModelSpec | None, allow_unknown: bool
 ) -> Plan:
     """Refuses what cannot be done, naming the layer: nothing has been touched by then."""
+    refuse_adapted(model, "quantized")
     structure = describe(model, spec)
     _refuse_quantized(model)
     if structure.unknown and not allow_unknown:

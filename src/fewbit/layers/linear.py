@@ -85,6 +85,16 @@ class QLinear(nn.Module):
         return QTensor(codes, scales, self.spec, self.in_features)
 
     def forward(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
+        if isinstance(x, Tensor) and torch.is_grad_enabled() and self._is_derived(x):
+            derived: Tensor = _Derived.apply(x, self.bias, self)
+            return derived
+        return self.product(x, after)
+
+    def _is_derived(self, x: Tensor) -> bool:
+        return x.requires_grad or (self.bias is not None and self.bias.requires_grad)
+
+    def product(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
+        """What `forward` gives, out of reach of gradients."""
         given = x.x if isinstance(x, Modulated) else x
         refuse_other_width(given, self.in_features)
         if not given.numel():
@@ -234,6 +244,25 @@ class QLinear(nn.Module):
 
 def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
     return None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+class _Derived(torch.autograd.Function):
+    """The product of a layer; gradients pass its roundings as if nothing had been rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: QLinear) -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        return layer.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad = grads[0].float()
+        of_x, of_bias, _ = ctx.needs_input_grad
+        return (
+            (grad @ ctx.layer.effective_weight()).to(ctx.dtype) if of_x else None,
+            grad.flatten(0, -2).sum(0).to(ctx.layer.bias.dtype) if of_bias else None,
+            None,
+        )
 
 
 def quantized_layers(model: nn.Module, inside: str = "") -> dict[str, QLinear]:

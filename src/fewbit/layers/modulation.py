@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.errors import BadModel
+from fewbit.layers.adapters import is_adapted
 from fewbit.models import Role, describe
 from fewbit.models.own_forward import own_forward
 
@@ -38,12 +39,13 @@ def remembered(model: nn.Module, limit: int = LIMIT) -> Iterator[None]:
 
 def _conditioned(model: nn.Module) -> Iterator[nn.Module]:
     """The modules that read timestep and label only, and in which nobody has put a forward of his
-    own: offloading brings the weights there, and wants to be called each time."""
+    own: offloading brings the weights there, and wants to be called each time. What an adapter adds
+    is scaled by a number that may change between two calls."""
     return (module for module in _candidates(model) if not any(map(_is_wrapped, module.modules())))
 
 
 def _is_wrapped(module: nn.Module) -> bool:
-    return "forward" in vars(module)
+    return "forward" in vars(module) or is_adapted(module)
 
 
 def _candidates(model: nn.Module) -> Iterator[nn.Module]:

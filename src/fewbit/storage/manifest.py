@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fewbit.activations.activation import Activation
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.formats import QTensor
+from fewbit.layers.adapters import refuse_adapted
 from fewbit.layers.linear import QLinear
 from fewbit.storage.blueprint import Entry, blueprint_of, stored_as_is
 from fewbit.storage.header import Header, Stored
@@ -123,6 +124,7 @@ def manifest_of(
     model: nn.Module, architecture: Mapping[str, Any]
 ) -> tuple[Manifest, dict[str, Tensor]]:
     """The manifest of a quantized model and the tensors to be stored."""
+    refuse_adapted(model, "saved")
     state = model.state_dict()
     crc32, aliases = stored_once(state)
     tensors = {name: state[name].contiguous() for name in crc32}
