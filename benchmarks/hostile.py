@@ -44,7 +44,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "hq-dit:w4a4 per channel": {"samples": 8, "selection_per": "channel", "smooth": 0.5},
     "fp4dit:w4a8": {"samples": 8, "steps": 2, "batch": 4, "softmax": "fp8", "group": 16},
     "vq4dit:w2a16": {"samples": 8, "steps": 2, "batch": 4},
-    "tq-dit:w8a8": {"groups": 3, "samples_per_group": 4, "rounds": 1, "candidates": 4},
+    "tq-dit:w8a8": {"groups": 3, "samples": 12, "rounds": 1, "candidates": 4},
 }
 SHARDED = "rtn:w4a4"
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"

@@ -41,7 +41,7 @@ def test_an_error_is_one_harmless_line():
 
 
 def test_a_label_of_progress_is_harmless(capsys):
-    assert harmless(Meter(EVIL, 1, True, None).label)
+    assert harmless(Meter(EVIL).label)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_strangers_file_cannot_speak_to_the_terminal(packed, tmp_path, spoil):
 
 def test_what_libraries_log_of_a_strangers_file_is_harmless(packed, tmp_path, capfd):
     folder = shutil.copytree(packed, tmp_path / "model")
-    config(folder, lambda c: c.update({EVIL: EVIL}))
+    config(folder, lambda c: c.update({"note": EVIL}))
     fewbit.load(folder)
     CliRunner().invoke(main, ["doctor", str(folder)])
     assert harmless("".join(capfd.readouterr()))

@@ -8,7 +8,7 @@ import torch
 from small_models import make
 from torch.testing import assert_close
 
-from fewbit.calibration import Sampling, manner_of
+from fewbit.calibration import Calibration, Sampling, manner_of
 from fewbit.calibration.trajectories import Choice, _generator, _Recording, sample
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.storage.entries import Entries
@@ -123,7 +123,7 @@ def test_batches_that_were_drawn_are_kept(request, tmp_path, monkeypatch, family
     pipe = request.getfixturevalue(family)
     if scheduler:
         pipe.scheduler = scheduler()
-    sampling = Sampling.of(manner_of(pipe, steps=STEPS), 40, batch=2)
+    sampling = Sampling.of(manner_of(pipe, Calibration(steps=STEPS)), 40, batch=2)
     whole = sampling.draw(pipe)
     with ended_after(monkeypatch, 1):
         sampling.draw(pipe, Entries(tmp_path))
@@ -152,7 +152,7 @@ def test_noise_of_the_global_generator_does_not_depend_on_the_batches_before(
         return (args[0] + torch.randn(args[0].shape), *args[1:]), kwargs
 
     labelled.transformer.register_forward_pre_hook(noisy, with_kwargs=True)
-    sampling = Sampling.of(manner_of(labelled, steps=STEPS, guidance=1.0), 16, batch=1)
+    sampling = Sampling.of(manner_of(labelled, Calibration(steps=STEPS, guidance=1.0)), 16, batch=1)
     whole = sampling.draw(labelled)
     with ended_after(monkeypatch, 2):
         sampling.draw(labelled, Entries(tmp_path))
@@ -161,7 +161,8 @@ def test_noise_of_the_global_generator_does_not_depend_on_the_batches_before(
 
 def test_what_is_drawn_has_an_identity(labelled):
     def print_of(seed=0, samples=8, batch=8, **asked):
-        return Sampling.of(manner_of(labelled, **asked), samples, seed, batch).fingerprint()
+        manner = manner_of(labelled, Calibration(**asked))
+        return Sampling.of(manner, samples, seed, batch).fingerprint()
 
     prints = [
         print_of(),

@@ -46,7 +46,7 @@ def test_quantize_says_what_the_work_folder_keeps(pipeline_folder):
     assert sentence.endswith("the finished blocks in work are kept and not computed again")
     assert len(list(Path("work").glob("block-*"))) == 2
     sentence = refused(limited(*words, "--workdir", "other"))
-    assert "other/block-0000.safetensors" in sentence
+    assert "other/block-0000.entry" in sentence
     assert "blocks in other are kept" in sentence
     assert not Path("out").exists()
 

@@ -10,7 +10,7 @@ import torch
 from killed import kill_each
 from safetensors import safe_open
 from small_dit import bits_of
-from test_resume import data
+from test_workdir import data
 from torch import nn
 
 import fewbit

@@ -1,5 +1,7 @@
 """A run that was killed goes on at the last finished block, to the same bits."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from killed import blocks_solved, kill_at
@@ -50,8 +52,8 @@ def quantize(model, workdir=None, **arguments):
 @pytest.mark.parametrize("moment", ["written", "advanced"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, moment, count):
-    code = f"import test_resume as here; here.quantize(here.Tower(), {str(tmp_path)!r})"
-    kill_at(moment, count, code)
+    code = f"import test_workdir as here; here.quantize(here.Tower(), {str(tmp_path)!r})"
+    kill_at(moment, count, code, Path(__file__).parent)
     solved = blocks_solved(monkeypatch)
     resumed, whole = Tower(), Tower()
     report = quantize(resumed, tmp_path)

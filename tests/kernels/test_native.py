@@ -520,7 +520,7 @@ def _damaged(library: bytes) -> Iterator[bytes]:
 THREADS = """
 import os, torch
 from fewbit.formats import FORMATS
-from fewbit.kernels import native
+from fewbit.kernels.native import ops as native
 torch.set_num_threads(7)
 assert native.threads() == 7
 x, fmt = torch.randn(64, 256), FORMATS["e2m1"]

@@ -123,7 +123,7 @@ def paths(names, block):
 
 def test_the_table_above_covers_every_adapter():
     assert {known: module.__name__ for known, module in families().items()} == {
-        known: f"fewbit.models.{family}" for known, family in FAMILY.items()
+        known: f"fewbit.models.families.{family}" for known, family in FAMILY.items()
     }
 
 

@@ -8,9 +8,8 @@ from click.testing import CliRunner
 
 import fewbit
 from fewbit import Calibration
-from fewbit.calibration import sample
+from fewbit.calibration import Sampling
 from fewbit.cli import main
-from fewbit.engine import run as engine
 
 FAST = {"recipe": "hq-dit:W4A4", "progress": False}
 
@@ -21,10 +20,11 @@ def drawn(monkeypatch):
     made = []
 
     def noted(*arguments, **named):
-        made.append(sample(*arguments, **named))
+        made.append(draw(*arguments, **named))
         return made[-1]
 
-    monkeypatch.setattr(engine, "sample", noted)
+    draw = Sampling.draw
+    monkeypatch.setattr(Sampling, "draw", noted)
     return made
 
 

@@ -570,7 +570,7 @@ def test_names_that_cannot_be_shown_are_refused_in_words_that_can(own):
 
 def test_a_few_hundred_artefacts_of_the_benchmark(tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     import hostile
 
     few = ("rtn:w4a4", "hq-dit:w4a4 per channel", "tq-dit:w8a8")

@@ -78,7 +78,7 @@ def test_a_loaded_transformer_is_the_same_weights_file(tmp_path, way):
 
 def test_another_process_writes_the_same_files(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import tiny_transformers as tiny\n"
+        "import sys; sys.path[:0] = ['tests', 'tests/storage']; import tiny_transformers as tiny\n"
         "import fewbit, test_same_bits as here\n"
         "fewbit.save(here.module(), sys.argv[1] + '/own')\n"
         "here.in_shards(tiny.quantized(), __import__('pathlib').Path(sys.argv[1] + '/shards'))\n"
