@@ -172,9 +172,15 @@ def test_a_single_file_is_quantized_while_it_is_loaded(tmp_path):
     asked = {"config": str(tmp_path / "plain"), "quantization_config": FewbitConfig(bits="w4a4")}
     model = read(str(file), **asked)
     assert torch.equal(run(model), run(quantized(family)))
-    file = tiny.weights(saved(model, tmp_path / "packed"))
+
+
+def test_a_packed_single_file_is_refused(tmp_path):
+    family = "FluxTransformer2DModel"
+    saved(small.make(family), tmp_path / "plain")
+    file = tiny.weights(saved(quantized(family), tmp_path / "packed"))
+    asked = {"config": str(tmp_path / "plain"), "quantization_config": FewbitConfig(bits="w4a4")}
     with pytest.raises(BadArgument, match=r"quantized already.*from_pretrained"):
-        read(str(file), **asked)
+        getattr(diffusers, family).from_single_file(str(file), **asked)
 
 
 def test_a_pipeline_takes_the_backend_by_name(tmp_path):

@@ -124,9 +124,15 @@ class FewbitQuantizer(DiffusersQuantizer):
         return loaded_keys
 
     def _process_model_before_weight_loading(
-        self, model: Any, keep_in_fp32_modules: Sequence[str] | None = None, **_: Any
+        self,
+        model: Any,
+        keep_in_fp32_modules: Sequence[str] | None = None,
+        state_dict: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         self.model = model
+        if self.work is None and state_dict is not None:  # a single file, in diffusers 0.40
+            self.maybe_update_state_dict(state_dict)
         assert self.work is not None
         self.work.begin(model, keep_in_fp32_modules or ())
 
