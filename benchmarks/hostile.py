@@ -349,7 +349,7 @@ def file_kinds(folder: Path, rng: random.Random) -> None:
         os.mkfifo(path)
     elif kind == 1:
         with socket.socket(socket.AF_UNIX) as one:
-            one.bind(str(path))
+            one.bind(os.path.relpath(path))  # a socket's name is short
     elif kind < 4:
         path.symlink_to("/dev/zero" if kind == 2 else "/dev/null")
     elif kind == 4:
