@@ -23,7 +23,8 @@ import tempfile
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -348,14 +349,25 @@ def file_kinds(folder: Path, rng: random.Random) -> None:
     if kind == 0:
         os.mkfifo(path)
     elif kind == 1:
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(os.path.relpath(path))  # a socket's name is short
+        with socket.socket(socket.AF_UNIX) as one, _inside(path.parent):
+            one.bind(path.name)  # a socket's whole name has room for 107 bytes
     elif kind < 4:
         path.symlink_to("/dev/zero" if kind == 2 else "/dev/null")
     elif kind == 4:
         path.mkdir()
     elif kind == 5:
         path.symlink_to(path.name)
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """The working directory, for as long as the block runs."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 MUTATIONS: dict[str, Callable[[Path, random.Random], None]] = {
