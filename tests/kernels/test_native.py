@@ -17,7 +17,7 @@ from fewbit.activations.multi_region import MultiRegion, two_regions
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, Format, FormatChoice, Spec
 from fewbit.kernels.native import ops as native
-from fewbit.kernels.native.library import FILE, ISAS, load
+from fewbit.kernels.native.library import FILE, ISAS, LinearTask, failure, load
 from fewbit.transforms.hadamard import Hadamard
 
 if not native.available():
@@ -27,6 +27,7 @@ HERE = [isa for isa in ISAS if native.functions().fewbit_supports(isa.encode())]
 FP4 = ("e2m1", "e1m2", "e3m0")
 ACTIVATIONS = (*FP4, "e2m3", "int4", "int6", "int8", "e1m1", "e2m0", "int2")
 CHOICE = FormatChoice(tuple(FORMATS[name] for name in FP4))
+MOST_DEPTH = native.functions().fewbit_most_depth()
 SHAPES = ((1, 1, 1), (7, 65, 33), (13, 64, 8), (8, 130, 384), (77, 200, 1160))
 
 
@@ -42,12 +43,12 @@ def same_numbers_every_time() -> None:
     torch.manual_seed(0)
 
 
-def quantized(x: Tensor, fmt: Format, groups: int = 1) -> tuple[Tensor, Tensor]:
+def quantized(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """The library's own rounding, in steps."""
-    spec = Spec(fmt, "row" if groups == 1 else x.shape[-1] // groups)
+    spec = Spec(fmt, "row")
     scales = spec.load(spec.fit(x))
-    units = x.float().view(len(x), groups, -1) * scales.reciprocal()[..., None]
-    return (fmt.round(units) / fmt.step).view(x.shape).to(torch.int8), scales * fmt.step
+    codes = (fmt.round(x.float() * scales.reciprocal()) / fmt.step).to(torch.int8)
+    return codes, scales * fmt.step
 
 
 def levels(codes: Tensor, fmt: Format) -> Tensor:
@@ -79,14 +80,6 @@ def test_every_tie_goes_where_the_definition_sends_it(isa, name):
     row = torch.cat([torch.tensor([fmt.max]), ends, middles, *near])[None]
     codes, _ = native.quantize_rows(row, fmt)
     assert torch.equal(codes, quantized(row, fmt)[0])
-
-
-def test_groups_have_their_own_scales(isa):
-    x, fmt = torch.randn(9, 384), FORMATS["e2m1"]
-    codes, scales = native.quantize_rows(x, fmt, groups=3)
-    expected, expected_scales = quantized(x, fmt, groups=3)
-    assert torch.equal(codes, expected)
-    assert torch.equal(scales, expected_scales)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -164,13 +157,29 @@ def test_products_are_exact(isa, weight, activation, m, n, k):
     assert torch.equal(native.linear(x, scales, unpacked, weight_scales, bias), expected)
 
 
-@pytest.mark.parametrize("depth", [1152, 20000])
+@pytest.mark.parametrize("depth", [1152, 20000, MOST_DEPTH])
 def test_the_largest_sums_do_not_overflow(isa, depth):
     x = torch.full((2, depth), -128, dtype=torch.int8)
+    x[1] = 127
     weight = torch.full((65, depth), 127, dtype=torch.int8)
     weight[1::2] = -128
     y = native.linear(x, torch.ones(2, 1), native.pack_levels(weight), torch.ones(65, 1))
     assert torch.equal(y, product(x, weight))
+
+
+def test_more_columns_than_a_sum_can_hold_are_refused():
+    assert 128 * 255 * MOST_DEPTH < 2**31 <= 128 * 255 * (MOST_DEPTH + 1)
+    most, scale = MOST_DEPTH // 8 * 8, torch.ones(1, 1)
+    native.Linear(native.pack_levels(torch.ones(1, 2 * most, dtype=torch.int8)), torch.ones(1, 2))
+    beyond = native.pack_levels(torch.ones(1, MOST_DEPTH + 1, dtype=torch.int8))
+    with pytest.raises(BadArgument, match=r"65794 columns in 1 groups: an int32 sum .* 65793"):
+        native.Linear(beyond, scale)
+    task = LinearTask(
+        weight=beyond.data_ptr(), weight_bytes=beyond.numel(), n=1, k=MOST_DEPTH + 1, groups=1
+    )
+    assert "int32 sums" in str(failure(native.functions().fewbit_linear(task)))
+    x = torch.ones(1, MOST_DEPTH + 1)
+    assert native.float_linear(x, beyond, scale).item() == MOST_DEPTH + 1
 
 
 def test_each_channel_may_choose_its_format(isa):
@@ -190,23 +199,17 @@ def test_each_channel_may_choose_its_format(isa):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("grouped_input", [False, True])
 @pytest.mark.parametrize(("weight", "group"), [("e2m1", 128), ("int8", 24), ("int4", 8)])
-def test_groups_are_summed_in_order(isa, weight, group, grouped_input):
+def test_groups_are_summed_in_order(isa, weight, group):
     fmt, k = FORMATS[weight], 384
-    groups = k // group
     codes = torch.randint(0, 1 << fmt.bits, (70, k), dtype=torch.uint8)
-    x, scales = native.quantize_rows(
-        torch.randn(11, k), FORMATS["e2m1"], groups=groups if grouped_input else 1
-    )
-    weight_scales, total = torch.rand(70, groups), torch.zeros(11, 70)
-    for g in range(groups):
+    x, scales = native.quantize_rows(torch.randn(11, k), FORMATS["e2m1"])
+    weight_scales, total = torch.rand(70, k // group), torch.zeros(11, 70)
+    for g in range(k // group):
         part = slice(g * group, (g + 1) * group)
-        exact = product(x[:, part], levels(codes[:, part], fmt)) * weight_scales[:, g]
-        total = total + (exact * scales[:, g, None] if grouped_input else exact)
-    expected = total if grouped_input else total * scales
+        total = total + product(x[:, part], levels(codes[:, part], fmt)) * weight_scales[:, g]
     y = native.linear(x, scales, native.pack_codes(codes, fmt), weight_scales)
-    assert torch.equal(y, expected)
+    assert torch.equal(y, total * scales)
 
 
 def test_gelu_is_torchs(isa):
@@ -422,8 +425,8 @@ def test_bad_arguments_are_named():
         native.quantize_rows(x.double(), fmt)
     with pytest.raises(BadArgument, match="no native kernel"):
         native.quantize_rows(x, FORMATS["e4m3"])
-    with pytest.raises(BadArgument, match="3 groups do not divide 16"):
-        native.quantize_rows(x, fmt, groups=3)
+    with pytest.raises(BadArgument, match=r"2 rows need scales \[2, 1\]"):
+        native.linear(codes, scales.expand(2, 2), packed, torch.ones(5, 1))
     with pytest.raises(BadArgument, match="multiples of 8"):
         native.linear(codes, scales, packed, torch.ones(5, 4))
     with pytest.raises(BadArgument, match="int8"):
@@ -507,6 +510,11 @@ def test_a_damaged_library_is_no_library(fresh_load, tmp_path, monkeypatch):
             assert "cannot be loaded" in native.why_not()
         with pytest.raises(BadArgument, match=r"cannot run: _native\.so cannot be loaded"):
             native.pack_levels(torch.zeros(1, 1, dtype=torch.int8))
+
+
+def test_a_library_with_other_structs_is_no_library(fresh_load, monkeypatch):
+    monkeypatch.setattr("fewbit.kernels.native.library.sizeof", lambda task: 8)
+    assert "belongs to another version" in native.why_not()
 
 
 def _damaged(library: bytes) -> Iterator[bytes]:

@@ -1,4 +1,5 @@
-"""The native library: found, checked, and set to one instruction set of this CPU.
+"""The native library: found, checked, and set to one instruction set of this CPU; and the structs
+that its functions take, field by field those of csrc/tasks.h.
 
 `FEWBIT_ISA` = scalar, avx2, avx512vnni or neon picks another than the best.
 """
@@ -6,27 +7,97 @@
 from __future__ import annotations
 
 import os
-from ctypes import CDLL, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import (
+    CDLL,
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_void_p,
+    sizeof,
+)
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from struct import unpack_from
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 5
+ABI = 6
 ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+MOST_MATRICES = 16
+
 _P, _L, _I, _F = c_void_p, c_int64, c_int32, c_float
+
+
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+class LinearTask(Structure):
+    _fields_ = (
+        *_fields(_P, "codes scales weight weight_scales bias gate residual out"),
+        *_fields(_L, "weight_bytes m n k tokens"),
+        *_fields(_I, "groups gelu out_dtype"),
+    )
+
+
+class FloatLinearTask(Structure):
+    _fields_ = (
+        *_fields(_P, "x weight assignments codebook weight_scales bias out"),
+        *_fields(_L, "weight_bytes m n k d"),
+        *_fields(_I, "groups dtype out_dtype"),
+    )
+
+
+class RowsTask(Structure):
+    _fields_ = (
+        *_fields(_P, "x shift scale signs matrices codes scales out"),
+        *_fields(_L, "m k tokens"),
+        ("orders", _I * MOST_MATRICES),
+        *_fields(_I, "count dtype mantissa"),
+        *_fields(_F, "norm top step smallest_normal"),
+        ("eps", c_double),
+    )
+
+
+class AttentionTask(Structure):
+    _fields_ = (
+        *_fields(_P, "q k v mask regions out"),
+        *_fields(_L, "b h queries keys d"),
+        *_fields(_L * 3, "q_stride k_stride v_stride"),
+        ("mask_stride", _L * 4),
+        *_fields(_I, "dtype many_regions"),
+        ("scale", _F),
+    )
+
+
+_TASKS: dict[str, type[Structure]] = {  # in the order of fewbit_task_bytes
+    "linear": LinearTask,
+    "float_linear": FloatLinearTask,
+    "rows": RowsTask,
+    "attention": AttentionTask,
+}
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "abi": (_I, []),
+    "task_bytes": (_L, [_I]),
+    "most_depth": (_L, []),
+    "few_rows": (_L, []),
     "supports": (_I, [c_char_p]),
     "choose": (None, [c_char_p]),
+    "has_float_linear": (_I, [_I]),
     "has_attention": (_I, [_I]),
-    "has_bf16": (_I, []),
     "has_crc32": (_I, []),
     "crc32": (None, [_P, _P, _P, _L]),
     "threads": (_I, []),
@@ -34,11 +105,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "packed_shape": (_I, [_P, _L, _P]),
     "pack": (None, [_P, _P, _P, _L, _L, _I, _I, _P]),
     "unpack": (_I, [_P, _L, _P]),
-    "linear": (_I, [_P, _P, _P, _L, *[_P] * 5, *[_L] * 4, *[_I] * 4]),
-    "float_linear": (_I, [_P, _P, _L, *[_P] * 5, *[_L] * 4, *[_I] * 3]),
-    "rows": (_I, [*[_P] * 9, *[_L] * 3, *[_I] * 4, *[_F] * 4, c_double]),
     "gelu": (_I, [_P, _P, _L, _I]),
-    "attention": (_I, [*[_P] * 6, *[_L] * 5, _P, _I, _I, _F]),
+    **{name: (_I, [POINTER(task)]) for name, task in _TASKS.items()},
+}
+_ERRORS = {
+    1: "the native kernels found no memory for their scratch",
+    2: "the packed weight was not made by fewbit.kernels.native.ops, or for another shape",
+    3: "a group has more columns than its int32 sums of products can hold",
+    4: "there is no native kernel of this type on this CPU",
 }
 
 
@@ -59,7 +133,7 @@ def load() -> Loaded | str:
         functions = _typed(CDLL(str(FILE)))
     except (OSError, AttributeError) as error:
         return f"{FILE.name} cannot be loaded: {error}"
-    if functions.fewbit_abi() != ABI:
+    if functions.fewbit_abi() != ABI or not _has_same_structs(functions):
         return f"{FILE.name} belongs to another version of fewbit: install fewbit again"
     runnable = [isa for isa in ISAS if functions.fewbit_supports(isa.encode())]
     asked = os.environ.get("FEWBIT_ISA")
@@ -82,6 +156,52 @@ def functions() -> CDLL:
     return loaded.functions
 
 
+def available() -> bool:
+    return why_not() is None
+
+
+def why_not() -> str | None:
+    """Why the native kernels cannot run here, if they cannot."""
+    loaded = load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def isa() -> str | None:
+    """The instruction set in use."""
+    loaded = load()
+    return loaded.isa if isinstance(loaded, Loaded) else None
+
+
+def has_attention(dtype: torch.dtype) -> bool:
+    """Whether there is a vector kernel of attention for this type here."""
+    known = available() and dtype in DTYPES
+    return known and bool(functions().fewbit_has_attention(DTYPES[dtype]))
+
+
+def has_bf16() -> bool:
+    """Whether bfloat16 is multiplied as such here."""
+    return available() and bool(functions().fewbit_has_float_linear(DTYPES[torch.bfloat16]))
+
+
+def threads() -> int:
+    """How many threads a large operation uses: as many as torch, but one in a forked child."""
+    return int(functions().fewbit_threads())
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where the numbers of a tensor lie; one that has none here would end the process."""
+    if x is None:
+        return None
+    if not x.is_cpu:
+        raise BadArgument(f"the native kernels compute on the CPU, got a tensor on {x.device.type}")
+    return x.data_ptr()
+
+
+def failure(status: int) -> BadArgument:
+    """The error of a status that is not zero."""
+    return BadArgument(_ERRORS[status])
+
+
 def _is_cut_off(file: Path) -> bool:
     """Whether an ELF file of 64 bits is shorter than its header says: its last part is the table
     of sections."""
@@ -100,3 +220,8 @@ def _typed(library: CDLL) -> CDLL:
         function = getattr(library, f"fewbit_{name}")
         function.restype, function.argtypes = result, arguments
     return library
+
+
+def _has_same_structs(library: CDLL) -> bool:
+    sizes = [library.fewbit_task_bytes(index) for index in range(len(_TASKS))]
+    return sizes == [sizeof(task) for task in _TASKS.values()]

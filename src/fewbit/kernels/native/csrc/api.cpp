@@ -1,5 +1,5 @@
 // The C functions that Python calls: the choice of instruction set, the split over threads, and the
-// memory of each thread. Zero is success; 1 is no memory; 2 a weight that was not packed here.
+// memory of each thread.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -16,7 +16,7 @@
 #endif
 
 #include "crc32.h"
-#include "tasks.h"
+#include "kernels.h"
 
 #ifdef _WIN32
 #define EXPORT extern "C" __declspec(dllexport)
@@ -28,7 +28,7 @@ using namespace fewbit;
 
 namespace {
 
-enum Status : int32_t { kDone = 0, kNoMemory = 1, kNotPacked = 2 };
+enum Status : int32_t { kDone = 0, kNoMemory = 1, kNotPacked = 2, kTooDeep = 3, kNoKernel = 4 };
 
 // A forked child has none of its parent's threads and would wait for them for ever.
 bool forked = false;
@@ -46,33 +46,41 @@ bool has_dot_product() {
 }
 #endif
 
-const Kernels* chosen = &kScalar;
+#ifdef FEWBIT_AVX512
+const Kernels* avx512() {
+    static const Kernels kernels = [] {
+        Kernels found = kAvx512;
+#ifdef FEWBIT_AVX512BF16
+        if (__builtin_cpu_supports("avx512bf16")) {
+            found.float_linear[kBfloat16] = float_linear_avx512bf16;
+            found.attention[kBfloat16] = attention_avx512bf16;
+        }
+#endif
+        return found;
+    }();
+    return &kernels;
+}
+#endif
 
 const Kernels* supported(const char* name) {
-    if (!std::strcmp(name, "scalar")) return &kScalar;
+    auto is = [&](const Kernels& kernels) { return !std::strcmp(name, kernels.name); };
+    if (is(kScalar)) return &kScalar;
 #ifdef FEWBIT_AVX2
-    if (!std::strcmp(name, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return &kAvx2;
+    if (is(kAvx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2;
 #endif
 #ifdef FEWBIT_AVX512
-    if (!std::strcmp(name, "avx512vnni") && __builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
-        return &kAvx512;
+    if (is(kAvx512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni"))
+        return avx512();
 #endif
 #ifdef FEWBIT_NEON
-    if (!std::strcmp(name, "neon") && has_dot_product()) return &kNeon;
+    if (is(kNeon) && has_dot_product()) return &kNeon;
 #endif
     return nullptr;
 }
 
-bool has_bf16() {
-#ifdef FEWBIT_AVX512BF16
-    return chosen == &kAvx512 && __builtin_cpu_supports("avx512bf16");
-#else
-    return false;
-#endif
-}
+const Kernels* chosen = &kScalar;
 
 struct Memory {  // of one thread, kept from call to call
     void* bytes = nullptr;
@@ -136,25 +144,37 @@ bool is_packed(const uint8_t* bytes, int64_t size) {
 
 int64_t panels(int64_t n) { return up(n, kPanel) / kPanel; }
 
-// Six rows are a tile; what a thread has for itself should be many of them.
+// Fewer rows at once where that gives every thread two tasks, but no fewer than 16 register tiles:
+// each task opens its panel anew.
 int64_t rows_at_once(int64_t m, int64_t most, int64_t n) {
     int64_t rows = m < most ? m : most;
-    while (rows > 96 && panels(n) * (up(m, rows) / rows) < 2 * threads_for(1 << 20))
+    while (rows > 16 * kMaxRows && panels(n) * (up(m, rows) / rows) < 2 * threads_for(1 << 20))
         rows = up((rows + 1) / 2, kMaxRows);
     return rows;
 }
 
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 5; }
+EXPORT int32_t fewbit_abi() { return 6; }
+
+// Of linear, float_linear, rows and attention, in this order.
+EXPORT int64_t fewbit_task_bytes(int32_t index) {
+    constexpr int64_t bytes[] = {sizeof(LinearTask), sizeof(FloatLinearTask), sizeof(RowsTask),
+                                 sizeof(AttentionTask)};
+    return bytes[index];
+}
+
+EXPORT int64_t fewbit_most_depth() { return kMostDepth; }
+
+EXPORT int64_t fewbit_few_rows() { return kFewRows; }
 
 EXPORT int32_t fewbit_supports(const char* name) { return supported(name) != nullptr; }
 
 EXPORT void fewbit_choose(const char* name) { chosen = supported(name); }
 
-EXPORT int32_t fewbit_has_attention(int32_t dtype) {
-    return dtype == kBfloat16 ? has_bf16() : chosen->attention_fp32 != nullptr;
-}
+EXPORT int32_t fewbit_has_float_linear(int32_t dtype) { return chosen->float_linear[dtype] != nullptr; }
+
+EXPORT int32_t fewbit_has_attention(int32_t dtype) { return chosen->attention[dtype] != nullptr; }
 
 EXPORT int32_t fewbit_has_crc32() { return crc32::is_fast(); }
 
@@ -224,37 +244,39 @@ EXPORT int32_t fewbit_unpack(const uint8_t* bytes, int64_t size, uint8_t* codes)
     return kDone;
 }
 
-EXPORT int32_t fewbit_linear(const int8_t* codes, const float* scales, const uint8_t* bytes,
-                             int64_t size, const float* weight_scales, const float* bias,
-                             const float* gate, const void* residual, void* out, int64_t m,
-                             int64_t n, int64_t k, int64_t tokens, int32_t groups,
-                             int32_t scale_groups, int32_t gelu, int32_t out_dtype) {
-    if (!is_packed(bytes, size)) return kNotPacked;
-    Packed packed(bytes);
+EXPORT int32_t fewbit_linear(const LinearTask* asked) {
+    Linear task = {*asked, nullptr, up(asked->k, kDepth), 0, 0};
+    const int64_t m = task.m, n = task.n, k = task.k, groups = task.groups, pitch = task.pitch;
+    if (!is_packed(task.weight, task.weight_bytes)) return kNotPacked;
+    Packed packed(task.weight);
     if (packed.header->n != n || packed.header->k != k) return kNotPacked;
+    if (k / groups > kMostDepth) return kTooDeep;
     if (m == 0 || n == 0) return kDone;
-    int64_t pitch = up(k, kDepth), padded = pitch == k ? 0 : up(m * pitch, 64);
+    int64_t padded = pitch == k ? 0 : up(m * pitch, 64);
     uint8_t* memory = inputs.at_least(padded + m * groups * int64_t(sizeof(int32_t)) + 64);
     if (!memory) return kNoMemory;
     if (padded) {
         std::memset(memory, 0, padded);
-        for (int64_t i = 0; i < m; ++i) std::memcpy(memory + i * pitch, codes + i * k, k);
-        codes = reinterpret_cast<const int8_t*>(memory);
+        for (int64_t i = 0; i < m; ++i) std::memcpy(memory + i * pitch, task.codes + i * k, k);
+        task.codes = reinterpret_cast<const int8_t*>(memory);
     }
     int32_t* sums = reinterpret_cast<int32_t*>(memory + padded);
+    task.sums = sums;
+    task.threads = threads_for(panels(n));
     const Kernels* kernels = chosen;
+    constexpr int64_t kAtOnce = 64;  // many, because a row takes less than handing out a task
     std::atomic<int32_t> largest{0};
-    for_each(up(m, kSumsAtOnce) / kSumsAtOnce, 64, [&](int64_t i, uint8_t*) {
+    int32_t status = for_each(up(m, kAtOnce) / kAtOnce, 64, [&](int64_t i, uint8_t*) {
         int32_t own = 0;
-        int64_t end = (i + 1) * kSumsAtOnce < m ? (i + 1) * kSumsAtOnce : m;
-        for (int64_t at = i * kSumsAtOnce * groups; at < end * groups; ++at)
-            sums[at] = kernels->sums(codes + at / groups * pitch + at % groups * (pitch / groups),
-                                     pitch / groups, &own);
+        int64_t end = (i + 1) * kAtOnce < m ? (i + 1) * kAtOnce : m;
+        for (int64_t at = i * kAtOnce * groups; at < end * groups; ++at)
+            sums[at] = kernels->sums(
+                task.codes + at / groups * pitch + at % groups * (pitch / groups), pitch / groups, &own);
         for (int32_t seen = largest; own > seen && !largest.compare_exchange_weak(seen, own);) {
         }
     });
-    Linear task = {codes, scales, sums, weight_scales, bias, gate, residual, out, m, pitch, tokens,
-                   scale_groups, groups, largest, gelu, out_dtype, threads_for(panels(n))};
+    if (status) return status;
+    task.largest = largest;
     int64_t rows = rows_at_once(m, kIntegerRows, n), count = panels(n);
     int64_t wanted = (groups + 1) * kPanel * int64_t(sizeof(float)) + pitch * (3 * kPanel + 2 * kMaxRows);
     return for_each(count * (up(m, rows) / rows), wanted, [&](int64_t i, uint8_t* own) {
@@ -263,41 +285,30 @@ EXPORT int32_t fewbit_linear(const int8_t* codes, const float* scales, const uin
     });
 }
 
-// Where bfloat16 is multiplied as such.
-EXPORT int32_t fewbit_has_bf16() { return has_bf16(); }
-
-// `bytes` holds the weight, or else `assignments` and `codebook` do.
-// x, and a codebook with it, is bfloat16 only where there is `fewbit_has_bf16`.
-EXPORT int32_t fewbit_float_linear(const void* x, const uint8_t* bytes, int64_t size,
-                                   const uint8_t* assignments, const void* codebook,
-                                   const float* weight_scales, const float* bias, void* out,
-                                   int64_t m, int64_t n, int64_t k, int64_t d, int32_t groups,
-                                   int32_t dtype, int32_t out_dtype) {
-    if (bytes && !is_packed(bytes, size)) return kNotPacked;
+EXPORT int32_t fewbit_float_linear(const FloatLinearTask* asked) {
+    FloatLinear task = {*asked, asked->weight ? up(asked->k, kDepth) : asked->k};
+    const int64_t m = task.m, n = task.n, k = task.k, pitch = task.pitch;
+    auto kernel = chosen->float_linear[task.dtype];
+    if (!kernel) return kNoKernel;
+    if (task.weight && !is_packed(task.weight, task.weight_bytes)) return kNotPacked;
+    alignas(Packed) unsigned char room[sizeof(Packed)];
+    const Packed* packed = task.weight ? new (room) Packed(task.weight) : nullptr;
+    if (packed && (packed->header->n != n || packed->header->k != k)) return kNotPacked;
     if (m == 0 || n == 0) return kDone;
-    int64_t pitch = bytes ? up(k, kDepth) : k, element = dtype == kBfloat16 ? 2 : 4;
     if (pitch != k) {
+        const int64_t element = task.dtype == kBfloat16 ? 2 : 4;
         uint8_t* padded = inputs.at_least(m * pitch * element);
         if (!padded) return kNoMemory;
         for (int64_t i = 0; i < m; ++i) {
             std::memcpy(padded + i * pitch * element,
-                        static_cast<const uint8_t*>(x) + i * k * element, k * element);
+                        static_cast<const uint8_t*>(task.x) + i * k * element, k * element);
             std::memset(padded + (i * pitch + k) * element, 0, (pitch - k) * element);
         }
-        x = padded;
+        task.x = padded;
     }
-    alignas(Packed) unsigned char room[sizeof(Packed)];
-    const Packed* packed = bytes ? new (room) Packed(bytes) : nullptr;
-    if (packed && (packed->header->n != n || packed->header->k != k)) return kNotPacked;
-    FloatLinear task = {x, weight_scales, bias, out, assignments, codebook, m, n, k, pitch, d,
-                        groups, out_dtype};
-    int64_t rows = rows_at_once(m, dtype == kBfloat16 ? kHalfRows : kFloatRows, n);
-    int64_t count = panels(n);
-    int64_t wanted = int64_t(sizeof(float)) * kPanel * (groups + 1 + 2 * rows + kFloatDepth + kDepth);
-    auto kernel = chosen->float_linear;
-#ifdef FEWBIT_AVX512BF16
-    if (dtype == kBfloat16) kernel = float_linear_avx512bf16;
-#endif
+    int64_t rows = rows_at_once(m, kFloatRows[task.dtype], n), count = panels(n);
+    int64_t wanted =
+        int64_t(sizeof(float)) * kPanel * (task.groups + 1 + 2 * rows + kFloatDepth + kDepth);
     return for_each(count * (up(m, rows) / rows), wanted, [&](int64_t i, uint8_t* own) {
         int64_t row = i / count * rows;
         kernel(task, packed, i % count, row, m - row < rows ? m - row : rows,
@@ -306,56 +317,36 @@ EXPORT int32_t fewbit_float_linear(const void* x, const uint8_t* bytes, int64_t 
 }
 
 // Where padding to vectors costs least: how many matrices, and what the others have of columns.
-static void divide(Rows& t) {
-    int64_t least = INT64_MAX, columns = t.order;
-    for (int n = 0; n < t.count; ++n) {
-        int64_t padded = up(columns, 16) * up(t.k / columns, 16);
+static Rows divided(const RowsTask& asked) {
+    Rows task = {asked, 1, 1, up(asked.k, 16), 0};
+    if (!asked.signs) return task;
+    for (int n = 0; n < task.count; ++n) task.order *= task.orders[n];
+    int64_t least = INT64_MAX, columns = task.order;
+    for (int n = 0; n < task.count; ++n) {
+        int64_t padded = up(columns, 16) * up(task.k / columns, 16);
         if (padded < least) {
-            least = t.space = padded;
-            t.lead = n;
-            t.last = columns;
+            least = task.space = padded;
+            task.lead = n;
+            task.last = columns;
         }
-        columns /= t.orders[n];
+        columns /= task.orders[n];
     }
+    return task;
 }
 
-EXPORT int32_t fewbit_rows(const void* x, const float* shift, const float* scale, const int8_t* signs,
-                           const int8_t* entries, const int32_t* orders, int8_t* codes, float* scales,
-                           void* out, int64_t m, int64_t k, int64_t tokens, int32_t count,
-                           int32_t groups, int32_t dtype, int32_t mantissa, float norm, float top,
-                           float step, float smallest_normal, double eps) {
-    Rows task = {x, shift, scale, nullptr, nullptr, {}, count, 0, 1, 1, up(k, 16), codes, scales, out,
-                 m, k, tokens, groups, dtype, mantissa, norm, top, step, smallest_normal, eps};
-    int64_t size = 0;
-    for (int n = 0; n < count; ++n) {
-        task.orders[n] = orders[n];
-        task.order *= orders[n];
-        size += int64_t(orders[n]) * orders[n];
-    }
-    float* matrices = reinterpret_cast<float*>(inputs.at_least((size + up(k, 16)) * 4 + 64));
-    if (!matrices) return kNoMemory;
-    float* flips = matrices + size;
-    if (signs) {
-        for (int64_t i = 0; i < k; ++i) flips[i] = signs[i];
-        float* to = matrices;
-        for (int n = 0; n < count; entries += orders[n] * orders[n], ++n)
-            for (int i = 0; i < orders[n]; ++i)
-                for (int j = 0; j < orders[n]; ++j) *to++ = entries[j * orders[n] + i];
-        task.matrices = matrices;
-        task.signs = flips;
-        divide(task);
-    }
-    constexpr int64_t kAtOnce = 16;
+EXPORT int32_t fewbit_rows(const RowsTask* asked) {
+    const Rows task = divided(*asked);
+    constexpr int64_t kAtOnce = 16;  // few, because a rotated row takes many times as long as it
     int64_t wanted = int64_t(sizeof(float)) * 2 * task.space;
     const Kernels* kernels = chosen;
-    return for_each(up(m, kAtOnce) / kAtOnce, wanted, [&](int64_t i, uint8_t* own) {
-        for (int64_t row = i * kAtOnce; row < m && row < (i + 1) * kAtOnce; ++row)
+    return for_each(up(task.m, kAtOnce) / kAtOnce, wanted, [&](int64_t i, uint8_t* own) {
+        for (int64_t row = i * kAtOnce; row < task.m && row < (i + 1) * kAtOnce; ++row)
             kernels->row(task, row, reinterpret_cast<float*>(own));
     });
 }
 
 EXPORT int32_t fewbit_gelu(const void* x, void* out, int64_t count, int32_t dtype) {
-    constexpr int64_t kAtOnce = 1 << 14;
+    constexpr int64_t kAtOnce = 1 << 14;  // 64 KiB of floats, in the second cache
     const Kernels* kernels = chosen;
     return for_each(up(count, kAtOnce) / kAtOnce, 64, [&](int64_t i, uint8_t*) {
         int64_t end = (i + 1) * kAtOnce < count ? (i + 1) * kAtOnce : count;
@@ -363,23 +354,12 @@ EXPORT int32_t fewbit_gelu(const void* x, void* out, int64_t count, int32_t dtyp
     });
 }
 
-// `regions` are [1 or b][8] floats; see tasks.h.
-EXPORT int32_t fewbit_attention(const void* q, const void* k, const void* v, const float* mask,
-                                const float* regions, void* out, int64_t b, int64_t h,
-                                int64_t queries, int64_t keys, int64_t d, const int64_t* strides,
-                                int32_t dtype, int32_t many_regions, float scale) {
-    Attention task = {q, k, v, mask, reinterpret_cast<const Regions*>(regions), out, b, h, queries,
-                      keys, d, {}, {}, {}, {}, dtype, many_regions, scale};
-    std::memcpy(task.q_stride, strides, sizeof(task.q_stride));
-    std::memcpy(task.k_stride, strides + 3, sizeof(task.k_stride));
-    std::memcpy(task.v_stride, strides + 6, sizeof(task.v_stride));
-    std::memcpy(task.mask_stride, strides + 9, sizeof(task.mask_stride));
-    auto kernel = chosen->attention_fp32;
-#ifdef FEWBIT_AVX512BF16
-    if (dtype == kBfloat16) kernel = attention_avx512bf16;
-#endif
-    int64_t wide = up(d, 16), padded = up(keys, kKeys);
+EXPORT int32_t fewbit_attention(const AttentionTask* asked) {
+    const AttentionTask& t = *asked;
+    auto kernel = chosen->attention[t.dtype];
+    if (!kernel) return kNoKernel;
+    int64_t wide = up(t.d, 16), padded = up(t.keys, kKeys);
     int64_t wanted = int64_t(sizeof(float)) *
-                     (padded * (d + wide) + kQueries * (d + 2 * kKeys + wide + 2) + 64);
-    return for_each(b * h, wanted, [&](int64_t i, uint8_t* own) { kernel(task, i, own); });
+                     (padded * (t.d + wide) + kQueries * (t.d + 2 * kKeys + wide + 2) + 64);
+    return for_each(t.b * t.h, wanted, [&](int64_t i, uint8_t* own) { kernel(t, i, own); });
 }

@@ -19,7 +19,7 @@ struct Buffers {  // pitches in dwords
     uint32_t *k, *v, *q, *p;
     float *s, *o, *most, *total;
 
-    Buffers(const Attention& t, uint8_t* scratch) {
+    Buffers(const AttentionTask& t, uint8_t* scratch) {
         depth = up(t.d, P::kPair) / P::kPair;
         wide = up(t.d, LANES);
         keys = up(t.keys, kKeys);
@@ -36,7 +36,7 @@ struct Buffers {  // pitches in dwords
 
 // [keys / 64][d][64]: a row of dwords holds one or two neighbouring elements of each key.
 template <class P>
-static void pack_keys(const Attention& t, const typename P::Element* k, Buffers<P>& b) {
+static void pack_keys(const AttentionTask& t, const typename P::Element* k, Buffers<P>& b) {
     int64_t whole = t.d / P::kPair;
     for (int64_t key = 0; key < b.keys; ++key) {
         uint32_t* to = b.k + key / kPanel * kPanel * b.depth + key % kPanel;
@@ -52,7 +52,7 @@ static void pack_keys(const Attention& t, const typename P::Element* k, Buffers<
 
 // [keys][d], neighbouring keys together in a dword where it holds two.
 template <class P>
-static void pack_values(const Attention& t, const typename P::Element* v, Buffers<P>& b) {
+static void pack_values(const AttentionTask& t, const typename P::Element* v, Buffers<P>& b) {
     for (int64_t key = 0; key < b.keys; key += P::kPair) {
         uint32_t* row = b.v + key / P::kPair * b.wide;
         const typename P::Element* from = v + key * t.v_stride[2];
@@ -65,7 +65,7 @@ static void pack_values(const Attention& t, const typename P::Element* v, Buffer
     }
 }
 
-static void add_mask(const Attention& t, const float* mask, int64_t query, int64_t count, int64_t key,
+static void add_mask(const AttentionTask& t, const float* mask, int64_t query, int64_t count, int64_t key,
                      int64_t keys, float* s) {
     for (int64_t i = 0; i < count; ++i)
         for (int64_t j = 0; j < keys; ++j)
@@ -131,7 +131,7 @@ static void share_out(const Regions& regions, int64_t count, int64_t keys, Buffe
 }
 
 template <class P>
-static void find_scores(const Attention& t, const float* mask, int64_t query, int64_t count,
+static void find_scores(const AttentionTask& t, const float* mask, int64_t query, int64_t count,
                         int64_t key, int64_t keys, Buffers<P>& b) {
     typedef typename P::Product Product;
     int64_t padded = up(keys, LANES);
@@ -145,7 +145,7 @@ static void find_scores(const Attention& t, const float* mask, int64_t query, in
 }
 
 template <class P>
-static void attention(const Attention& t, int64_t head, uint8_t* scratch) {
+static void attention(const AttentionTask& t, int64_t head, uint8_t* scratch) {
     typedef typename P::Element Element;
     typedef typename P::Product Product;
     Buffers<P> b(t, scratch);

@@ -2,7 +2,7 @@
 // int16 holds many steps before it is widened; other integers are widened first.
 #include <immintrin.h>
 
-#include "tasks.h"
+#include "kernels.h"
 
 #define LANES 8
 #define WIDEST 2
@@ -315,7 +315,12 @@ static void gemv(const FloatLinear& t, const Packed& w, int64_t panel, int64_t r
 
 }  // namespace avx2
 
-const Kernels kAvx2 = {"avx2", avx2::sums, avx2::linear_kernel, avx2::float_kernel<avx2::Floats>,
-                       avx2::row_kernel, avx2::gelu_kernel, avx2::attention<avx2::Fp32Attention>};
+const Kernels kAvx2 = {"avx2",
+                       avx2::sums,
+                       avx2::linear_kernel,
+                       {avx2::float_kernel<avx2::Floats>, nullptr},
+                       avx2::row_kernel,
+                       avx2::gelu_kernel,
+                       {avx2::attention<avx2::Fp32Attention>, nullptr}};
 
 }  // namespace fewbit

@@ -1,7 +1,7 @@
 // AVX-512 with VNNI: 6 tokens by 64 channels of int32 stay in 24 registers.
 #include <immintrin.h>
 
-#include "tasks.h"
+#include "kernels.h"
 
 #define LANES 16
 #define WIDEST 4
@@ -139,7 +139,12 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened opened, int
 
 }  // namespace avx512
 
-const Kernels kAvx512 = {"avx512vnni", avx512::sums, avx512::linear_kernel, avx512::float_kernel<avx512::Floats>,
-                         avx512::row_kernel, avx512::gelu_kernel, avx512::attention<avx512::Fp32Attention>};
+const Kernels kAvx512 = {"avx512vnni",
+                         avx512::sums,
+                         avx512::linear_kernel,
+                         {avx512::float_kernel<avx512::Floats>, nullptr},
+                         avx512::row_kernel,
+                         avx512::gelu_kernel,
+                         {avx512::attention<avx512::Fp32Attention>, nullptr}};
 
 }  // namespace fewbit

@@ -2,7 +2,7 @@
 // of AVX512-BF16.
 #include <immintrin.h>
 
-#include "tasks.h"
+#include "kernels.h"
 
 #define LANES 16
 #define WIDEST 4
@@ -66,7 +66,7 @@ void float_linear_avx512bf16(const FloatLinear& t, const Packed* w, int64_t pane
     avx512bf16::float_kernel<avx512bf16::Halves>(t, w, panel, row, rows, scratch);
 }
 
-void attention_avx512bf16(const Attention& t, int64_t head, uint8_t* scratch) {
+void attention_avx512bf16(const AttentionTask& t, int64_t head, uint8_t* scratch) {
     avx512bf16::attention<avx512bf16::Bf16Attention>(t, head, scratch);
 }
 

@@ -39,7 +39,7 @@ static void finish(const Linear& t, int64_t n, int64_t channel, int64_t row, int
     const float* bias = factors + t.groups * kPanel;
     int64_t there = n - channel < kPanel ? n - channel : kPanel;
     for (int64_t i = 0; i < rows; ++i) {
-        const float by_row = t.scale_groups == 1 ? t.scales[row + i] : 1.0f;
+        const float by_row = t.scales[row + i];
         for (int64_t j = 0; j < there; j += LANES) {
             f32 y = load(sums + i * kPanel + j) * by_row + load(bias + j);
             y = t.gelu   ? after<kGelu>(t, y, n, row + i, channel + j, t.out_dtype)
@@ -54,12 +54,10 @@ static void add_group(const Linear& t, int32_t offset, int64_t row, int64_t rows
                       const int32_t* acc, const float* factors, float* sums) {
     for (int64_t i = 0; i < rows; ++i) {
         int32_t excess = offset * t.sums[(row + i) * t.groups + g];
-        float by_row = t.scale_groups > 1 ? t.scales[(row + i) * t.groups + g] : 1.0f;
         for (int64_t j = 0; j < kPanel; j += LANES) {
             i32 exact = *reinterpret_cast<const i32*>(acc + i * kPanel + j) - excess;
             float* to = sums + i * kPanel + j;
             f32 value = to_floats(exact) * load(factors + g * kPanel + j);
-            if (t.scale_groups > 1) value = value * by_row;
             store(to, g ? load(to) + value : value);
         }
     }

@@ -1,7 +1,7 @@
 // Arm with the dot product: signed times signed, so that no offset is needed.
 #include <arm_neon.h>
 
-#include "tasks.h"
+#include "kernels.h"
 
 #define LANES 4
 #define WIDEST 4
@@ -74,7 +74,12 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened opened, int
 
 }  // namespace neon
 
-const Kernels kNeon = {"neon", neon::sums, neon::linear_kernel, neon::float_kernel<neon::Floats>, neon::row_kernel, neon::gelu_kernel,
-                       neon::attention<neon::Fp32Attention>};
+const Kernels kNeon = {"neon",
+                       neon::sums,
+                       neon::linear_kernel,
+                       {neon::float_kernel<neon::Floats>, nullptr},
+                       neon::row_kernel,
+                       neon::gelu_kernel,
+                       {neon::attention<neon::Fp32Attention>, nullptr}};
 
 }  // namespace fewbit

@@ -13,8 +13,8 @@ namespace fewbit {
 constexpr int kPanel = 64;    // output channels of a panel
 constexpr int kDepth = 8;     // k is padded to a multiple of this
 constexpr int kTables = 4;    // the most options of a FormatChoice
-constexpr int kMaxRows = 6;   // rows of a register tile of integers
-constexpr int kFewRows = 8;   // up to here a product reads codes straight from where they rest
+constexpr int kMaxRows = 6;   // of a tile of integers: 6 x 4 of 32 registers, or 6 x 2 of 16, hold sums
+constexpr int kFewRows = 8;   // up to here the sums of a product of floats stay in registers
 constexpr uint64_t kMagic = 0x31307061776d6266;  // "fbmwap01"
 
 struct Header {

@@ -158,7 +158,8 @@ static float fit(const Rows& t, uint32_t absmax_bits, float norm, float* scale) 
     return 1.0f / span;
 }
 
-static void quantize_group(const Rows& t, const float* y, int64_t k, int8_t* codes, float* scale) {
+static void quantize_plain(const Rows& t, const float* y, int8_t* codes, float* scale) {
+    const int64_t k = t.k;
     const float inverse = fit(t, absmax_bits(y, k), 1.0f, scale);
     if (inverse == 0) {
         std::memset(codes, 0, k);
@@ -219,10 +220,7 @@ static void row_kernel(const Rows& t, int64_t row, float* scratch) {
         const float* x = rotate(t, y, scratch + t.space);
         return quantize_turned(t, x, t.codes + row * t.k, t.scales + row);
     }
-    int64_t group = t.k / t.groups;
-    for (int64_t g = 0; g < t.groups; ++g)
-        quantize_group(t, y + g * group, group, t.codes + row * t.k + g * group,
-                       t.scales + row * t.groups + g);
+    quantize_plain(t, y, t.codes + row * t.k, t.scales + row);
 }
 
 static void gelu_kernel(const void* x, void* out, int64_t begin, int64_t end, int dtype) {

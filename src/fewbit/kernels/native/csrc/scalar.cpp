@@ -1,5 +1,5 @@
 // Plain C++: the reference of every other instruction set, and what runs where none of them does.
-#include "tasks.h"
+#include "kernels.h"
 
 #define LANES 4
 #define WIDEST 2
@@ -44,7 +44,12 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t 
 
 }  // namespace scalar
 
-const Kernels kScalar = {"scalar", scalar::sums, scalar::linear_kernel, scalar::float_kernel<scalar::Floats>, scalar::row_kernel, scalar::gelu_kernel,
-                         nullptr};
+const Kernels kScalar = {"scalar",
+                         scalar::sums,
+                         scalar::linear_kernel,
+                         {scalar::float_kernel<scalar::Floats>, nullptr},
+                         scalar::row_kernel,
+                         scalar::gelu_kernel,
+                         {nullptr, nullptr}};
 
 }  // namespace fewbit

@@ -1,0 +1,75 @@
+"""Weights in the layout of the native kernels, panels of 64 channels, and back.
+
+The layout is one tensor of bytes that only the native kernels read. csrc/panels.h describes it.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_int32
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fewbit.errors import BadArgument
+from fewbit.formats import Format
+from fewbit.kernels.native.library import address, failure, functions
+
+MOST_OPTIONS = 4
+
+
+def pack_codes(codes: Tensor, fmt: Format, choices: Tensor | None = None) -> Tensor:
+    """Codes (uint8 [N, K]) of a format; where rows differ, also the option of each (uint8)."""
+    if not fmt.exact_in(8) or len(fmt.options) > MOST_OPTIONS:
+        raise BadArgument(f"{fmt} has no native kernel: its levels must be integers of 8 bits")
+    if fmt.bits > 4:
+        return pack_levels(_levels(fmt)[codes.int()])
+    table = codes.new_zeros(len(fmt.options), 16, dtype=torch.int8)
+    for row, option in enumerate(fmt.options):
+        table[row, : 1 << fmt.bits] = _levels(option)
+    return _pack(codes, table, choices, bits=4)
+
+
+def pack_levels(levels: Tensor) -> Tensor:
+    """Levels (int8 [N, K]) that rest in 8 bits and need no unpacking."""
+    return _pack(levels, None, None, bits=8)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """What `pack_codes` was given if it rests in 4 bits, else int8 levels; [N, K]."""
+    bits, rows, columns = contents(packed)
+    out = packed.new_empty(rows, columns, dtype=torch.uint8 if bits == 4 else torch.int8)
+    functions().fewbit_unpack(address(packed), packed.numel(), address(out))
+    return out
+
+
+def contents(packed: Tensor) -> tuple[int, int, int]:
+    """Bits, rows and columns of a packed weight."""
+    bits_and_shape = (c_int32 * 3)()
+    status = functions().fewbit_packed_shape(address(packed), packed.numel(), bits_and_shape)
+    if status:
+        raise failure(status)
+    bits, rows, columns = bits_and_shape
+    return bits, rows, columns
+
+
+def _pack(codes: Tensor, table: Tensor | None, choices: Tensor | None, *, bits: int) -> Tensor:
+    rows, columns = codes.shape
+    codes = codes.contiguous()
+    tables = 0 if table is None else len(table)
+    if tables > 1:
+        if choices is None or choices.numel() != rows or int(choices.max()) >= tables:
+            raise BadArgument(f"each of {rows} rows needs one of {tables} options")
+        choices = choices.contiguous()
+    size = functions().fewbit_packed_bytes(rows, columns, bits, tables)
+    out = codes.new_empty(size, dtype=torch.uint8)
+    functions().fewbit_pack(
+        address(codes), address(table), address(choices), rows, columns, bits, tables, address(out)
+    )
+    return out
+
+
+@lru_cache
+def _levels(fmt: Format) -> Tensor:
+    """The level of each code, counted in steps."""
+    return (fmt.decode(torch.arange(1 << fmt.bits, device="cpu")) / fmt.step).to(torch.int8)

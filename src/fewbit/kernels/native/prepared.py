@@ -1,0 +1,383 @@
+"""Operations of the native kernels that are prepared once for a layer and called in each forward.
+
+All that does not depend on the input is checked and written into a struct beforehand. A call copies
+the struct, adds what belongs to this input and runs the C function, so that several threads may
+call the same object. An object keeps the tensors alive to which its struct points.
+
+    rows, linear = Rows(fmt, rotation), Linear(packed, weight_scales, bias)
+    codes, scales = rows(x)                     # counts of fmt.step, and their unit
+    y = linear(codes, scales, torch.float32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewbit.errors import BadArgument
+from fewbit.formats import Format
+from fewbit.kernels.native.library import (
+    DTYPES,
+    MOST_MATRICES,
+    FloatLinearTask,
+    LinearTask,
+    RowsTask,
+    address,
+    failure,
+    functions,
+    has_bf16,
+)
+from fewbit.kernels.native.packing import contents
+from fewbit.kernels.values import Rotation
+
+MOST_ELEMENTS = 2**31 - 1
+MOST_ENTRIES = 256  # of a codebook, because an assignment is a byte
+OTHER_SHAPE = 2  # the status of a weight that does not belong to its input
+
+
+class Rows:
+    """Rounds the rows of an input to a format, after a rotation if there is one."""
+
+    def __init__(self, fmt: Format, rotation: Rotation | None = None) -> None:
+        self._given: tuple[Any, ...] = fmt, rotation
+        self._settle(rounding(fmt), rotation)
+
+    @classmethod
+    def by(cls, numbers: Sequence[float], rotation: Rotation | None) -> Rows:
+        """From the `rounding` of a format, for torch's dispatcher passes no formats on."""
+        rows = cls.__new__(cls)
+        rows._settle(numbers, rotation)
+        return rows
+
+    def _settle(self, numbers: Sequence[float], rotation: Rotation | None) -> None:
+        mantissa, top, self._step, smallest_normal = numbers
+        self._run = functions().fewbit_rows
+        self._task = RowsTask(
+            tokens=1,
+            mantissa=int(mantissa),
+            norm=1.0,
+            top=top,
+            step=self._step,
+            smallest_normal=smallest_normal,
+        )
+        self._rotated = None if rotation is None else rotation.signs.numel()
+        if rotation is None:
+            return
+        matrices, order = rotation.matrices, rotation.order
+        if not 0 < len(matrices) <= MOST_MATRICES or rotation.signs.numel() % order:
+            raise _unrotated(rotation.signs.numel(), order)
+        signs = _int8(rotation.signs).float()
+        entries = torch.cat([_int8(matrix).float().t().flatten() for matrix in matrices])
+        task, self._kept = self._task, (signs, entries)
+        task.signs, task.matrices = address(signs), address(entries)
+        task.count, task.orders[: len(matrices)] = len(matrices), [len(one) for one in matrices]
+        task.norm = order**-0.5
+
+    def __call__(
+        self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None, eps: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """x [..., K] to codes (int8 [M, K]) that count the format's step, and scales (float32
+        [M, 1]). With shift and scale, x is first what `layer_norm_modulate` makes of it."""
+        if x.numel() > MOST_ELEMENTS:
+            raise too_large(x)
+        columns = x.shape[-1]
+        if self._rotated not in (None, columns):
+            raise _unrotated(columns, prod(self._task.orders[: self._task.count]))
+        codes = x.new_empty(prod(x.shape[:-1]), columns, dtype=torch.int8)
+        scales = x.new_empty(codes.shape[0], 1, dtype=torch.float32)
+        if not x.numel():
+            return codes, scales.fill_(self._step)
+        task = RowsTask.from_buffer_copy(self._task)
+        task.codes, task.scales = codes.data_ptr(), scales.data_ptr()
+        run_rows(self._run, task, x, shift, scale, eps)
+        return codes, scales
+
+    def __reduce__(self) -> tuple[type[Rows], tuple[Any, ...]]:
+        return Rows, self._given
+
+
+class Linear:
+    """Multiplies codes of rows by a packed weight with scales [N, G] and adds a bias."""
+
+    def __init__(self, packed: Tensor, weight_scales: Tensor, bias: Tensor | None = None) -> None:
+        channels, columns, groups = _sizes(packed, weight_scales)
+        most = functions().fewbit_most_depth()
+        if columns // groups > most:
+            raise BadArgument(
+                f"{columns} columns in {groups} groups: an int32 sum of products of codes holds "
+                f"at most {most} columns of a group"
+            )
+        self._kept = packed, _floats(weight_scales), _bias(bias, channels)
+        self._columns, self._channels = columns, channels
+        self._task = LinearTask(
+            weight=address(packed),
+            weight_scales=address(self._kept[1]),
+            bias=address(self._kept[2]),
+            weight_bytes=packed.numel(),
+            n=channels,
+            k=columns,
+            tokens=1,
+            groups=groups,
+        )
+        self._run = functions().fewbit_linear
+
+    def __call__(
+        self,
+        codes: Tensor,
+        row_scales: Tensor,
+        out_dtype: torch.dtype,
+        gelu: bool = False,
+        gate: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Codes [M, K] with scales [M, 1] to [M, N].
+
+        In float32, before it is rounded, GELU may be taken of the result, or what comes of it is
+        residual [M, N] + gate [images, N] * result, an image having as many rows as another.
+        """
+        if codes.numel() > MOST_ELEMENTS:
+            raise too_large(codes)
+        rows, columns = codes.shape
+        if columns != self._columns:
+            raise failure(OTHER_SHAPE)
+        if row_scales.shape != (rows, 1):
+            raise BadArgument(f"{rows} rows need scales [{rows}, 1], got {list(row_scales.shape)}")
+        if codes.dtype != torch.int8:
+            raise _not_int8(codes)
+        if out_dtype not in DTYPES:
+            raise unknown(out_dtype)
+        task = LinearTask.from_buffer_copy(self._task)
+        if gate is not None and residual is not None:
+            gate, residual = gate.float().contiguous(), residual.to(out_dtype).contiguous()
+            self._add_gate(task, rows, gate, residual, gelu)
+        out = codes.new_empty(rows, self._channels, dtype=out_dtype)
+        if not out.numel():
+            return out
+        codes, row_scales = codes.contiguous(), row_scales.float().contiguous()
+        task.codes, task.scales, task.out = address(codes), address(row_scales), out.data_ptr()
+        task.m, task.gelu, task.out_dtype = rows, gelu, DTYPES[out_dtype]
+        status = self._run(task)
+        if status:
+            raise failure(status)
+        return out
+
+    def _add_gate(
+        self, task: LinearTask, rows: int, gate: Tensor, residual: Tensor, gelu: bool
+    ) -> None:
+        channels, images = self._channels, gate.shape[0]
+        tokens = rows // max(images, 1)
+        right = gate.shape == (images, channels) and residual.shape == (rows, channels)
+        if gelu or not right or images * tokens != rows:
+            raise BadArgument(
+                f"a result [{rows}, {channels}], not of GELU, is gated by [images, {channels}] and "
+                f"added to [{rows}, {channels}], got {list(gate.shape)}, {list(residual.shape)}"
+            )
+        task.gate, task.residual, task.tokens = address(gate), address(residual), tokens
+
+    def __reduce__(self) -> tuple[type[Linear], tuple[Any, ...]]:
+        return Linear, self._kept
+
+
+class FloatLinear:
+    """Multiplies floats by a packed weight with scales [N, G] and adds a bias, with exact products
+    and float32 sums."""
+
+    def __init__(self, packed: Tensor, weight_scales: Tensor, bias: Tensor | None = None) -> None:
+        channels, columns, groups = _sizes(packed, weight_scales)
+        self._kept = packed, _floats(weight_scales), _bias(bias, channels)
+        self._columns, self._multiplies_bf16 = columns, has_bf16()
+        self._few = functions().fewbit_few_rows()
+        self._task = FloatLinearTask(
+            weight=address(packed),
+            weight_scales=address(self._kept[1]),
+            bias=address(self._kept[2]),
+            weight_bytes=packed.numel(),
+            n=channels,
+            k=columns,
+            d=1,
+            groups=groups,
+        )
+
+    def __call__(self, x: Tensor, out_dtype: torch.dtype) -> Tensor:
+        """x [M, K], not quantized, to [M, N]."""
+        rows, columns = x.shape
+        if columns != self._columns:
+            raise failure(OTHER_SHAPE)
+        half = self._multiplies_bf16 and x.dtype == torch.bfloat16 and rows > self._few
+        return _multiply_floats(self._task, x, half, out_dtype, self._kept[2])
+
+    def __reduce__(self) -> tuple[type[FloatLinear], tuple[Any, ...]]:
+        return FloatLinear, self._kept
+
+
+class VectorLinear:
+    """Multiplies floats by vectors of a codebook [k, d] and adds a bias.
+
+    `assignments` [N, K/d] name the vectors. The codebook is rounded to bfloat16 if the input is.
+    """
+
+    def __init__(
+        self,
+        assignments: Tensor,
+        codebook: Tensor,
+        weight_scales: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        channels, vectors = assignments.shape
+        entries, length = codebook.shape
+        self._sizes, columns = (vectors, length, entries), vectors * length
+        if not 0 < length <= 256 or entries > MOST_ENTRIES:
+            raise _unfit(columns, *self._sizes)
+        if assignments.dtype != torch.uint8:
+            raise BadArgument(f"assignments are uint8, got {assignments.dtype}")
+        if weight_scales is not None and weight_scales.numel() != channels:
+            raise BadArgument(
+                f"{channels} channels have as many scales, got {weight_scales.numel()}"
+            )
+        if entries < MOST_ENTRIES and columns * channels and int(assignments.max()) >= entries:
+            raise BadArgument(f"an assignment is beyond the {entries} entries of its codebook")
+        self._half = has_bf16() and length % 2 == 0
+        floats, rounded = _floats(codebook), codebook.to(torch.bfloat16).contiguous()
+        self._codebooks = floats, rounded if self._half else rounded.float()
+        scales = None if weight_scales is None else _floats(weight_scales)
+        self._kept = assignments.contiguous(), floats, scales, _bias(bias, channels)
+        self._task = FloatLinearTask(
+            assignments=address(self._kept[0]),
+            weight_scales=address(scales),
+            bias=address(self._kept[3]),
+            n=channels,
+            k=columns,
+            d=length,
+            groups=1,
+        )
+
+    def __call__(self, x: Tensor, out_dtype: torch.dtype) -> Tensor:
+        """x [M, K] to [M, N]."""
+        columns = x.shape[1]
+        if columns != self._task.k:
+            raise _unfit(columns, *self._sizes)
+        is_half = x.dtype == torch.bfloat16
+        task = FloatLinearTask.from_buffer_copy(self._task)
+        task.codebook = address(self._codebooks[is_half])
+        return _multiply_floats(task, x, self._half and is_half, out_dtype, self._kept[3])
+
+    def __reduce__(self) -> tuple[type[VectorLinear], tuple[Any, ...]]:
+        return VectorLinear, self._kept
+
+
+def rounding(fmt: Format) -> list[float]:
+    """Mantissa bits, the largest level, the step, and where subnormal numbers end."""
+    how = fmt.arithmetic
+    if how is not None and fmt.exact_in(8):
+        return [how.mantissa, fmt.max, fmt.step, how.normal]
+    raise BadArgument(
+        f"activations in {fmt} have no native kernel: it takes signed integers and few-bit floats "
+        "whose levels are integers of 8 bits"
+    )
+
+
+def run_rows(
+    run: Callable[[RowsTask], int],
+    task: RowsTask,
+    x: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+) -> None:
+    """Adds the input to a task that has its outputs, and runs it."""
+    columns = x.shape[-1]
+    if x.dtype not in DTYPES:
+        raise unknown(x.dtype)
+    x = x.contiguous()
+    if shift is not None and scale is not None:
+        shift, scale = shift.float().contiguous(), scale.float().contiguous()
+        if x.dim() != 3 or shift.shape != (x.shape[0], columns) or scale.shape != shift.shape:
+            raise BadArgument(
+                f"an input {list(x.shape)} needs shift and scale [{x.shape[0]}, {columns}], "
+                f"got {list(shift.shape)} and {list(scale.shape)}"
+            )
+        task.shift, task.scale, task.tokens = address(shift), address(scale), x.shape[1]
+        task.eps = eps
+    task.x, task.m, task.k = address(x), x.numel() // columns, columns
+    task.dtype = DTYPES[x.dtype]
+    status = run(task)
+    if status:
+        raise failure(status)
+
+
+def too_large(x: Tensor) -> BadArgument:
+    return BadArgument(f"an input {list(x.shape)} is beyond the {MOST_ELEMENTS} elements allowed")
+
+
+def unknown(dtype: torch.dtype) -> BadArgument:
+    return BadArgument(f"the native kernels take float32 and bfloat16, got {dtype}")
+
+
+def _multiply_floats(
+    prepared: FloatLinearTask, x: Tensor, half: bool, out_dtype: torch.dtype, bias: Tensor | None
+) -> Tensor:
+    if x.numel() > MOST_ELEMENTS:
+        raise too_large(x)
+    if out_dtype not in DTYPES:
+        raise unknown(out_dtype)
+    task = FloatLinearTask.from_buffer_copy(prepared)
+    out = x.new_empty(x.shape[0], task.n, dtype=out_dtype)
+    if not x.numel() or not out.numel():
+        return out.zero_() if bias is None else out.copy_(bias)
+    x = (x if half else x.float()).contiguous()
+    if half and x.data_ptr() % 4:  # two are read at a time
+        x = x.clone()
+    task.x, task.out, task.m = address(x), out.data_ptr(), x.shape[0]
+    task.dtype, task.out_dtype = DTYPES[x.dtype], DTYPES[out_dtype]
+    status = functions().fewbit_float_linear(task)
+    if status:
+        raise failure(status)
+    return out
+
+
+def _sizes(packed: Tensor, weight_scales: Tensor) -> tuple[int, int, int]:
+    """Channels, columns and groups of a packed weight with its scales."""
+    _, channels, columns = contents(packed)
+    groups = weight_scales.shape[1]
+    if groups > 1 and columns % (8 * groups):
+        raise BadArgument(f"{groups} groups of {columns} columns are not multiples of 8 columns")
+    if weight_scales.shape[0] != channels:
+        raise failure(OTHER_SHAPE)
+    return channels, columns, groups
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x.float().contiguous()
+
+
+def _bias(bias: Tensor | None, channels: int) -> Tensor | None:
+    if bias is None:
+        return None
+    if bias.numel() != channels:
+        raise BadArgument(f"{channels} channels have as many biases, got {bias.numel()}")
+    return _floats(bias)
+
+
+def _int8(x: Tensor) -> Tensor:
+    if x.dtype != torch.int8:
+        raise _not_int8(x)
+    return x
+
+
+def _not_int8(x: Tensor) -> BadArgument:
+    return BadArgument(f"codes, signs and Hadamard matrices are int8, got {x.dtype}")
+
+
+def _unrotated(columns: int, order: int) -> BadArgument:
+    return BadArgument(f"{columns} columns are not rotated by blocks of {order}")
+
+
+def _unfit(columns: int, vectors: int, length: int, entries: int) -> BadArgument:
+    return BadArgument(
+        f"{vectors} vectors of {length} do not make {columns} columns, or the codebook has more "
+        f"than {MOST_ENTRIES} entries ({entries})"
+    )
