@@ -136,8 +136,9 @@ def test_what_does_not_fit_is_refused_as_early_as_it_is_known():
             make(packed, torch.ones(N + 1, 1))
         with pytest.raises(BadArgument, match="as many biases"):
             make(packed, scales, bias[1:])
-        with pytest.raises(BadArgument, match="multiples of 8"):
-            make(packed, torch.ones(N, 5))
+        for groups in (0, 5):
+            with pytest.raises(BadArgument, match="multiples of 8"):
+                make(packed, torch.ones(N, groups))
     with pytest.raises(BadArgument, match="another shape"):
         native.FloatLinear(packed, scales)(torch.ones(2, K - 8), torch.float32)
     assignments, codebook, *_ = vectors()

@@ -208,7 +208,8 @@ class FloatLinear:
         if columns != self._columns:
             raise failure(OTHER_SHAPE)
         half = self._multiplies_bf16 and x.dtype == torch.bfloat16 and rows > self._few
-        return _multiply_floats(self._task, x, half, out_dtype, self._kept[2])
+        task = FloatLinearTask.from_buffer_copy(self._task)
+        return _multiply_floats(task, x, half, out_dtype, self._kept[2])
 
     def __reduce__(self) -> tuple[type[FloatLinear], tuple[Any, ...]]:
         return FloatLinear, self._kept
@@ -318,13 +319,12 @@ def unknown(dtype: torch.dtype) -> BadArgument:
 
 
 def _multiply_floats(
-    prepared: FloatLinearTask, x: Tensor, half: bool, out_dtype: torch.dtype, bias: Tensor | None
+    task: FloatLinearTask, x: Tensor, half: bool, out_dtype: torch.dtype, bias: Tensor | None
 ) -> Tensor:
     if x.numel() > MOST_ELEMENTS:
         raise too_large(x)
     if out_dtype not in DTYPES:
         raise unknown(out_dtype)
-    task = FloatLinearTask.from_buffer_copy(prepared)
     out = x.new_empty(x.shape[0], task.n, dtype=out_dtype)
     if not x.numel() or not out.numel():
         return out.zero_() if bias is None else out.copy_(bias)
@@ -343,7 +343,7 @@ def _sizes(packed: Tensor, weight_scales: Tensor) -> tuple[int, int, int]:
     """Channels, columns and groups of a packed weight with its scales."""
     _, channels, columns = contents(packed)
     groups = weight_scales.shape[1]
-    if groups > 1 and columns % (8 * groups):
+    if groups != 1 and (not groups or columns % (8 * groups)):
         raise BadArgument(f"{groups} groups of {columns} columns are not multiples of 8 columns")
     if weight_scales.shape[0] != channels:
         raise failure(OTHER_SHAPE)

@@ -11,10 +11,10 @@
 namespace fewbit {
 namespace avx2 {
 
-#include "vec.h"
-#include "tile.h"
-#include "rows.h"
-#include "attention.h"
+#include "vec.inc"
+#include "tile.inc"
+#include "rows.inc"
+#include "attention.inc"
 
 struct Opened {
     uint8_t* bytes;     // narrow: [strip][k / 4][16][4]; wide: int16 [strip][k / 2][16][2]
@@ -27,11 +27,11 @@ static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
                 int32_t* acc);
 
-#include "linear.h"
-#include "sums.h"
+#include "linear.inc"
+#include "sums.inc"
 
 static constexpr int64_t kStrip = 16;
-static constexpr int64_t kWorthIt = 4;  // fewer steps than this are better widened first
+static constexpr int64_t kWorthIt = 4;  // steps that pay for adding int16 sums to those of int32
 
 static inline __m256i load256(const void* p) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
@@ -175,8 +175,8 @@ static inline void wide_tile(const int16_t* a, int64_t pitch, const int16_t* w, 
 }
 
 template <int MR>
-static void dot_rows(const int8_t* a, int64_t pitch, const Opened& w, int64_t k0, int64_t depth,
-                     int32_t* acc) {
+static OWN_REGISTERS void dot_rows(const int8_t* a, int64_t pitch, const Opened& w, int64_t k0,
+                                   int64_t depth, int32_t* acc) {
     if (w.steps) {
         for (int64_t i = 0; i < MR * kPanel; ++i) acc[i] = 0;
         for (int64_t strip = 0; strip < 4; ++strip)
@@ -200,24 +200,20 @@ static void dot_rows(const int8_t* a, int64_t pitch, const Opened& w, int64_t k0
 
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
                 int32_t* acc) {
-    switch (rows) {
-        case 6: return dot_rows<6>(a, pitch, w, k0, depth, acc);
-        case 5: return dot_rows<5>(a, pitch, w, k0, depth, acc);
-        case 4: return dot_rows<4>(a, pitch, w, k0, depth, acc);
-        case 3: return dot_rows<3>(a, pitch, w, k0, depth, acc);
-        case 2: return dot_rows<2>(a, pitch, w, k0, depth, acc);
-        default: return dot_rows<1>(a, pitch, w, k0, depth, acc);
-    }
+    with_rows<kMaxRows>(rows, [&](auto count) {
+        dot_rows<decltype(count)::value>(a, pitch, w, k0, depth, acc);
+    });
 }
 
 // Eight channels: the float levels of their tables, in halves of eight, and who uses which.
 struct Levels {
+    static constexpr int kChains = 1;
     __m256 low[kTables], high[kTables], chosen[kTables];
-    int tables, bits;
+    int tables;
     __m256i offset;
 
     Levels(const Packed& w, int64_t panel, int64_t part)
-        : tables(w.header->bits == 4 ? w.header->tables : 0), bits(w.header->bits),
+        : tables(w.header->bits == 4 ? w.header->tables : 0),
           offset(_mm256_set1_epi32(w.header->offset)) {
         for (int i = 0; i < tables; ++i) {
             low[i] = floats(w.header->table[i]);
@@ -236,82 +232,27 @@ struct Levels {
         return _mm256_cvtepi32_ps(_mm256_sub_epi32(eight(p), offset));
     }
 
-    inline __m256 nibble(__m256i dwords, int at) const {
-        __m256i code = _mm256_srli_epi32(dwords, 4 * at);
+    template <int BITS>
+    inline f32 level(i32 dwords, int n) const {
+        __m256i code = _mm256_srli_epi32((__m256i)dwords, BITS * n);
+        if (BITS == 8) {
+            code = _mm256_and_si256(code, _mm256_set1_epi32(255));
+            return (f32)_mm256_cvtepi32_ps(_mm256_sub_epi32(code, offset));
+        }
         __m256 top_bit = _mm256_castsi256_ps(_mm256_slli_epi32(code, 28));
         __m256 x = look_up(0, code, top_bit);
         for (int i = 1; i < tables; ++i) x = _mm256_blendv_ps(x, look_up(i, code, top_bit), chosen[i]);
-        return x;
+        return (f32)x;
     }
 
     inline __m256 look_up(int i, __m256i code, __m256 top_bit) const {
         return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low[i], code),
                                 _mm256_permutevar8x32_ps(high[i], code), top_bit);
     }
-
-    inline __m256 byte(__m256i dwords, int at) const {
-        __m256i x = _mm256_and_si256(_mm256_srli_epi32(dwords, 8 * at), _mm256_set1_epi32(255));
-        return _mm256_cvtepi32_ps(_mm256_sub_epi32(x, offset));
-    }
 };
 
-static void decode_codes(const Packed& w, int64_t panel, int64_t k0, int64_t depth, float* out) {
-    const uint8_t* bytes = w.panel(panel);
-    for (int64_t part = 0; part < 8; ++part) {
-        Levels levels(w, panel, part);
-        int64_t step = 32 / levels.bits;
-        for (int64_t k = 0; k < depth; k += step) {
-            __m256i dwords = load256(bytes + (k0 + k) * kPanel * levels.bits / 8 + part * 32);
-            for (int i = 0; i < step; ++i) {
-                int64_t at = levels.bits == 4 ? i / 2 + i % 2 * 4 : i;
-                _mm256_storeu_ps(out + (k + at) * kPanel + part * 8,
-                                 levels.bits == 4 ? levels.nibble(dwords, i) : levels.byte(dwords, i));
-            }
-        }
-    }
-}
-
-template <int ROWS>
-static void gemv_rows(const FloatLinear& t, const Packed& w, int64_t panel, int64_t row, int64_t k0,
-                      int64_t depth, float* sums) {
-    const float* x = static_cast<const float*>(t.x) + row * t.pitch + k0;
-    for (int64_t part = 0; part < 8; ++part) {
-        Levels levels(w, panel, part);
-        const uint8_t* bytes = w.panel(panel) + k0 * kPanel * levels.bits / 8 + part * 32;
-        __m256 acc[ROWS];
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; ++i) acc[i] = _mm256_setzero_ps();
-        int64_t step = 32 / levels.bits;
-        for (int64_t k = 0; k < depth; k += step) {
-            __m256i dwords = load256(bytes + k * kPanel * levels.bits / 8);
-            for (int n = 0; n < step; ++n) {
-                int64_t at = k + (levels.bits == 4 ? n / 2 + n % 2 * 4 : n);
-                __m256 level = levels.bits == 4 ? levels.nibble(dwords, n) : levels.byte(dwords, n);
-#pragma GCC unroll 8
-                for (int i = 0; i < ROWS; ++i)
-                    acc[i] = _mm256_fmadd_ps(_mm256_set1_ps(x[i * t.pitch + at]), level, acc[i]);
-            }
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; ++i) _mm256_storeu_ps(sums + i * kPanel + part * 8, acc[i]);
-    }
-}
-
-static void gemv(const FloatLinear& t, const Packed& w, int64_t panel, int64_t row, int64_t rows,
-                 int64_t k0, int64_t depth, float* sums) {
-    switch (rows) {
-        case 8: return gemv_rows<8>(t, w, panel, row, k0, depth, sums);
-        case 7: return gemv_rows<7>(t, w, panel, row, k0, depth, sums);
-        case 6: return gemv_rows<6>(t, w, panel, row, k0, depth, sums);
-        case 5: return gemv_rows<5>(t, w, panel, row, k0, depth, sums);
-        case 4: return gemv_rows<4>(t, w, panel, row, k0, depth, sums);
-        case 3: return gemv_rows<3>(t, w, panel, row, k0, depth, sums);
-        case 2: return gemv_rows<2>(t, w, panel, row, k0, depth, sums);
-        default: return gemv_rows<1>(t, w, panel, row, k0, depth, sums);
-    }
-}
-
-#include "float_linear.h"
+#include "levels.inc"
+#include "float_linear.inc"
 
 }  // namespace avx2
 

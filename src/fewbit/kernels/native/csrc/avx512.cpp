@@ -10,10 +10,10 @@
 namespace fewbit {
 namespace avx512 {
 
-#include "vec.h"
-#include "tile.h"
-#include "rows.h"
-#include "attention.h"
+#include "vec.inc"
+#include "tile.inc"
+#include "rows.inc"
+#include "attention.inc"
 
 struct Opened {
     const uint8_t* bytes;
@@ -24,8 +24,8 @@ static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t*
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
                 int32_t* acc);
 
-#include "linear.h"
-#include "sums.h"
+#include "linear.inc"
+#include "sums.inc"
 
 // The table of each channel is chosen by a mask of its four bytes.
 static void open_choices(const Packed& w, int64_t panel, uint8_t* out) {
@@ -90,8 +90,8 @@ static inline void multiply_add(__m512i& acc, __m512i bytes, __m512i codes) {
 }
 
 template <int MR>
-static inline void dot_tile(const int8_t* a, int64_t pitch, const uint8_t* w, int64_t depth,
-                            int32_t* out) {
+static OWN_REGISTERS void dot_tile(const int8_t* a, int64_t pitch, const uint8_t* w, int64_t depth,
+                                   int32_t* out) {
     __m512i acc[MR][4];
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i)
@@ -124,18 +124,13 @@ static inline void dot_tile(const int8_t* a, int64_t pitch, const uint8_t* w, in
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened opened, int64_t k0,
                 int64_t depth, int32_t* acc) {
     const uint8_t* w = opened.bytes + k0 * kPanel;
-    switch (rows) {
-        case 6: return dot_tile<6>(a, pitch, w, depth, acc);
-        case 5: return dot_tile<5>(a, pitch, w, depth, acc);
-        case 4: return dot_tile<4>(a, pitch, w, depth, acc);
-        case 3: return dot_tile<3>(a, pitch, w, depth, acc);
-        case 2: return dot_tile<2>(a, pitch, w, depth, acc);
-        default: return dot_tile<1>(a, pitch, w, depth, acc);
-    }
+    with_rows<kMaxRows>(rows, [&](auto count) {
+        dot_tile<decltype(count)::value>(a, pitch, w, depth, acc);
+    });
 }
 
-#include "avx512_levels.h"
-#include "float_linear.h"
+#include "avx512_levels.inc"
+#include "float_linear.inc"
 
 }  // namespace avx512
 

@@ -11,12 +11,12 @@
 namespace fewbit {
 namespace avx512bf16 {
 
-#include "vec.h"
-#include "tile.h"
-#include "attention.h"
-#include "avx512_levels.h"
-#include "panel_factors.h"
-#include "float_linear.h"
+#include "vec.inc"
+#include "tile.inc"
+#include "attention.inc"
+#include "avx512_levels.inc"
+#include "panel_factors.inc"
+#include "float_linear.inc"
 
 struct Bf16Product {
     static inline f32 broadcast(uint32_t a) { return (f32)_mm512_set1_epi32(int32_t(a)); }

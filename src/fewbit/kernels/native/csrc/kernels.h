@@ -4,9 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "panels.h"
 #include "tasks.h"
+
+// Of a tile: inlined, it would lose registers to the code around it and keep its sums in memory.
+#define OWN_REGISTERS __attribute__((noinline))
 
 namespace fewbit {
 
@@ -41,8 +45,8 @@ struct Kernels {
 constexpr int64_t kFloatDepth = 256;  // k decoded at a time: 64 KiB of floats for 64 channels
 constexpr int64_t kKeys = 256;        // of one step of the softmax: its scores are 24 KiB
 constexpr int64_t kQueries = 24;      // of one step: whole register tiles of 8, of 6 and of 4
-// Rows for which one panel is opened. Codes of 512 rows of 1152 are 576 KiB; sums of floats are
-// 2 x 64 x 4 bytes a row, and float32 inputs twice as long as bfloat16 ones.
+// Rows for which one panel is opened. 512 rows of 1152 codes are 576 KiB; 128 of 1152 float32, with 512
+// bytes of sums for each row, 640 KiB; 512 of bfloat16 1.4 MiB, for the 2 MiB of Sapphire Rapids.
 constexpr int64_t kIntegerRows = 512;
 constexpr int64_t kFloatRows[kDtypes] = {128, 512};
 

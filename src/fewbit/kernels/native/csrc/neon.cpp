@@ -10,10 +10,10 @@
 namespace fewbit {
 namespace neon {
 
-#include "vec.h"
-#include "tile.h"
-#include "rows.h"
-#include "attention.h"
+#include "vec.inc"
+#include "tile.inc"
+#include "rows.inc"
+#include "attention.inc"
 
 struct Opened {
     const int8_t* levels;  // [k / 4][64][4]
@@ -24,11 +24,11 @@ static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t*
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
                 int32_t* acc);
 
-#include "linear.h"
-#include "plain_panel.h"
-#include "sums.h"
-#include "decode.h"
-#include "float_linear.h"
+#include "linear.inc"
+#include "plain_panel.inc"
+#include "sums.inc"
+#include "decode.inc"
+#include "float_linear.inc"
 
 static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t* scratch) {
     const uint8_t* bytes = plain_panel(w, panel, scratch);

@@ -8,9 +8,9 @@
 namespace fewbit {
 namespace scalar {
 
-#include "vec.h"
-#include "tile.h"
-#include "rows.h"
+#include "vec.inc"
+#include "tile.inc"
+#include "rows.inc"
 
 struct Opened {
     const uint8_t* bytes;
@@ -21,11 +21,11 @@ static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t*
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
                 int32_t* acc);
 
-#include "plain_panel.h"
-#include "linear.h"
-#include "sums.h"
-#include "decode.h"
-#include "float_linear.h"
+#include "plain_panel.inc"
+#include "linear.inc"
+#include "sums.inc"
+#include "decode.inc"
+#include "float_linear.inc"
 
 static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t* scratch) {
     return {plain_panel(w, panel, scratch), w.header->offset};
