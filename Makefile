@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[diffusers,dev]"
 	touch $@
 
-# After a change of the C++ sources; the library goes beside native.py.
+# After a change of the C++ sources; the library goes into src/fewbit/kernels/native.
 native:
 	cmake -S . -B build/native
 	cmake --build build/native

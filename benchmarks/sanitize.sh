@@ -14,6 +14,6 @@ cmake --build build >>build.log
 export LD_PRELOAD=$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 export OMP_NUM_THREADS=1 PYTHONPATH=src PYTHONMALLOC=malloc
-exec "$python" -m pytest -q tests/kernels/test_native.py --deselect \
+exec "$python" -m pytest -q tests/kernels/test_native.py tests/kernels/test_prepared.py --deselect \
     tests/kernels/test_native.py::test_threads_are_torchs_and_a_forked_child_does_not_wait_for_them \
     --deselect tests/kernels/test_native.py::test_compiles_into_one_graph "$@"

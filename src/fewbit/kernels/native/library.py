@@ -174,13 +174,18 @@ def isa() -> str | None:
 
 def has_attention(dtype: torch.dtype) -> bool:
     """Whether there is a vector kernel of attention for this type here."""
-    known = available() and dtype in DTYPES
-    return known and bool(functions().fewbit_has_attention(DTYPES[dtype]))
+    loaded = load()
+    if isinstance(loaded, str) or dtype not in DTYPES:
+        return False
+    return bool(loaded.functions.fewbit_has_attention(DTYPES[dtype]))
 
 
 def has_bf16() -> bool:
     """Whether bfloat16 is multiplied as such here."""
-    return available() and bool(functions().fewbit_has_float_linear(DTYPES[torch.bfloat16]))
+    loaded = load()
+    if isinstance(loaded, str):
+        return False
+    return bool(loaded.functions.fewbit_has_float_linear(DTYPES[torch.bfloat16]))
 
 
 def threads() -> int:
