@@ -61,9 +61,9 @@ def in_dtype(dtype: torch.dtype, folder: Path, name: str = DIT) -> Any:
     return getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype)
 
 
-def run(model: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The output for one fixed batch of two."""
-    generator = torch.Generator().manual_seed(1)
+def run(model: Any, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+    """The output for one batch of two."""
+    generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)

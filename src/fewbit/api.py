@@ -11,6 +11,7 @@ from fewbit.engine.inspection import Inspection, inspect_folder, inspect_model
 from fewbit.engine.report import Report
 from fewbit.errors import BadArgument, BadModel
 from fewbit.files import checked_path, new_folder
+from fewbit.layers.bind import bind, unbind
 from fewbit.layers.dequantize import dequantize_layers
 from fewbit.layers.linear import quantized_layers
 from fewbit.models import ModelSpec, transformer_of
@@ -67,11 +68,14 @@ def prepare(model: Any, mode: str = "fast") -> None:
     """
     if mode not in MODES:
         raise BadArgument(f"unknown mode {mode!r}; allowed: {', '.join(MODES)}")
-    layers = quantized_layers(transformer_of(model))
+    transformer = transformer_of(model)
+    layers = quantized_layers(transformer)
     if not layers:
         raise BadModel("the model is not quantized; call fewbit.quantize(model, recipe) first")
+    unbind(transformer)
     for layer in layers.values():
         layer.fast = mode == "fast"
+    bind(transformer)
 
 
 def dequantize(model: Any) -> None:

@@ -8,7 +8,7 @@ from fewbit.activations.multi_region import MultiRegion, from_config, two_region
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import QTensor, Spec
 from fewbit.kernels.choose import BACKENDS as ALL
-from fewbit.kernels.choose import VARIABLE
+from fewbit.kernels.choose import VARIABLE, backend_for
 from fewbit.kernels.values import After, Coded, Weight
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
@@ -108,7 +108,7 @@ STEPS = torch.tensor([[[0.001], [0.002]], [[0.03], [0.01]]])
 def test_a_product_is_handed_the_codes_of_either_region(bits, whole):
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     quantizer = signed(STEPS, torch.tensor([100, 0]), bits, whole)
-    coded = quantizer.code(x, None)
+    coded = quantizer.code(backend_for(x), None, x)
     assert isinstance(coded, Coded)
     assert coded.integers.shape == (2 * 10, 8)
     below, above = coded.integers.chunk(2)
@@ -124,7 +124,7 @@ def test_codes_of_a_lost_row_stand_for_nan_and_the_others_for_what_they_were(los
     quantizer = signed(STEPS, torch.tensor([100, 0]))
     exact = quantizer(x).view(6, 8)
     x[1, 1, 5] = lost
-    values = quantizer.code(x, None).values()
+    values = quantizer.code(backend_for(x), None, x).values()
     assert values[4].isnan().all()
     assert torch.equal(values[[0, 1, 2, 3, 5]], exact[[0, 1, 2, 3, 5]])
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_summed_is_handed_on_as_values():
     heads = MultiRegion(Spec.parse("int8/tensor/fp32"), "signed", torch.full((2, 1, 3), 0.01), bins)
     for quantizer in (unit, heads):
         assert quantizer.handed_on is None
-        assert torch.equal(quantizer.code(x, None), quantizer(x).view(6, 8))
+        assert torch.equal(quantizer.code(backend_for(x), None, x), quantizer(x).view(6, 8))
 
 
 @pytest.mark.parametrize("backend", ALL, ids=lambda one: one.name)
@@ -155,7 +155,7 @@ def test_a_product_sums_the_regions_before_anything_else(backend, spec, columns,
     weight = QTensor.quantize(matrix, Spec.parse(f"{spec}/fp32"))
     product = quantizer(x).flatten(0, 1).double() @ weight.dequantize().double().T + bias
     for after in (After(), After(gelu=True), After(gate=gate, residual=residual)):
-        exact, coded = after(product.float()), quantizer.code(x, None)
+        exact, coded = after(product.float()), quantizer.code(backend_for(x), None, x)
         found = backend.linear(coded, Weight(weight), bias, torch.float32, after)
         assert found.shape == exact.shape
         assert (found - exact).abs().max() <= 1e-6 * exact.abs().max()

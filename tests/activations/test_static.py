@@ -91,7 +91,7 @@ def test_a_product_is_handed_the_codes(name, backend, monkeypatch):
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     times = torch.tensor([120, 10])
     quantizer = static([[0.1], [0.02]], Spec.parse(f"{name}/tensor/fp32"), times)
-    coded = quantizer.code(x, None)
+    coded = quantizer.code(backend_for(x), None, x)
     assert isinstance(coded, Coded)
     assert coded.integers.dtype == torch.int8
     assert torch.equal(coded.scales[:, 0], torch.tensor([0.02, 0.1]).repeat_interleave(5))
@@ -101,7 +101,7 @@ def test_a_product_is_handed_the_codes(name, backend, monkeypatch):
 def test_codes_of_a_lost_row_stand_for_nan_and_the_others_for_what_they_were():
     x = torch.tensor([[1.0, torch.nan], [torch.inf, 1.0], [torch.inf, -torch.inf], [1.0, 0.5]])
     quantizer = static([[0.5]])
-    values = quantizer.code(x, None).values()
+    values = quantizer.code(backend_for(x), None, x).values()
     assert values[:3].isnan().all()
     assert torch.equal(values[3:], quantizer(x)[3:])
 
@@ -111,14 +111,14 @@ def test_what_has_no_int8_codes_is_handed_on_as_values(spec):
     x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).abs()
     quantizer = static([[0.5]], Spec.parse(spec))
     assert quantizer.handed_on is None
-    assert torch.equal(quantizer.code(x, None), quantizer(x))
+    assert torch.equal(quantizer.code(backend_for(x), None, x), quantizer(x))
 
 
 def test_parts_with_steps_of_their_own_are_handed_on_as_values():
     x = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
     quantizer = static([[0.1, 0.2, 0.3]])
     assert quantizer.handed_on is None
-    assert torch.equal(quantizer.code(x, None), quantizer(x)[0])
+    assert torch.equal(quantizer.code(backend_for(x), None, x), quantizer(x)[0])
 
 
 def test_a_rotation_comes_before_the_codes():
@@ -127,7 +127,8 @@ def test_a_rotation_comes_before_the_codes():
     rotation = Rotation(hadamard.signs(), tuple(hadamard.matrices()))
     quantizer = static([[0.1]])
     assert torch.equal(
-        quantizer.code(x, rotation).values(), quantizer(backend_for(x).rotate(x, rotation))
+        quantizer.code(backend_for(x), rotation, x).values(),
+        quantizer(backend_for(x).rotate(x, rotation)),
     )
 
 

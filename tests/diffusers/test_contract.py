@@ -14,11 +14,14 @@ import fewbit
 from fewbit.activations.clock import TimeBins
 from fewbit.activations.static import Static
 from fewbit.diffusers.plugin import FewbitConfig
+from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument
 from fewbit.formats import QTensor, Spec
+from fewbit.layers.bind import bind, bind_attention, unbind
 from fewbit.layers.linear import QLinear
 from fewbit.layers.packed_weight import PackedWeight
 from fewbit.layers.stage import InputStage
+from fewbit.models import describe
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform
 
 DIT, PIXART, HUNYUAN = tiny.NAMES
@@ -46,6 +49,13 @@ def run(model):
         return model(**small.arguments(type(model).__name__, 2))[0]
 
 
+def fall_back(model):
+    """As the model is when all that holds weights is offloaded: only attention stays quick."""
+    unbind(model)
+    if any(isinstance(module, QLinear) for module in model.modules()):
+        bind_attention(model, describe(model))
+
+
 def saved(model, folder):
     model.save_pretrained(folder)
     return folder
@@ -55,9 +65,8 @@ def resident(model):
     """Bytes of all that a model keeps in memory, the layouts of its layers included."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers()) if not t.is_meta}
     layers = [module for module in model.modules() if isinstance(module, QLinear)]
-    laid = [layer._laid.layout for layer in layers if layer._laid is not None]
-    tensors |= {id(t): t for t in laid if t is not None}
-    return sum(t.nbytes for t in tensors.values())
+    laid_out = sum(layer.hidden_bytes for layer in layers)
+    return sum(t.nbytes for t in tensors.values()) + laid_out
 
 
 # Size, dtypes, which modules
@@ -209,6 +218,7 @@ def test_accelerate_dispatches_what_fewbit_has_loaded(tmp_path):
     accelerate.dispatch_model(
         loaded, {**places, "transformer_blocks": "disk"}, "cpu", offload_dir=tmp_path / "off"
     )
+    fall_back(model)
     assert torch.equal(tiny.run(loaded), tiny.run(model))
     assert resident(loaded.transformer_blocks) == 0
 
@@ -225,18 +235,23 @@ OFFLOADS = {
 @pytest.mark.parametrize("where", OFFLOADS)
 @pytest.mark.parametrize("name", [DIT, PIXART])
 def test_offloaded_weights_leave_and_come_back(name, where, buffers, tmp_path):
-    """As much stays as of the unquantized control, whether the model has run before or not."""
+    """As much stays as of the unquantized control, whether the model has run before or not.
+
+    Without a layout sums have another order: 120 dB are float32 roundings, and no level turned."""
     control, model, fresh = tiny.make(name), tiny.quantized(name), tiny.quantized(name)
+    bound = tiny.run(model)
+    fall_back(model)
     expected = tiny.run(model)
+    bind(model)
     for number, one in enumerate((control, model, fresh)):
         OFFLOADS[where](one, tmp_path / str(number), offload_buffers=buffers)
         tiny.run(one)
     for one in (model, fresh):
-        assert torch.equal(tiny.run(one), expected)
+        assert sqnr(expected, tiny.run(one)) > 120
         assert resident(one) <= resident(control)
     accelerate.hooks.remove_hook_from_submodules(model)
     if where == "cpu":
-        assert torch.equal(tiny.run(model), expected)
+        assert torch.equal(tiny.run(model), bound)
 
 
 @torch.no_grad()
@@ -261,10 +276,12 @@ def test_group_offload(kind, disk, ran, tmp_path):
         tiny.run(model)
     for number, one in enumerate((control, model)):
         path = {"offload_to_disk_path": str(tmp_path / str(number))} if disk else {}
-        before = tiny.run(copy.deepcopy(one))
+        own = copy.deepcopy(one)
+        fall_back(own)
+        before = tiny.run(own)
         one.enable_group_offload(offload_type=kind, **GROUPS, **path)
-        for _ in range(2):
-            assert torch.equal(tiny.run(one), before)
+        for _ in range(2):  # a group of blocks is fused, of leaves falls back
+            assert sqnr(before, tiny.run(one)) > (40 if kind == "block_level" else 120)
 
 
 def test_a_moved_layer_computes_from_what_is_put_into_its_parameters():

@@ -9,7 +9,7 @@ from fewbit.errors import BadOutput
 from fewbit.judge import folder as module
 from fewbit.judge.finite import NotFinite
 from fewbit.judge.folder import Series, fill, fingerprint, picture_seed
-from fewbit.layers import block as quick_blocks
+from fewbit.layers.block import FusedBlock
 
 
 def series(pipe, **changes) -> Series:
@@ -169,8 +169,8 @@ def test_what_only_the_fused_path_breaks_is_an_error_that_says_so(pipe, tmp_path
     """Watched layers are computed one by one, so the second drawing is finite."""
     fewbit.quantize(pipe, "rtn", progress=False)
     broken = lambda *given: feed_forward(*given) * torch.nan  # noqa: E731
-    feed_forward = quick_blocks._feed_forward
-    monkeypatch.setattr(quick_blocks, "_feed_forward", broken)
+    feed_forward = FusedBlock.feed_forward
+    monkeypatch.setattr(FusedBlock, "feed_forward", broken)
     with pytest.raises(NotFinite, match="the fused path and the layers' own forwards") as found:
         fill(tmp_path, series(pipe), 1)
     assert found.value.layer == "transformer.transformer_blocks.0"

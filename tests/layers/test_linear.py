@@ -140,15 +140,21 @@ class SharedInput(nn.Module):
 def test_layers_of_one_stage_give_what_they_give_alone(mode):
     model, counted = SharedInput(), []
     activation = model.layers[0].stage.activation
-    code = activation.code
-    activation.code = lambda *given: (counted.append(1), code(*given))[1]
+    coder = activation.coder
+
+    def counting(*given):
+        code = coder(*given)
+        return lambda x: (counted.append(1), code(x))[1]
+
+    activation.coder = counting
     with mode():
         x = tokens()
         for _ in range(2):
             together = model(x)
             alone = sum(copy.deepcopy(layer)(x) for layer in model.layers)
             assert torch.equal(together, alone)
-    assert mode is not torch.no_grad or len(counted) == 2 + 6  # ours and the copies'
+    # each of ours once while it binds, then once together, and the copies'
+    assert mode is not torch.no_grad or len(counted) == 3 + 1 + 6
 
 
 @pytest.mark.parametrize("layout", [*PAIRS, None], ids=str)
@@ -192,9 +198,9 @@ def test_whatever_the_layout_the_stored_codes_come_back(weight, fast, forced):
         assert all(_bits(after[name]) == _bits(before[name]) for name in before)
         assert _bits(again.packed_weight.packed) == _bits(before["codes"])
         assert torch.equal(again(tokens()), expected)
-    layer.as_stored()
+    layer.unbind()
     assert _bits(layer.codes) == _bits(before["codes"])
-    assert layer.layout is None
+    assert layer.hidden_bytes == 0
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -223,9 +229,9 @@ def test_a_layout_follows_what_it_was_made_of(change, forced, monkeypatch):
     elif change == "put":
         layer._parameters["codes"] = torch.nn.Parameter(flipped.clone(), requires_grad=False)
     elif change == "write":
-        layer.as_stored()
+        layer.unbind()
         layer(x)
-        layer.as_stored()
+        layer.unbind()
         layer.codes ^= 8
     else:
         layer.load_state_dict({**layer.state_dict(), "codes": flipped})

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.kernels.choose import BACKENDS, VARIABLE
-from fewbit.layers.quick_attention import QuickAttention
+from fewbit.layers.quick_attention import attention, quick_attention
+from fewbit.layers.swap import answer_of, swap, swap_back
 
 HERE = [b.name for b in BACKENDS if b.why_not(torch.device("cpu")) is None]
 
@@ -28,8 +29,7 @@ def test_it_is_what_torch_gives(backend, dtype, tokens, keys, masked, monkeypatc
     exact = scaled_dot_product_attention(
         q.double(), k.double(), v.double(), None if mask is None else mask.double()
     )
-    with QuickAttention():
-        ours = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    ours = attention(q, k, v, attn_mask=mask)
     assert ours.dtype == dtype
     assert ours.shape == exact.shape
     allowed = 1e-5 if dtype == torch.float32 else 4 * 2.0**-8
@@ -40,13 +40,32 @@ def test_it_is_what_torch_gives(backend, dtype, tokens, keys, masked, monkeypatc
 def test_what_is_asked_beyond_it_is_torchs():
     q = made(1, 2, 8, 16, seed=0)
     for asked in ({"is_causal": True}, {"scale": 0.5}):
-        with QuickAttention():
-            ours = scaled_dot_product_attention(q, q, q, **asked)
+        ours = attention(q, q, q, **asked)
         assert torch.allclose(ours, scaled_dot_product_attention(q, q, q, **asked), atol=1e-6)
 
 
-def test_gradients_flow():
+class Attending(nn.Module):
+    def forward(self, q: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, q, q)
+
+
+def test_a_module_asks_the_backend_unless_it_is_derived(monkeypatch):
+    module, asked = Attending(), []
+    monkeypatch.setenv(VARIABLE, "reference")
+    reference = next(b for b in BACKENDS if b.name == "reference")
+    own = type(reference).attention
+    monkeypatch.setattr(
+        type(reference), "attention", lambda *given: (asked.append(1), own(*given))[1]
+    )
     q = made(1, 2, 8, 16, seed=0).requires_grad_()
-    with QuickAttention():
-        scaled_dot_product_attention(q, q, q).sum().backward()
+    swap(module, quick_attention)
+    module(q).sum().backward()
+    assert not asked
     assert q.grad is not None
+    with torch.no_grad():
+        assert torch.equal(module(q), Attending()(q))
+    assert len(asked) == 1
+    assert isinstance(module, Attending)
+    assert answer_of(module) is quick_attention
+    swap_back(module)
+    assert type(module) is Attending

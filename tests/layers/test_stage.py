@@ -1,7 +1,6 @@
-"""One computation for all readers of a tensor, and never a stale one."""
+"""One computation for all consumers of a tensor, and never a stale one."""
 
 import copy
-import gc
 import pickle
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from fewbit.activations.dynamic import Dynamic
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import Spec
+from fewbit.kernels.choose import BACKENDS
 from fewbit.layers.stage import InputStage
 
 
@@ -26,8 +26,8 @@ class Counting(nn.Module):
         self.calls += 1
         return x + 1 + self.shift
 
-    def code(self, x: Tensor, rotation: None) -> Tensor:
-        return self(x)
+    def coder(self, backend: object, rotation: None) -> "Counting":
+        return self
 
     def extra_repr(self) -> str:
         return "counting"
@@ -39,22 +39,38 @@ def _no_grad():
         yield
 
 
-@pytest.fixture
-def stage():
-    return InputStage(activation=Counting())
+class Shared:
+    """A stage as its consumers see it."""
+
+    def __init__(self) -> None:
+        self.stage = InputStage(activation=Counting())
+        self.activation = self.stage.activation
+        self.codes = {one: self.stage.shared(BACKENDS[-1], one) for one in (Q, K, V)}
+
+    def __call__(self, x: Tensor, consumer: object) -> Tensor:
+        return self.codes[consumer](x)
+
+    @property
+    def last(self) -> object:
+        return self.stage._shared.last
 
 
 Q, K, V = object(), object(), object()
 
 
-def test_three_readers_of_one_tensor_make_one_computation(stage):
+@pytest.fixture
+def stage():
+    return Shared()
+
+
+def test_three_consumers_of_one_tensor_make_one_computation(stage):
     x = torch.randn(2, 4)
-    results = [stage(x, reader) for reader in (Q, K, V)]
+    results = [stage(x, consumer) for consumer in (Q, K, V)]
     assert stage.activation.calls == 1
     assert all(result is results[0] for result in results)
 
 
-def test_a_reader_who_comes_again_gets_a_new_computation(stage):
+def test_a_consumer_that_comes_again_gets_a_new_computation(stage):
     """The same object at the next timestep, with new parameters, or inside a captured graph."""
     x = torch.zeros(1)
     assert [stage(x, Q).item(), stage(x, K).item()] == [1, 1]
@@ -63,12 +79,14 @@ def test_a_reader_who_comes_again_gets_a_new_computation(stage):
     assert stage.activation.calls == 2
 
 
-def test_who_does_not_say_who_reads_is_computed_for(stage):
-    x = torch.zeros(1)
-    stage(x, Q)
-    stage(x)
+def test_a_lone_consumer_is_computed_for_and_keeps_nothing():
+    stage, x = InputStage(activation=Counting()), torch.zeros(1)
+    alone = stage.shared(BACKENDS[-1], Q)
+    alone(x)
+    alone(x)
     stage(x)
     assert stage.activation.calls == 3
+    assert stage._shared.last is None
 
 
 def test_an_input_that_was_written_to_is_a_new_input(stage):
@@ -91,8 +109,8 @@ def test_inference_tensors_cannot_tell_and_are_always_computed(stage):
 def test_a_new_tensor_at_an_old_address_is_a_new_input(stage):
     for value in range(50):
         x = torch.full((1,), float(value))
-        for reader in (Q, K):
-            assert stage(x, reader).item() == value + 1
+        for consumer in (Q, K):
+            assert stage(x, consumer).item() == value + 1
     assert stage.activation.calls == 50
 
 
@@ -103,36 +121,35 @@ def test_an_equal_tensor_is_another_tensor(stage):
     assert stage.activation.calls == 2
 
 
-def test_with_gradients_every_reader_has_a_graph_of_its_own(stage):
+def test_with_gradients_every_consumer_has_a_graph_of_its_own(stage):
     x = torch.zeros(1)
     stage(x, Q)
     with torch.enable_grad():
-        for reader in (K, V):
-            stage(x, reader).sum().backward()
+        for consumer in (K, V):
+            stage(x, consumer).sum().backward()
     assert stage.activation.shift.grad.item() == 2
 
 
-def test_the_result_goes_when_the_input_goes(stage):
+def test_nothing_is_kept_when_all_have_had_it(stage):
     x = torch.zeros(1)
     stage(x, Q)
-    assert stage._last is not None
-    del x
-    gc.collect()
-    assert stage._last is None
+    stage(x, K)
+    assert stage.last.x is x
+    stage(x, V)
+    assert stage.last is None
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_starts_afresh(stage, again):
     x = torch.zeros(1)
     stage(x, Q)
-    assert again(stage)._last is None
-    assert again(stage)(x, K).item() == 1
-    assert stage._last is not None
+    assert again(stage.stage)._shared is None
+    assert stage.last is not None
 
 
 def test_nothing_to_do_gives_the_input_itself():
     x = torch.zeros(1)
-    assert InputStage()(x, Q) is x
+    assert torch.equal(InputStage()(x), x[None])
     assert str(InputStage()) == ""
 
 

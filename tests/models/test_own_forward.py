@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.models.fused_attention import standing_in
-from fewbit.models.own_forward import own_forward
+from fewbit.models.own_forward import is_wrapped, own_forward
 
 
 class Attending(nn.Module):
@@ -33,3 +33,13 @@ def test_attention_is_answered_through_a_forward_that_was_put_there():
         assert module(torch.ones(1, 1, 2, 4)) == 7
     assert called == [1]
     assert vars(module)["forward"] is before
+
+
+def test_the_classs_own_forward_as_an_attribute_wraps_nothing():
+    module = nn.Linear(2, 2)
+    assert not is_wrapped(module)
+    module.forward = module.forward
+    assert "forward" in vars(module)
+    assert not is_wrapped(module)
+    module.forward = lambda x: x
+    assert is_wrapped(module)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
-from fewbit.kernels.choose import backend_for, modulated
+from fewbit.kernels.reference import Coder, Reference
 from fewbit.kernels.values import Coded, Modulated, Rotation
 
 
@@ -25,10 +26,16 @@ class Activation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in], rounded."""
 
-    def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
-        """x, rotated and rounded, as a product wants it: integers where the format has them, else
-        float32 values; rows [tokens, in] either way."""
-        x = rotated(x, rotation)
+    def coder(self, backend: Reference, rotation: Rotation | None) -> Coder:
+        """What turns an input into what a product wants, bound to a backend and a rotation."""
+        return partial(self.code, backend, rotation)
+
+    def code(
+        self, backend: Reference, rotation: Rotation | None, x: Tensor | Modulated
+    ) -> Coded | Tensor:
+        """x, rotated and rounded: integers where the format has them, else float32 values; rows
+        [tokens, in] either way."""
+        x = rotated(backend, rotation, x)
         return self(x).reshape(-1, x.shape[-1])
 
     @abstractmethod
@@ -53,8 +60,8 @@ def refuse_stored_levels(spec: Spec) -> None:
         )
 
 
-def rotated(x: Tensor | Modulated, rotation: Rotation | None) -> Tensor:
-    x = modulated(x)
+def rotated(backend: Reference, rotation: Rotation | None, x: Tensor | Modulated) -> Tensor:
+    x = backend.tokens(x)
     if rotation is None:
         return x
-    return backend_for(x).rotate(x.reshape(-1, x.shape[-1]), rotation).view(x.shape)
+    return backend.rotate(x.reshape(-1, x.shape[-1]), rotation).view(x.shape)

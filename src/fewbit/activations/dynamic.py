@@ -10,7 +10,8 @@ from fewbit.activations.activation import Activation, refuse_stored_levels
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.values import Coded, Modulated, Rotation
+from fewbit.kernels.reference import Coder, Reference
+from fewbit.kernels.values import Rotation
 
 KIND = "dynamic"
 
@@ -42,11 +43,10 @@ class Dynamic(Activation):
             return backend.quantize(rows, self.spec.format).values().view(x.shape)
         return self.spec.round(rows).view(x.shape)
 
-    def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
-        backend = backend_for(x)
+    def coder(self, backend: Reference, rotation: Rotation | None) -> Coder:
         if not backend.hands_on(self.spec):
-            return super().code(x, rotation)
-        return backend.quantize(x, self.spec.format, rotation)
+            return super().coder(backend, rotation)
+        return backend.coder(self.spec.format, rotation)
 
     def config(self) -> dict[str, Any]:
         return {"kind": KIND, "spec": str(self.spec)}

@@ -30,6 +30,7 @@ from fewbit.activations.static import (
 )
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
+from fewbit.kernels.reference import Reference
 from fewbit.kernels.values import Coded, Modulated, Rotation, has_integer_rows
 
 KIND = "multi_region"
@@ -62,11 +63,13 @@ class MultiRegion(Activation, Kept):
         summed = self.regions != "unit" and self.steps.shape[2] == 1
         return self.spec if summed and has_integer_rows(self.spec) else None
 
-    def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
+    def code(
+        self, backend: Reference, rotation: Rotation | None, x: Tensor | Modulated
+    ) -> Coded | Tensor:
         """Each region is zero where the other has its say: their sum is what they stand for."""
         if self.handed_on is None:
-            return super().code(x, rotation)
-        x = rotated(x, rotation)
+            return super().code(backend, rotation, x)
+        x = rotated(backend, rotation, x)
         half, lost = 1 << (self.spec.format.bits - 1), lost_rows(x)
         low, high = (self.bins.pick(steps) for steps in self.steps)
         levels = _signed_levels(in_steps(x, low), in_steps(x, high), half, self.whole)

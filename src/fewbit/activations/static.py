@@ -12,6 +12,7 @@ from fewbit.activations.clock import TimeBins
 from fewbit.activations.kept import Kept
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import Spec
+from fewbit.kernels.reference import Reference
 from fewbit.kernels.values import Coded, Modulated, Rotation, has_integer_rows
 
 KIND = "static"
@@ -38,11 +39,13 @@ class Static(Activation, Kept):
         one_step = self.steps.shape[1] == 1
         return self.spec if one_step and has_integer_rows(self.spec) else None
 
-    def code(self, x: Tensor | Modulated, rotation: Rotation | None) -> Coded | Tensor:
+    def code(
+        self, backend: Reference, rotation: Rotation | None, x: Tensor | Modulated
+    ) -> Coded | Tensor:
         if self.handed_on is None:
-            return super().code(x, rotation)
+            return super().code(backend, rotation, x)
         step, fmt = self.bins.pick(self.steps), self.spec.format
-        x = rotated(x, rotation)
+        x = rotated(backend, rotation, x)
         levels = fmt.round(in_steps(x, step))
         integers = levels if fmt.step == 1 else levels.div_(fmt.step)
         scales = row_scales(lost_rows(x), step) * fmt.step

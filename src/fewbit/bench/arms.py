@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,7 @@ from fewbit.bench.peers import (
 from fewbit.bench.subject import Subject
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import VARIABLE, backend_named
-from fewbit.layers.block import quick_blocks
-from fewbit.layers.gelu import QuickGelu
-from fewbit.layers.quick_attention import QuickAttention
+from fewbit.layers.bind import bind, bind_attention, unbind
 from fewbit.models import describe
 
 REFERENCE = "reference"
@@ -49,7 +47,6 @@ class Arm:
     convert: Callable[[nn.Module, Collection[str]], nn.Module] = _as_it_is
     finish: Callable[[nn.Module], nn.Module] = lambda network: network
     backend: str | None = None  # ours, by this backend
-    quick_attention: bool = False
     takes_blocks: bool = False  # it optimises whole blocks and has no single layers
     graph: bool = False  # recorded as a CUDA graph
     device: str = "cpu"
@@ -73,18 +70,9 @@ class Arm:
         network = self.convert(own, subject.quantizable)
         return self.finish(subject.extended(network, blocks))
 
-    @contextmanager
-    def active(self, modules: Sequence[nn.Module]) -> Iterator[None]:
-        """While one of the modules is called."""
-        with ExitStack() as around:
-            if self.quick_attention:
-                around.enter_context(QuickAttention())
-            if self.backend:
-                around.enter_context(forced(self.backend))
-                around.enter_context(QuickGelu())
-                for module in modules:
-                    around.enter_context(quick_blocks(module))
-            yield
+    def active(self) -> AbstractContextManager[None]:
+        """While one of its modules is called: the first call binds it to the backend."""
+        return nullcontext() if self.backend is None else forced(self.backend)
 
 
 @contextmanager
@@ -105,6 +93,18 @@ def _unpacked(network: nn.Module, names: Collection[str]) -> nn.Module:
     return network
 
 
+def _bound(network: nn.Module) -> nn.Module:
+    """Anew, for blocks were copied."""
+    unbind(network)
+    bind(network)
+    return network
+
+
+def _with_our_attention(network: nn.Module) -> nn.Module:
+    bind_attention(network, describe(network))
+    return network
+
+
 def _compiled(network: nn.Module) -> nn.Module:
     compiling_for_our_threads()
     for name in describe(network).blocks:
@@ -120,7 +120,7 @@ def _by_openvino(network: nn.Module) -> nn.Module:
 
 def _ours(name: str, backend: str, fast: bool = False, graph: bool = False) -> Arm:
     convert = _unpacked if fast else _as_it_is
-    return Arm(name, BF16, convert, backend=backend, quick_attention=True, graph=graph)
+    return Arm(name, BF16, convert, finish=_bound, backend=backend, graph=graph)
 
 
 ARMS: dict[str, tuple[Arm, ...]] = {
@@ -128,7 +128,7 @@ ARMS: dict[str, tuple[Arm, ...]] = {
         Arm("fp32", FP32),
         Arm("fp32 onednn", FP32, finish=onednn.by_onednn, why_not=onednn.why_not),
         Arm("bf16", BF16),
-        Arm("bf16 attention", BF16, quick_attention=True),
+        Arm("bf16 attention", BF16, finish=_with_our_attention),
         Arm("bf16 compiled", BF16, finish=_compiled, takes_blocks=True),
         Arm("torchao int8", BF16, by_torchao, why_not=missing("torchao")),
         Arm(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 from fewbit.bench.subject import Call, Subject, calls
 from fewbit.calibration.tree import tensors
 from fewbit.errors import BadModel
-from fewbit.kernels.values import Coded, Modulated
+from fewbit.kernels.values import NOTHING
 from fewbit.layers.linear import QLinear
-from fewbit.layers.modulation import remembered
-from fewbit.layers.stage import InputStage
 
 SETS = 4  # of weights in turn: what one arm reads has left the caches when its turn comes again
 STEPS = 50
@@ -93,23 +90,16 @@ def output(module: nn.Module, arguments: dict[str, Any]) -> Tensor:
     return next(iter(tensors(_plain(result)).values()))
 
 
-def product_alone(layer: QLinear, x: Tensor) -> QLinear | None:
-    """The layer with its input rounded beforehand; None where it takes the input as it comes."""
-    stage = layer.stage
-    if stage is None or stage.activation is None:
-        return None
-    alone = copy.deepcopy(layer)
-    alone.stage = _Done(stage, stage(x))
-    return alone
+class ProductAlone(nn.Module):
+    """A layer with its input rounded beforehand."""
 
+    def __init__(self, layer: QLinear, x: Tensor) -> None:
+        super().__init__()
+        self.bound, self.dtype = layer.bound(), x.dtype
+        self.codes = self.bound.code(x)
 
-class _Done(InputStage):
-    def __init__(self, stage: InputStage, result: Coded | Tensor) -> None:
-        super().__init__(activation=stage.activation)
-        self.result = result
-
-    def forward(self, x: Tensor | Modulated, reader: object = None) -> Coded | Tensor:
-        return self.result
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bound.multiply(self.codes, self.dtype, NOTHING).view(*x.shape[:-1], -1)
 
 
 class _Denoising(nn.Module):
@@ -125,11 +115,10 @@ class _Denoising(nn.Module):
         scheduler = DDIMScheduler()
         scheduler.set_timesteps(STEPS)
         latent, time = inputs["hidden_states"], inputs["timestep"]
-        with remembered(self.network):
-            for t in scheduler.timesteps:
-                now = {"hidden_states": latent, "timestep": torch.full_like(time, int(t))}
-                noise = output(self.network, {**inputs, **now})[:, : latent.shape[1]]
-                latent = scheduler.step(noise, int(t), latent).prev_sample
+        for t in scheduler.timesteps:
+            now = {"hidden_states": latent, "timestep": torch.full_like(time, int(t))}
+            noise = output(self.network, {**inputs, **now})[:, : latent.shape[1]]
+            latent = scheduler.step(noise, int(t), latent).prev_sample
         return latent
 
 

@@ -16,7 +16,7 @@ from fewbit.bench.arms import DEFINITION, EXACT, Arm, arms_named
 from fewbit.bench.environment import environment
 from fewbit.bench.footprint import resident_bytes, working_bytes
 from fewbit.bench.gpu import captured
-from fewbit.bench.levels import LEVELS, PRODUCT, Case, blocks_needed, output, product_alone
+from fewbit.bench.levels import LEVELS, PRODUCT, Case, ProductAlone, blocks_needed, output
 from fewbit.bench.quantizing import quantized
 from fewbit.bench.result import Result, Row, Table
 from fewbit.bench.shares import shares, waiting_for
@@ -84,7 +84,7 @@ class _Contender:
             return first.float()
 
     def active(self) -> AbstractContextManager[None]:
-        return self.arm.active(self.modules)
+        return self.arm.active()
 
     @cached_property
     def runs(self) -> list[Callable[[], Tensor]]:
@@ -134,9 +134,9 @@ def _contenders(case: Case, arms: Mapping[str, Arm]) -> dict[str, _Contender]:
 
 def _products(arm: Arm, modules: list[nn.Module], arguments: dict[str, Any]) -> list[nn.Module]:
     (x,) = arguments.values()
-    with arm.active(()):
-        each = [product_alone(m, x.flatten(0, -2)) for m in modules if isinstance(m, QLinear)]
-    return [module for module in each if module is not None]
+    with arm.active():
+        layers = [one for one in modules if isinstance(one, QLinear) and one.activation is not None]
+        return [ProductAlone(layer, x.flatten(0, -2)) for layer in layers]
 
 
 def _row(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fewbit.errors import BadModel
-from fewbit.layers.modulation import EMBEDDERS
+from fewbit.layers.bind import EMBEDDERS
 from fewbit.models import describe
 
 CAPTION_TOKENS = 120  # as PixArt's pipeline pads them

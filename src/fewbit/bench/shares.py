@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from fewbit.layers.stage import InputStage
+from fewbit.layers.linear import quantized_layers
 
 PARTS = ("linear", "attention", "quantize", "other")  # quantize: with whatever rotates before it
 
@@ -23,7 +23,7 @@ def shares(
 ) -> dict[str, float]:
     """Of the time of run(), which calls `module`; a part inside another counts for itself only."""
     watch = _Stopwatch(synchronize)
-    with watch.listening(module), _Attention(watch):
+    with watch.listening(module):
         run()  # what compiles itself does so again where it is listened to
         watch.seconds.clear()
         with watch.of("other"):
@@ -62,17 +62,37 @@ class _Stopwatch:
 
     @contextmanager
     def listening(self, module: nn.Module) -> Iterator[None]:
-        hooks = []
-        for inner in module.modules():
-            part = _part(inner)
-            if part is not None:
-                hooks.append(inner.register_forward_pre_hook(lambda *_, p=part: self.start(p)))
-                hooks.append(inner.register_forward_hook(lambda *_: self.stop()))
-        try:
+        """To bound layers inside, for hooks would make them fall back; to others by hooks."""
+        with ExitStack() as ending:
+            layers = list(quantized_layers(module).values())
+            for bound in [layer.bound() for layer in layers]:
+                self._time(bound, "code", "quantize", ending)
+                self._time(bound, "multiply", "linear", ending)
+            for backend in {layer.bound().backend for layer in layers}:
+                self._time(backend, "attention", "attention", ending)
+            if not layers:
+                self._hook(module, ending)
+                ending.enter_context(_Attention(self))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+    def _time(self, owner: object, name: str, part: str, ending: ExitStack) -> None:
+        """Calls of an attribute, which is put back in the end."""
+        call, own = getattr(owner, name), vars(owner).get(name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.of(part):
+                return call(*args, **kwargs)
+
+        setattr(owner, name, timed)
+        ending.callback(*((delattr, owner, name) if own is None else (setattr, owner, name, own)))
+
+    def _hook(self, module: nn.Module, ending: ExitStack) -> None:
+        for inner in filter(_is_linear, module.modules()):
+            for hook in (
+                inner.register_forward_pre_hook(lambda *_: self.start("linear")),
+                inner.register_forward_hook(lambda *_: self.stop()),
+            ):
+                ending.callback(hook.remove)
 
 
 class _Attention(TorchFunctionMode):
@@ -93,11 +113,8 @@ class _Attention(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
 
-def _part(module: nn.Module) -> str | None:
-    if isinstance(module, InputStage):
-        return "quantize"
-    is_linear = hasattr(module, "in_features") and hasattr(module, "out_features")
-    return "linear" if is_linear else None
+def _is_linear(module: nn.Module) -> bool:
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
 def nothing_to_wait_for() -> None:

@@ -25,6 +25,7 @@ from fewbit.diffusers.registration import when_imported
 from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadArgument, BadCalibration, BrokenFile
+from fewbit.layers.bind import bind
 from fewbit.layers.dequantize import dequantize_layers
 from fewbit.storage.blueprint import by_name, stored_as_is
 from fewbit.storage.folder import put
@@ -169,6 +170,7 @@ class FewbitQuantizer(DiffusersQuantizer):
         model.requires_grad_(False)
         _declare(model, self.quantization_config)
         self.work = None
+        bind(model)
         return model
 
     def get_state_dict_and_metadata(

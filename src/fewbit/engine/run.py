@@ -29,7 +29,7 @@ from fewbit.engine.report import LayerReport, Report
 from fewbit.engine.workdir import BlockDone, Workdir
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.files import checked_path, keeping
-from fewbit.layers.linear import quantized_layers
+from fewbit.layers.bind import bind, unbind
 from fewbit.methods.method import BlockJob, Method, ModelJob
 from fewbit.models import Layer, ModelSpec, transformer_of
 from fewbit.printable import printable
@@ -88,8 +88,7 @@ def quantize(
         run.blocks()
         run.finish()
         transformer.requires_grad_(False)  # as it will be when it is loaded again, to the last bit
-        for layer in quantized_layers(transformer).values():
-            layer.as_stored()
+        unbind(transformer)
         report = Report(
             recipe=chosen.to_dict(),
             family=plan.structure.family,
@@ -107,6 +106,7 @@ def quantize(
             warnings=run.warnings + run.notes,
         )
         mark(transformer, Provenance(chosen.to_dict(), seed, report.source, __version__))
+        bind(transformer, plan.structure)
     memory.release()
     return report
 

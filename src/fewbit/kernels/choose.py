@@ -16,7 +16,6 @@ from fewbit.kernels.cuda import Cuda
 from fewbit.kernels.native.backend import Native
 from fewbit.kernels.reference import Reference
 from fewbit.kernels.torch_cpu import Portable
-from fewbit.kernels.values import Modulated
 
 VARIABLE = "FEWBIT_BACKEND"
 BACKENDS: tuple[Reference, ...] = (Cuda(), Native(), Portable(), Reference())  # as they are tried
@@ -29,11 +28,15 @@ class Choice:
     why: str
 
 
-def backend_for(given: Tensor | Modulated) -> Reference:
-    """Of whatever computes with it; where x is trained, the definition, which can be derived."""
-    x = given.x if isinstance(given, Modulated) else given
+def backend_for(x: Tensor) -> Reference:
+    """The backend for x's device; the reference where x needs a gradient, because only it is
+    differentiable."""
     trained = torch.is_grad_enabled() and x.requires_grad
-    return BACKENDS[-1] if trained else BACKENDS[_place(x.device.type)]
+    return BACKENDS[-1] if trained else backend_on(x.device)
+
+
+def backend_on(device: torch.device) -> Reference:
+    return BACKENDS[_place(device.type)]
 
 
 @torch.compiler.assume_constant_result
@@ -43,11 +46,6 @@ def _place(device: str) -> int:
     if key not in _CHOSEN:
         _CHOSEN[key] = BACKENDS.index(choose(torch.device(device)).backend)
     return _CHOSEN[key]
-
-
-def modulated(x: Tensor | Modulated) -> Tensor:
-    """x, or what is yet to be computed of it, for whoever cannot do so on the way."""
-    return backend_for(x).modulate(x) if isinstance(x, Modulated) else x
 
 
 def backend_named(name: str) -> Reference:

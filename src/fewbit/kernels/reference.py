@@ -6,7 +6,9 @@ bits, and products agree to 1e-6 of the largest, for only their float32 rounding
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,6 +31,10 @@ from fewbit.kernels.values import (
 TILE = 1 << 20  # weights of a codebook that exist decoded at a time
 
 _EXACT_FLOAT32 = 1 << 24
+
+
+Coder = Callable[[Tensor | Modulated], Coded | Tensor]  # an input to the rows of a product
+Multiplier = Callable[[Coded | Tensor, torch.dtype, After], Tensor]  # rows to the result
 
 
 class Reference:
@@ -73,10 +79,21 @@ class Reference:
         normal = centred * (variance + given.eps).sqrt().reciprocal().float()
         return normal * (1 + given.scale[:, None]) + given.shift[:, None]
 
+    def tokens(self, x: Tensor | Modulated) -> Tensor:
+        """x, modulated if it is yet to be."""
+        return self.modulate(x) if isinstance(x, Modulated) else x
+
     def rows(self, x: Tensor | Modulated) -> Tensor:
-        """[rows, columns], modulated if they are yet to be."""
-        x = self.modulate(x) if isinstance(x, Modulated) else x
-        return x.reshape(-1, x.shape[-1])
+        """[rows, columns]"""
+        return self.tokens(x).reshape(-1, x.shape[-1])
+
+    def coder(self, fmt: Format, rotation: Rotation | None) -> Coder:
+        """`quantize`, bound to a format and a rotation."""
+        return partial(self.quantize, fmt=fmt, rotation=rotation)
+
+    def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
+        """`linear`, bound to a weight and a bias."""
+        return partial(_multiply, self, weight, bias)
 
     def quantize(
         self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
@@ -189,6 +206,17 @@ class Reference:
     def replaces_codes(self, spec: Spec) -> bool:
         """Whether a layout holds the codes bit for bit, so that it can stand in for them."""
         return False
+
+
+def _multiply(
+    backend: Reference,
+    weight: Weight,
+    bias: Tensor | None,
+    x: Coded | Tensor,
+    dtype: torch.dtype,
+    after: After,
+) -> Tensor:
+    return backend.linear(x, weight, bias, dtype, after)
 
 
 def _wide(x: Tensor) -> torch.dtype:

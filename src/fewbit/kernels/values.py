@@ -44,6 +44,10 @@ class Modulated:
     scale: Tensor  # float32 [images, columns]
     eps: float
 
+    @property
+    def shape(self) -> torch.Size:
+        return self.x.shape
+
 
 @dataclass(frozen=True)
 class After:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from fewbit.activations.activation import Activation
 from fewbit.activations.multi_region import MultiRegion
 from fewbit.errors import BadArgument, BadModel
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.modes import unasked
+from fewbit.kernels.precision import without_function_modes
+from fewbit.layers.swap import Forward, swap, swap_back
 from fewbit.models.fused_attention import run_with
 from fewbit.rounding.straight_through import straight_through
 
@@ -64,7 +65,7 @@ class QAttention(nn.Module):
                 )
                 result = scaled_dot_product_attention(q, k, v, mask, scale=scale)
             else:
-                with unasked():
+                with without_function_modes():
                     result = _rounding_shares(self.shares, q, k, v, attn_mask, scale)
         return result.to(query.dtype)
 
@@ -101,7 +102,7 @@ def _rounding_shares(
 
 
 def _rounded(activation: Activation, x: Tensor) -> Tensor:
-    with unasked(), torch.no_grad():
+    with without_function_modes(), torch.no_grad():
         rounded = activation(x)
     return straight_through(x.float(), rounded)
 
@@ -120,8 +121,7 @@ def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | No
 def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:
     """From now on the module's own forward uses these."""
     module.add_module(CHILD, matmuls)
-    own: Any = type(module)
-    module.__class__ = _quantized(own)
+    swap(module, rounded)
 
 
 def refuse_bare_blocks(attending: Iterable[str]) -> None:
@@ -135,7 +135,7 @@ def refuse_bare_blocks(attending: Iterable[str]) -> None:
 
 def restore_attention(module: nn.Module) -> None:
     delattr(module, CHILD)
-    module.__class__ = type(module).__bases__[0]
+    swap_back(module)
 
 
 def quantized_attentions(model: nn.Module, inside: str = "") -> dict[str, QAttention]:
@@ -148,26 +148,10 @@ def quantized_attentions(model: nn.Module, inside: str = "") -> dict[str, QAtten
     }
 
 
-@cache
-def _quantized(cls: Any) -> Any:
-    """The same class, but for who answers its call of the fused attention."""
-
-    inherited, name = cls.forward, cls.__name__  # as values of their own, for the compiler
+def rounded(inherited: Forward, name: str) -> Forward:
+    """The module's own forward, which asks its QAttention for the fused attention."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run_with(self.matmuls, name, partial(inherited, self), *args, **kwargs)
 
-    def reduced(self: Any, protocol: Any) -> Any:
-        """A pickle names the class that was there, and how this one is made of it."""
-        _, _, *state = inherited_reduce(self, protocol)
-        return _empty, (cls,), *state
-
-    inherited_reduce = cls.__reduce_ex__
-    members = {"forward": forward, "__reduce_ex__": reduced, "__module__": cls.__module__}
-    return type(name, (cls,), members)
-
-
-def _empty(cls: Any) -> Any:
-    """One of the class, its state yet to come."""
-    quantized = _quantized(cls)
-    return quantized.__new__(quantized)
+    return forward

@@ -2,44 +2,34 @@
 
 LayerNorm, modulation and rotation happen on the way to the codes, GELU and the gated residual on
 the way out of the products. It is the same function as the block's own forward, but for fewer
-roundings to the model's dtype; a block that is not exactly of the known kind keeps its own forward,
-as does whatever is trained or compiled.
+roundings to the model's dtype. A block that is not exactly of the known kind keeps its own forward,
+as does whatever is trained, compiled or listened to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from fewbit.kernels.modes import unasked
 from fewbit.kernels.values import After, Modulated
 from fewbit.layers.attention import CHILD as QUANTIZED
+from fewbit.layers.gelu import GELU
+from fewbit.layers.intact import Intact
 from fewbit.layers.linear import QLinear
-from fewbit.models.own_forward import own_forward
+from fewbit.layers.swap import RUN_TIME, Forward, may_answer
 
 BLOCK = "BasicTransformerBlock"  # of DiT and PixArt
-GELU = After(gelu=True)
 
 Modulation = tuple[Tensor, ...]  # shift, scale and gate of attention, then of the feed-forward
 
 
-@contextmanager
-def quick_blocks(model: nn.Module) -> Iterator[None]:
-    """For the time of the context."""
-    blocks = [module for module in model.modules() if _is_known(module)]
-    with ExitStack() as inside:
-        for block in blocks:
-            inside.enter_context(own_forward(block, _quick(block, block.forward)))
-        yield
+def fused(inherited: Forward, name: str) -> Forward:
+    """For blocks that `is_known`."""
 
-
-def _quick(block: Any, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def quick(
+    def forward(
+        self: Any,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
@@ -49,47 +39,78 @@ def _quick(block: Any, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         class_labels: Tensor | None = None,
         added_cond_kwargs: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        traced = torch.is_grad_enabled() or torch.compiler.is_compiling() or block.training
-        odd = attention_mask is not None or cross_attention_kwargs or hidden_states.dim() != 3
-        if traced or odd or hidden_states.device.type != "cpu" or not hidden_states.numel():
-            return forward(
-                hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask,
-                timestep, cross_attention_kwargs, class_labels, added_cond_kwargs,
+        block = _fused_block(self) if may_answer() else None
+        odd = attention_mask is not None or cross_attention_kwargs
+        if block is None or odd or not block.takes(hidden_states):
+            return inherited(
+                self, hidden_states, attention_mask, encoder_hidden_states,
+                encoder_attention_mask, timestep, cross_attention_kwargs, class_labels,
+                added_cond_kwargs,
             )  # fmt: skip
         x = hidden_states.contiguous()
-        with unasked():
-            modulation = _MODULATIONS[block.norm_type](block, x, timestep, class_labels)
-        shift, scale, gate, *for_feed_forward = modulation
-        x = _attend(block, x, shift, scale, gate)
-        if block.attn2 is not None:
-            x = x + block.attn2(x, encoder_hidden_states, encoder_attention_mask)
-        return _feed_forward(block, x, *for_feed_forward)
+        shift, scale, gate, *for_feed_forward = block.modulation(self, x, timestep, class_labels)
+        x = block.attend(x, shift, scale, gate)
+        if self.attn2 is not None:
+            x = x + self.attn2(x, encoder_hidden_states, encoder_attention_mask)
+        return block.feed_forward(x, *for_feed_forward)
 
-    return quick
+    return forward
 
 
-def _attend(block: Any, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-    attention = block.attn1
-    with unasked():
-        normal = Modulated(x, shift, scale, _norms(block)[0].eps)
-        layers = attention.to_q, attention.to_k, attention.to_v
-        q, k, v = (
-            layer(normal).unflatten(-1, (attention.heads, -1)).transpose(1, 2) for layer in layers
-        )
-    mixed = scaled_dot_product_attention(q, k, v)
-    with unasked():
-        return _gated(attention.to_out[0], mixed.transpose(1, 2).flatten(2), gate, x)
+class FusedBlock:
+    """A block's parts, and whether they are still those."""
+
+    def __init__(self, block: Any) -> None:
+        self.block, self.attention, self.intact = block, block.attn1, Intact(block)
+        self.processor, self.heads = block.attn1.processor, block.attn1.heads
+        self.q, self.k, self.v = block.attn1.to_q, block.attn1.to_k, block.attn1.to_v
+        self.out = block.attn1.to_out[0]
+        self.first, self.last = block.ff.net[0].proj, block.ff.net[2]
+        self.eps = [norm.eps for norm in _norms(block)]
+        self.modulation = _MODULATIONS[block.norm_type]
+
+    def takes(self, x: Tensor) -> bool:
+        fits = x.dim() == 3 and x.device.type == "cpu" and x.numel() > 0
+        same = self.attention.processor is self.processor and self.block._chunk_size is None
+        return fits and same and not self.block.training and self.intact.holds()
+
+    def attend(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        normal = Modulated(x, shift, scale, self.eps[0])
+        bound = self.q.bound()
+        q = self._by_head(bound(normal))
+        k = self._by_head(self.k.bound()(normal))
+        v = self._by_head(self.v.bound()(normal))
+        mixed = bound.backend.attention(q, k, v, None, q.shape[-1] ** -0.5)
+        return _gated(self.out, mixed.transpose(1, 2).flatten(2), gate, x)
+
+    def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        normal = Modulated(x, shift, scale, self.eps[1])
+        return _gated(self.last, self.first.bound()(normal, GELU), gate, x)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        images, tokens, columns = x.shape
+        return x.view(images, tokens, self.heads, columns // self.heads).transpose(1, 2)
 
 
-def _feed_forward(block: Any, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-    first, last = block.ff.net[0].proj, block.ff.net[2]
-    with unasked():
-        normal = Modulated(x, shift, scale, _norms(block)[1].eps)
-        return _gated(last, first(normal, GELU), gate, x)
+def is_known(module: Any) -> bool:
+    """Whether its forward is what `fused` computes, as long as it stays intact."""
+    if type(module).__name__ != BLOCK or module.norm_type not in _MODULATIONS:
+        return False
+    whole = module.pos_embed is None and module._chunk_size is None and not hasattr(module, "fuser")
+    norms = all(type(norm) is nn.LayerNorm and norm.weight is None for norm in _norms(module))
+    return whole and norms and _is_plain(module.attn1) and _is_gelu_between_linears(module.ff.net)
+
+
+def _fused_block(block: nn.Module) -> FusedBlock | None:
+    """Made once; a copy of the block makes its own."""
+    if RUN_TIME not in vars(block):
+        vars(block)[RUN_TIME] = FusedBlock(block) if is_known(block) else None
+    found: FusedBlock | None = vars(block)[RUN_TIME]
+    return found
 
 
 def _gated(layer: QLinear, x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
-    return layer(x, After(gate=gate, residual=residual.flatten(0, 1)))
+    return layer.bound()(x, After(gate=gate, residual=residual.flatten(0, 1)))
 
 
 def _of_label(block: Any, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Modulation:
@@ -120,27 +141,6 @@ def _norms(block: Any) -> tuple[Any, Any]:
     return block.norm1, block.norm2
 
 
-def _is_known(module: Any) -> bool:
-    if type(module).__name__ != BLOCK or module.norm_type not in _MODULATIONS:
-        return False
-    if "forward" in vars(module):  # of whoever put it there, who is asked and not passed over
-        return False
-    whole = module.pos_embed is None and module._chunk_size is None and not hasattr(module, "fuser")
-    norms = all(type(norm) is nn.LayerNorm and norm.weight is None for norm in _norms(module))
-    parts = _is_plain(module.attn1) and _is_gelu_between_linears(module.ff.net)
-    return whole and norms and parts and not any(map(_is_watched, _passed_over(module)))
-
-
-def _passed_over(block: Any) -> Iterator[nn.Module]:
-    """What is not called while its layers are."""
-    yield from (block.norm1, *_norms(block), block.attn1, block.attn1.to_out[1])
-    yield from (block.ff, block.ff.net[0], block.ff.net[1])
-
-
-def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
-
-
 def _is_plain(attention: Any) -> bool:
     """Whether its forward is projections, the fused attention and a projection."""
     absent = ("spatial_norm", "group_norm", "norm_q", "norm_k")
@@ -162,4 +162,4 @@ def _is_gelu_between_linears(net: Any) -> bool:
 
 
 def _are_quantized(*layers: nn.Module) -> bool:
-    return all(type(layer) is QLinear for layer in layers)
+    return all(isinstance(layer, QLinear) for layer in layers)

@@ -7,6 +7,7 @@ from torch import nn
 
 from fewbit.activations.clock import remove_clock
 from fewbit.layers.attention import quantized_attentions, restore_attention
+from fewbit.layers.bind import unbind
 from fewbit.layers.linear import QLinear, quantized_layers
 
 
@@ -16,6 +17,7 @@ def dequantize_layers(model: nn.Module) -> None:
     Tensors that were stored once become separate again: whoever trains the model moves one of them
     and not the others.
     """
+    unbind(model)
     for name, layer in quantized_layers(model).items():
         model.set_submodule(name, to_linear(layer))
     for name in quantized_attentions(model):

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewbit.formats import QTensor, Scales, Spec
-from fewbit.kernels.choose import backend_for, modulated
-from fewbit.kernels.modes import unasked
-from fewbit.kernels.precision import as_written
-from fewbit.kernels.reference import Reference
+from fewbit.kernels.choose import backend_for, backend_on
+from fewbit.kernels.precision import without_autocast
+from fewbit.kernels.reference import Coder, Reference
 from fewbit.kernels.values import (
     NOTHING,
     After,
-    Coded,
     Modulated,
     Weight,
     has_integers,
     refuse_other_width,
 )
+from fewbit.layers.bound import Bound, plain
 from fewbit.layers.offload import is_offloaded
 from fewbit.layers.packed_weight import PackedMetadata, PackedWeight
 from fewbit.layers.stage import InputStage
@@ -31,14 +31,14 @@ STORED = ("codes", "scales", "outer_scales", "zeros", "choices", "codebook")
 
 
 class QLinear(nn.Module):
-    """A linear layer whose weight rests packed; the result has the dtype of the input.
+    """A linear layer whose weight is stored packed; the result has the dtype of the input.
 
     What is stored are parameters without a gradient, because libraries that move weights between
-    devices, memory and disk move parameters. A backend may want the codes in an order of its own,
-    its layout. That is made when it is first used. Where the codes can be had back from it, it is
-    what the parameter `codes` then holds, flat, so that a weight is in memory once and the form of
-    `codes` alone says which it is. `fast`, which `fewbit.prepare` sets, also allows layouts that
-    take more memory than the codes and are kept beside them.
+    devices, memory and disk move parameters. The first forward binds the layer: it chooses the
+    backend, and lays the codes out as that wants them. Where the codes can be had back from the
+    layout, it is what the parameter `codes` then holds, flat, so that a weight is in memory once
+    and the form of `codes` alone says which it is. `fast`, which `fewbit.prepare` sets, also allows
+    layouts that take more memory than the codes and are kept beside them.
     """
 
     def __init__(self, weight: QTensor, bias: Tensor | None, stage: InputStage | None) -> None:
@@ -51,10 +51,7 @@ class QLinear(nn.Module):
             self.register_parameter(name, _frozen(tensors.get(name)))
         self.stage = stage
         self.fast = False
-        self.layout: Tensor | None = None  # beside the codes, which no mover of buffers shall see
-        self._maker: Reference | None = None  # of the layout that `codes` may hold
-        self._made: tuple[object, ...] = ()  # by and of what `_laid` was made
-        self._laid: Weight | None = None
+        self._bound: Bound | None = None
 
     bias: nn.Parameter | None
     codes: Tensor
@@ -76,9 +73,10 @@ class QLinear(nn.Module):
         return PackedWeight.of(self.out_features, self.in_features, dtype, self.scales.device)
 
     def _stored_codes(self) -> Tensor:
-        if self._maker is None or self.codes.dim() == 2:
+        if self._bound is None or self.codes.dim() == 2:
             return self.codes
-        return self._maker.codes_in(self.codes.cpu(), self.spec).to(self.codes.device)
+        backend = self._bound.backend
+        return backend.codes_in(self.codes.cpu(), self.spec).to(self.codes.device)
 
     def _weight(self, codes: Tensor) -> QTensor:
         scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices, self.codebook)
@@ -88,70 +86,49 @@ class QLinear(nn.Module):
         if isinstance(x, Tensor) and torch.is_grad_enabled() and self._is_derived(x):
             derived: Tensor = _Derived.apply(x, self.bias, self)
             return derived
-        return self.product(x, after)
+        if torch.compiler.is_compiling():
+            return self._traced(x, after)
+        return self.bound()(x, after)
 
     def _is_derived(self, x: Tensor) -> bool:
         return x.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
-    def product(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
-        """What `forward` gives, out of reach of gradients."""
-        given = x.x if isinstance(x, Modulated) else x
-        refuse_other_width(given, self.in_features)
-        if not given.numel():
-            return given[..., :1].expand(*given.shape[:-1], self.out_features)
-        with unasked(), as_written(given):
-            staged = _modulated(x) if self.stage is None else self.stage(x, reader=self)
-            rows = staged if isinstance(staged, Coded) else staged.reshape(-1, self.in_features)
-            backend = backend_for(given)
-            product = backend.linear(rows, self._laid_out(backend), self.bias, given.dtype, after)
-            return product.view(*given.shape[:-1], self.out_features)
+    def bound(self) -> Bound:
+        """The layer made ready to run, again if its tensors were moved or written since."""
+        bound = self._bound
+        return bound if bound is not None and bound.is_current(self._parameters) else self._bind()
 
-    def _laid_out(self, backend: Reference) -> Weight:
-        """The weight as the backend wants it, made again if the codes or the backend changed."""
-        if torch.compiler.is_compiling():
-            if not self._made or self._made[0] != backend.name:
-                return Weight(self.packed_weight)
-            return self._with_layout()
-        if is_offloaded(self):  # a layout would stay when the weight goes
-            return Weight(self.packed_weight)
-        if self._laid is None or self._made != self._made_of(backend):
-            self._lay_out(backend)
-            weight = self._with_layout()
-            self._laid = replace(weight, kept_scales=_scales_of(weight))
-        return self._laid
-
-    def _with_layout(self) -> Weight:
-        if self.codes.dim() == 2:
-            return Weight(self._weight(self.codes), self.layout)
-        return Weight(self._weight(self.codes.new_empty(self.out_features, 0)), self.codes)
-
-    def _lay_out(self, backend: Reference) -> None:
-        self.as_stored()
-        with torch.inference_mode(False):
+    def _bind(self) -> Bound:
+        self.unbind()
+        backend = backend_on(self.scales.device)
+        with torch.inference_mode(False), torch.no_grad():
+            if any(map(is_offloaded, self.modules())):  # a layout would stay when the weight goes
+                return self._ready(backend, Weight(self.packed_weight))
             layout = backend.layout(self.packed_weight, self.activation, self.fast)
+            packed = self.packed_weight
             if layout is not None and backend.replaces_codes(self.spec):
-                self._maker = backend
                 self._put_codes(layout)
-            else:
-                self.layout = layout
-        self._made = self._made_of(backend)
+                packed = self._weight(layout.new_empty(self.out_features, 0))
+            weight = Weight(packed, layout)
+            self._bound = self._ready(backend, replace(weight, kept_scales=_scales_of(weight)))
+        return self._bound
 
-    def _made_of(self, backend: Reference) -> tuple[object, ...]:
-        given = self.codes, self.scales
-        return backend.name, self.fast, *((t.data_ptr(), _version(t)) for t in given)
+    def _ready(self, backend: Reference, weight: Weight) -> Bound:
+        return Bound(backend, self._coder(backend), weight, self._parameters)
 
-    @property
-    def activation(self) -> Spec | None:
-        """How the codes are rounded that it multiplies, if it is handed any."""
-        activation = None if self.stage is None else self.stage.activation
-        return None if activation is None else activation.handed_on
+    def _coder(self, backend: Reference) -> Coder:
+        if self.stage is None:
+            return partial(plain, backend)
+        return self.stage.shared(backend, self)
 
-    def as_stored(self) -> None:
-        """Codes in the order of files again, and no layout."""
+    def unbind(self) -> None:
+        """The exact inverse: codes in the order of files again, and no layout."""
         if self.codes.dim() != 2:
             with torch.inference_mode(False):
                 self._put_codes(self._stored_codes())
-        self.layout, self._maker, self._made, self._laid = None, None, (), None
+        if self._bound is not None and self.stage is not None:
+            self.stage.unshare()
+        self._bound = None
 
     def _put_codes(self, codes: Tensor) -> None:
         """Into the same parameter, which others may hold, unless inference mode made it."""
@@ -159,6 +136,31 @@ class QLinear(nn.Module):
             self._parameters["codes"] = _frozen(codes)
         else:
             self.codes.data = codes
+
+    def _traced(self, x: Tensor | Modulated, after: After) -> Tensor:
+        """As bound, for the compiler, which makes ready what it likes."""
+        given = x.x if isinstance(x, Modulated) else x
+        refuse_other_width(given, self.in_features)
+        if not given.numel():
+            return given[..., :1].expand(*given.shape[:-1], self.out_features)
+        with without_autocast(given):
+            backend = backend_for(given) if self._bound is None else self._bound.backend
+            code = partial(plain, backend) if self.stage is None else self.stage.coder(backend)
+            product = backend.linear(code(x), self._resting(), self.bias, given.dtype, after)
+        return product.view(*given.shape[:-1], self.out_features)
+
+    def _resting(self) -> Weight:
+        if self._bound is None:
+            return Weight(self.packed_weight)
+        if self.codes.dim() == 2:
+            return Weight(self._weight(self.codes), self._bound.weight.layout)
+        return Weight(self._weight(self.codes.new_empty(self.out_features, 0)), self.codes)
+
+    @property
+    def activation(self) -> Spec | None:
+        """How the codes are rounded that it multiplies, if it is handed any."""
+        activation = None if self.stage is None else self.stage.activation
+        return None if activation is None else activation.handed_on
 
     def effective_weight(self) -> Tensor:
         """The matrix this layer multiplies its untransformed, unrounded input with, in float32; a
@@ -177,7 +179,8 @@ class QLinear(nn.Module):
     @property
     def hidden_bytes(self) -> int:
         """Bytes in memory that are no parameter's."""
-        return 0 if self.layout is None else self.layout.nbytes
+        layout = None if self._bound is None else self._bound.weight.layout
+        return 0 if layout is None or self.codes.dim() != 2 else layout.nbytes
 
     def config(self) -> dict[str, Any]:
         """All that is needed, beside the stored tensors, to build this layer again."""
@@ -200,7 +203,7 @@ class QLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLinear:
         """`.half()` and `.to(dtype)` move what is stored but never change its dtype."""
-        self.as_stored()
+        self.unbind()
         stored = {
             name: tensor.data for name in STORED if (tensor := getattr(self, name)) is not None
         }
@@ -213,7 +216,7 @@ class QLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Whoever offloads weights takes them from here and puts them in the places they had."""
-        self.as_stored()
+        self.unbind()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination._metadata[prefix[:-1]] = PackedMetadata(destination._metadata[prefix[:-1]])
 
@@ -222,8 +225,8 @@ class QLinear(nn.Module):
         Scales as bytes, for torch cannot pickle every dtype they have."""
         stored = {"codes": self._stored_codes(), "scales": self.scales.view(torch.uint8)}
         frozen = {name: _frozen(tensor) for name, tensor in stored.items()}
-        bound = {"layout": None, "_maker": None, "_made": (), "_laid": None}
-        return {**super().__getstate__(), "_parameters": {**self._parameters, **frozen}, **bound}
+        parameters = {**self._parameters, **frozen}
+        return {**super().__getstate__(), "_parameters": parameters, "_bound": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -232,7 +235,7 @@ class QLinear(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *arguments: Any
     ) -> None:
-        self.as_stored()
+        self.unbind()
         if f"{prefix}weight" in state_dict:
             errors = arguments[-1]
             errors.append(
@@ -252,7 +255,7 @@ class _Derived(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: QLinear) -> Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
-        return layer.product(x)
+        return layer.bound()(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -275,17 +278,5 @@ def quantized_layers(model: nn.Module, inside: str = "") -> dict[str, QLinear]:
     }
 
 
-def _modulated(x: Tensor | Modulated) -> Tensor:
-    """As a model in bfloat16 hands it to its layers, whose products are quick; float16 would lose
-    large numbers."""
-    rows = modulated(x)
-    halves = isinstance(x, Modulated) and x.x.dtype == torch.bfloat16
-    return rows.bfloat16() if halves else rows
-
-
 def _scales_of(weight: Weight) -> Tensor | None:
     return weight.integer_scales() if has_integers(weight.spec) else None
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

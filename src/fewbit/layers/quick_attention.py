@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 from fewbit.kernels.choose import backend_for
+from fewbit.layers.swap import Forward
+from fewbit.models.fused_attention import StandIn
 
 
-class QuickAttention(TorchFunctionMode):
-    """While this is active `scaled_dot_product_attention` takes the fastest way there is.
+def quick_attention(inherited: Forward, name: str) -> Forward:
+    """The module's own forward, which asks the backend for the fused attention."""
 
-    What a call asks beyond plain attention with a mask is left to torch, as is whatever is trained
-    or compiled.
-    """
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return inherited(self, *args, **kwargs)
+        with StandIn(attention):
+            return inherited(self, *args, **kwargs)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
-        return func(*args, **kwargs)
+    return forward
 
 
-def _attention(
+def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -43,9 +35,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    """`scaled_dot_product_attention`, which is still asked for more than plain attention."""
     odd = dropout_p > 0 or is_causal or enable_gqa or query.dim() != 4
-    traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    if odd or traced or query.device.type != "cpu":
+    if odd or query.device.type != "cpu":
         return scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )

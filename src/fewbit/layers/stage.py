@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,38 +12,19 @@ from torch import Tensor, nn
 
 from fewbit import registry
 from fewbit.activations.activation import Activation
-from fewbit.kernels.choose import modulated
-from fewbit.kernels.precision import as_written
-from fewbit.kernels.values import Coded, Modulated, Rotation
-from fewbit.layers.offload import brought
+from fewbit.kernels.choose import backend_for
+from fewbit.kernels.precision import without_autocast
+from fewbit.kernels.reference import Coder, Reference
+from fewbit.kernels.values import Coded, Modulated
+from fewbit.layers.offload import brought, is_offloaded
 from fewbit.transforms.transform import Transform
 
 
-@dataclass
-class _Shared:
-    """What was computed of `x`, and who has had it."""
-
-    x: weakref.ref[Tensor | Modulated]
-    version: int
-    result: Coded | Tensor
-    served: set[int]
-
-    def serves(self, x: Tensor | Modulated, reader: object) -> bool:
-        if self.x() is not x or self.version != _tensor(x)._version or id(reader) in self.served:
-            return False
-        self.served.add(id(reader))
-        return True
-
-
 class InputStage(nn.Module):
-    """Transform, then quantize, to what a product wants: integers where the format has them. q, k
-    and v hold the same stage and so use the same codes.
-
-    `stage(x)` always computes. `stage(x, reader)` computes for the first reader of x and hands the
-    result to the others, to each of them once: whoever comes a second time has a new input, a new
-    timestep, new parameters or a captured graph, even if x is the same object.
+    """Transform, then quantize, to what a product wants: integers where the format has them.
 
     `folded` describes a transform that needs no run time: whoever gives x has it in its weights.
+    Layers that read one tensor, as q, k and v do, hold the same stage and share its codes.
     """
 
     def __init__(
@@ -55,45 +37,42 @@ class InputStage(nn.Module):
         self.transform = transform
         self.activation = activation
         self.folded = folded
-        self._last: _Shared | None = None
+        self._shared: SharedCodes | None = None
 
-    def forward(self, x: Tensor | Modulated, reader: object = None) -> Coded | Tensor:
-        # The compiler removes the repetition itself; inference tensors cannot tell that they were
-        # written to; and a result must not outlive the graph it belongs to.
-        tensor = _tensor(x)
-        if torch.compiler.is_compiling() or tensor.is_inference() or torch.is_grad_enabled():
-            return self._compute(x)
-        last = self._last
-        if reader is not None and last is not None and last.serves(x, reader):
-            return last.result
-        result = self._compute(x)
-        if reader is not None and result is not x:
-            given = weakref.ref(x, self._forget)
-            self._last = _Shared(given, tensor._version, result, {id(reader)})
-        return result
+    def forward(self, x: Tensor) -> Coded | Tensor:
+        with without_autocast(x):
+            return self.coder(backend_for(x))(x)
 
-    def values(self, x: Tensor, reader: object = None) -> Tensor:
+    def values(self, x: Tensor) -> Tensor:
         """What a layer multiplies in place of x, as float32 like x: for whoever calibrates."""
-        result = self(x, reader)
+        result = self(x)
         rows = result.values() if isinstance(result, Coded) else result
         return rows.view(x.shape)
 
-    def _compute(self, x: Tensor | Modulated) -> Coded | Tensor:
-        rotation: Rotation | None = None
-        with as_written(_tensor(x)), brought(self.transform, self.activation):
-            if self.activation is None:
-                x = modulated(x)
-                return x if self.transform is None else self.transform(x.float())
-            if self.transform is not None:
-                x, rotation = self.transform.ahead(x)
-            return self.activation.code(x, rotation)
+    def coder(self, backend: Reference) -> Coder:
+        """The whole stage as one callable, bound to a backend."""
+        if self.activation is None:
+            return partial(_unrounded, self.transform, backend)
+        if self.transform is None:
+            return self.activation.coder(backend, None)
+        first, rotation = self.transform.split()
+        code = self.activation.coder(backend, rotation)
+        return code if first is None else partial(_after, first, code, backend)
 
-    def _forget(self, dead: weakref.ref[Tensor | Modulated]) -> None:
-        if self._last is not None and self._last.x is dead:
-            self._last = None
+    def shared(self, backend: Reference, consumer: object) -> Coder:
+        """As `coder`, for one of the layers that hold this stage."""
+        if any(map(is_offloaded, self.modules())):
+            return partial(_brought, self, backend)
+        if self._shared is None:
+            self._shared = SharedCodes(self.coder(backend))
+        return self._shared.of(consumer)
+
+    def unshare(self) -> None:
+        """Whoever asks from now on gets a callable that is made anew."""
+        self._shared = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_last": None}
+        return {**super().__getstate__(), "_shared": None}
 
     def check_width(self, columns: int) -> None:
         """Refuse to be the stage of a layer that reads this many columns."""
@@ -124,5 +103,67 @@ class InputStage(nn.Module):
         return cls(**built, folded=folded)
 
 
-def _tensor(x: Tensor | Modulated) -> Tensor:
-    return x.x if isinstance(x, Modulated) else x
+@dataclass(frozen=True)
+class _Last:
+    """The codes of the last input, for the layers that have not had them yet."""
+
+    x: Tensor | Modulated
+    version: int
+    codes: Coded | Tensor
+    left: set[int]
+
+    def is_for(self, consumer: int, x: Tensor | Modulated, version: int) -> bool:
+        if self.x is not x or self.version != version or consumer not in self.left:
+            return False
+        self.left.remove(consumer)
+        return True
+
+
+class SharedCodes:
+    """The codes of one input, computed for the first of its consumers and handed once to each of
+    the others.
+
+    A consumer that comes a second time has a new input, a new timestep or new parameters, even if x
+    is the same object. Nothing is shared where a result must not outlive its graph, and nothing of
+    inference tensors, which cannot tell that they were written to.
+    """
+
+    def __init__(self, code: Coder) -> None:
+        self.code = code
+        self.consumers: set[int] = set()
+        self.last: _Last | None = None
+
+    def of(self, consumer: object) -> Coder:
+        self.consumers.add(id(consumer))
+        return partial(self.codes, id(consumer))
+
+    def codes(self, consumer: int, x: Tensor | Modulated) -> Coded | Tensor:
+        tensor = x.x if isinstance(x, Modulated) else x
+        if len(self.consumers) == 1 or torch.is_grad_enabled() or tensor.is_inference():
+            return self.code(x)
+        last = self.last
+        if last is not None and last.is_for(consumer, x, tensor._version):
+            self.last = last if last.left else None
+            return last.codes
+        codes = self.code(x)
+        if codes is not x:
+            self.last = _Last(x, tensor._version, codes, self.consumers - {consumer})
+        return codes
+
+
+def _unrounded(transform: Transform | None, backend: Reference, x: Tensor | Modulated) -> Tensor:
+    tokens = backend.tokens(x)
+    tokens = tokens if transform is None else transform(tokens.float())
+    return tokens.reshape(-1, tokens.shape[-1])
+
+
+def _after(
+    first: Callable[[Tensor], Tensor], code: Coder, backend: Reference, x: Tensor | Modulated
+) -> Coded | Tensor:
+    return code(first(backend.tokens(x)))
+
+
+def _brought(stage: InputStage, backend: Reference, x: Tensor | Modulated) -> Coded | Tensor:
+    """Parts of the stage are used by other ways than their forward, which would bring them."""
+    with brought(stage.transform, stage.activation):
+        return stage.coder(backend)(x)

@@ -303,7 +303,8 @@ def _put_back(model: nn.Module, layers: Mapping[str, VectorLinear]) -> None:
     for name, layer in layers.items():
         before = model.get_submodule(name)
         assert isinstance(before, QLinear)
-        model.set_submodule(name, _settled(layer, before.bias, before.stage))
+        settled = _settled(layer, before.bias, before.stage)
+        model.set_submodule(name, settled.train(model.training))
 
 
 def _block_outputs(model: nn.Module, blocks: Iterable[str], minibatch: Minibatch) -> list[Tensor]:

@@ -12,6 +12,13 @@ from typing import Any
 from torch import nn
 
 
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether calls reach another forward than that of the class. accelerate leaves the class's own
+    behind, as an attribute of the instance, when it takes a hook away."""
+    forward = vars(module).get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+
+
 @contextmanager
 def own_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Calls of the module reach `forward`, which calls the module's own if it likes."""

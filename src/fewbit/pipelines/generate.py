@@ -19,10 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fewbit.errors import BadArgument, BadModel
-from fewbit.layers.block import quick_blocks
-from fewbit.layers.gelu import QuickGelu
-from fewbit.layers.modulation import remembered
-from fewbit.layers.quick_attention import QuickAttention
 from fewbit.models import transformer_of
 from fewbit.pipelines.prompting import own_manner, own_prompts
 from fewbit.progress import Meter
@@ -57,14 +53,7 @@ def generate(
     wanted = [subjects[index % len(subjects)] for index in range(len(seeds))]
     starts = range(0, len(seeds), together)
     pictures: list[Image] = []
-    transformer = transformer_of(pipe)
-    with (
-        _meter(pipe, len(starts) * settings[STEPS], progress),
-        remembered(transformer),
-        QuickAttention(),
-        QuickGelu(),
-        quick_blocks(transformer),
-    ):
+    with _meter(pipe, len(starts) * settings[STEPS], progress):
         for start in starts:
             part = slice(start, start + together)
             pictures += _draw(pipe, {subject: wanted[part], **settings}, seeds[part])

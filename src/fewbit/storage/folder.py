@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.errors import BadModel, BrokenFile
+from fewbit.layers.bind import bind
 from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
 from fewbit.storage.blueprint import by_name
 from fewbit.storage.bounds import (
@@ -56,6 +57,7 @@ def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
                 put(modules, name, tensors[stored])
     check_values(model)
     mark(model, artefact.manifest.provenance)
+    bind(model)
     return model.eval()
 
 

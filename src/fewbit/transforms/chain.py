@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from fewbit import registry
 from fewbit.errors import BadArgument
-from fewbit.kernels.choose import modulated
-from fewbit.kernels.values import Modulated, Rotation
+from fewbit.kernels.values import Rotation
 from fewbit.transforms.transform import Transform
 
 KIND = "chain"
@@ -26,12 +26,10 @@ class Chain(Transform):
             x = part(x)
         return x
 
-    def ahead(self, x: Tensor | Modulated) -> tuple[Tensor | Modulated, Rotation | None]:
-        *before, last = self._transforms()
-        x = modulated(x).float()
-        for part in before:
-            x = part(x)
-        return last.ahead(x)
+    def split(self) -> tuple[Callable[[Tensor], Tensor] | None, Rotation | None]:
+        *parts, last = self._transforms()
+        first, rotation = last.split()
+        return partial(_in_turn, [*parts, *([] if first is None else [first])]), rotation
 
     def check_width(self, columns: int) -> None:
         for part in self._transforms():
@@ -50,6 +48,13 @@ class Chain(Transform):
 
     def extra_repr(self) -> str:
         return " > ".join(part.extra_repr() for part in self._transforms())
+
+
+def _in_turn(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    x = x.float()
+    for part in parts:
+        x = part(x)
+    return x
 
 
 def from_config(config: dict[str, Any]) -> Chain:

@@ -6,6 +6,7 @@ The signs s are not optional: without them one constant row of H collects the me
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.precision import as_written
-from fewbit.kernels.values import Modulated, Rotation
+from fewbit.kernels.precision import without_autocast
+from fewbit.kernels.values import Rotation
 from fewbit.transforms.hadamard_matrix import factors, kronecker, steps
 from fewbit.transforms.transform import Transform, checked_width, same_width
 
@@ -92,8 +93,8 @@ class HadamardTransform(Transform):
     def forward(self, x: Tensor) -> Tensor:
         return _rotated(x, self.rotation)
 
-    def ahead(self, x: Tensor | Modulated) -> tuple[Tensor | Modulated, Rotation | None]:
-        return x, self.rotation
+    def split(self) -> tuple[Callable[[Tensor], Tensor] | None, Rotation | None]:
+        return None, self.rotation
 
     def check_width(self, columns: int) -> None:
         same_width(self.hadamard.width, columns)
@@ -127,7 +128,7 @@ def allowed_blocks(width: int) -> list[int]:
 def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
     """float32 inside, or float64 for a float64 input; the result has the dtype of the input."""
     rows = x.reshape(-1, x.shape[-1])
-    with as_written(x):
+    with without_autocast(x):
         return backend_for(x).rotate(rows, rotation).view(x.shape).to(x.dtype)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from fewbit.errors import BadArgument
-from fewbit.kernels.choose import modulated
-from fewbit.kernels.values import Modulated, Rotation
+from fewbit.kernels.values import Rotation
 
 MOST_COLUMNS = 1 << 20
 
@@ -19,9 +19,9 @@ class Transform(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The input [..., in], at run time."""
 
-    def ahead(self, x: Tensor | Modulated) -> tuple[Tensor | Modulated, Rotation | None]:
-        """The input up to a last rotation, which a kernel does together with the rounding."""
-        return self(modulated(x)), None
+    def split(self) -> tuple[Callable[[Tensor], Tensor] | None, Rotation | None]:
+        """All but a last rotation, and that rotation, which a kernel does while it rounds."""
+        return self, None
 
     @abstractmethod
     def check_width(self, columns: int) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 from fewbit.formats import Format, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels.native import ops as native
+from fewbit.kernels.native.prepared import FloatLinear, Linear, Rows, VectorLinear
+from fewbit.kernels.reference import Coder, Multiplier
 from fewbit.kernels.torch_cpu import Portable
 from fewbit.kernels.values import (
     NOTHING,
@@ -71,6 +73,18 @@ class Native(Portable):
         else:
             coded = native.quantize_rows(given, fmt)
         return Coded(*coded, fmt.integer_max)
+
+    def coder(self, fmt: Format, rotation: Rotation | None) -> Coder:
+        unknown = fmt.arithmetic is None or not fmt.exact_in(8)
+        if unknown or torch.compiler.is_compiling():  # which traces operators, not prepared calls
+            return super().coder(fmt, rotation)
+        return _Coder(fmt, rotation)
+
+    def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
+        general = super().multiplier(weight, bias)
+        if weight.layout is not None and _takes(weight.spec, weight.packed.columns):
+            return _Multiplier(weight.layout, weight.integer_scales(), bias, general)
+        return _of_vectors(weight.packed, bias, general)
 
     def integer_linear(
         self,
@@ -165,6 +179,62 @@ class Native(Portable):
         if given or not _takes(weight.spec, weight.packed.columns):
             return weight.layout
         return _panels(weight.packed)
+
+
+class _Coder:
+    """`Native.quantize`, prepared."""
+
+    def __init__(self, fmt: Format, rotation: Rotation | None) -> None:
+        self.rows, self.largest = Rows(fmt, rotation), fmt.integer_max
+
+    def __call__(self, x: Tensor | Modulated) -> Coded:
+        given = x.x if isinstance(x, Modulated) else x
+        if given.dtype not in native.DTYPES:
+            given = given.float()
+        if isinstance(x, Modulated):
+            return Coded(*self.rows(given, x.shift, x.scale, x.eps), self.largest)
+        return Coded(*self.rows(given), self.largest)
+
+
+class _Multiplier:
+    """`Native.linear`, prepared for a weight in panels; `general` does what is rare."""
+
+    def __init__(
+        self, panels: Tensor, scales: Tensor, bias: Tensor | None, general: Multiplier
+    ) -> None:
+        self.integers, self.floats = Linear(panels, scales, bias), FloatLinear(panels, scales, bias)
+        self.general = general
+
+    def __call__(self, x: Coded | Tensor, dtype: torch.dtype, after: After) -> Tensor:
+        out = dtype if dtype in native.DTYPES else torch.float32
+        if isinstance(x, Tensor):
+            if x.dtype not in native.DTYPES:
+                return self.general(x, dtype, after)
+            exact = out if after is NOTHING else torch.float32
+            product = after(self.floats(x, exact))
+        elif x.parts > 1 or x.integers.dtype != torch.int8:
+            return self.general(x, dtype, after)
+        else:
+            product = self.integers(
+                x.integers, x.scales, out, after.gelu, after.gate, after.residual
+            )
+        return product.to(dtype)
+
+
+def _of_vectors(packed: QTensor, bias: Tensor | None, general: Multiplier) -> Multiplier:
+    """Prepared where the codes are whole bytes: others are unpacked at each call."""
+    codebook, codes = packed.scales.codebook, packed.packed
+    if codebook is None or not _has_vectors(packed.spec) or packed.spec.format.bits != 8:
+        return general
+    scales = packed.spec.load(packed.scales).expand(packed.shape[0], 1)
+    product = VectorLinear(codes.view(torch.uint8), codebook, scales, bias)
+
+    def multiply(x: Coded | Tensor, dtype: torch.dtype, after: After) -> Tensor:
+        if isinstance(x, Tensor) and after is NOTHING and {x.dtype, dtype} <= native.DTYPES.keys():
+            return product(x, dtype)
+        return general(x, dtype, after)
+
+    return multiply
 
 
 def _panels(packed: QTensor) -> Tensor:
