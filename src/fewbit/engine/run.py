@@ -26,7 +26,7 @@ from fewbit.engine.output_error import OutputError, output_errors
 from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.engine.report import LayerReport, Report
-from fewbit.engine.workdir import BlockDone, Workdir
+from fewbit.engine.workdir import BlockDone, Workdir, alone_in
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.files import checked_path, keeping
 from fewbit.layers.linear import quantized_layers
@@ -78,7 +78,7 @@ def quantize(
     source = _source(model, chosen, asked, seed)
     shown = nullcontext(progress) if isinstance(progress, Meter) else Meter(str(chosen), progress)
     originals = Originals(transformer, work)
-    with shown as meter, keeping(work), originals.back_on_failure():
+    with shown as meter, keeping(work), alone_in(work), originals.back_on_failure():
         if meter.show:
             print(printable(str(plan)), file=sys.stderr)
         bytes_before = stored_bytes(transformer)
