@@ -303,7 +303,9 @@ def _put_back(model: nn.Module, layers: Mapping[str, VectorLinear]) -> None:
     for name, layer in layers.items():
         before = model.get_submodule(name)
         assert isinstance(before, QLinear)
-        model.set_submodule(name, _settled(layer, before.bias, before.stage))
+        settled = _settled(layer, before.bias, before.stage)
+        settled.model_dtype = before.model_dtype
+        model.set_submodule(name, settled)
 
 
 def _block_outputs(model: nn.Module, blocks: Iterable[str], minibatch: Minibatch) -> list[Tensor]:
