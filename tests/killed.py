@@ -23,14 +23,14 @@ MOMENTS = {
 
 def kill_at(moment, count, code, *folders):
     """Run `code`, which finds modules in `folders` too, until `moment` has come so many times."""
-    died = _python(f"import killed\nkilled.die_at({moment!r}, {count})\n{code}", *folders)
+    died = python(f"import killed\nkilled.die_at({moment!r}, {count})\n{code}", *folders)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
 
 
 def kill_each(prepare, function, cases):
     """Run function(argument), for each (moment, count, argument) in a process of its own that is
     killed there; the code `prepare` is run once for all of them, on one thread."""
-    ended = _python(f"import killed\n{prepare}\nkilled.fork_each({function}, {cases!r})")
+    ended = python(f"import killed\n{prepare}\nkilled.fork_each({function}, {cases!r})")
     assert ended.returncode == 0, ended.stderr.decode()
 
 
@@ -45,11 +45,24 @@ def fork_each(function, cases):
         assert os.WIFSIGNALED(status), f"{moment} came less than {count} times"
 
 
-def _python(code, *folders):
+def python(code, *folders):
+    return subprocess.run(_command(code), capture_output=True, env=_environment(*folders))
+
+
+def running(code, *folders):
+    """A process that is at work while this one goes on; what it prints is to be read from it."""
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    return subprocess.Popen(_command(code), env=_environment(*folders), **pipes)
+
+
+def _command(code):
+    return [sys.executable, "-c", code]
+
+
+def _environment(*folders):
     places = [Path(__file__).parent, *folders, *sys.path]
     changed = {"PYTHONPATH": os.pathsep.join(map(str, places)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, env={**os.environ, **changed})
+    return {**os.environ, **changed}
 
 
 def die_at(moment, count):

@@ -1,6 +1,10 @@
 """Writing aside: the old or the new, whole, and nothing left lying about."""
 
+import os
+import signal
+
 import pytest
+from killed import python
 
 from fewbit import files
 from fewbit.errors import BadOutput
@@ -98,6 +102,59 @@ def test_when_the_new_name_cannot_be_taken_the_old_folder_comes_back(tmp_path, m
     with pytest.raises(OSError, match="no"):
         fill(tmp_path / "out", "new", overwrite=True)
     assert (tmp_path / "out" / "inside.txt").read_text() == "old"
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+import fewbit.files as files
+
+with files.new_folder(Path({path!r}), overwrite=True) as folder:
+    (folder / "part").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def dies(path):
+    assert python(DIES.format(path=str(path))).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", ["out", "n" * 255])
+def test_the_next_save_clears_what_a_killed_one_has_left(tmp_path, name):
+    dies(tmp_path / name)
+    dies(tmp_path / "other")
+    (tmp_path / ".fewbit-mine").mkdir()
+    assert len(names(tmp_path)) == 3
+    fill(tmp_path / name, "new")
+    assert len(names(tmp_path)) == 3
+    fill(tmp_path / "other", "new")
+    assert names(tmp_path) == sorted([".fewbit-mine", name, "other"])
+
+
+def test_what_somebody_is_writing_is_left_alone(tmp_path):
+    with new_folder(tmp_path / "out") as folder:
+        fill(tmp_path / "out", "one")
+        (folder / "inside.txt").write_text("two")
+        (tmp_path / "out" / "inside.txt").rename(tmp_path / "one")
+    assert (tmp_path / "out" / "inside.txt").read_text() == "two"
+
+
+def test_the_only_copy_of_what_stood_there_is_left_alone(tmp_path, monkeypatch):
+    fill(tmp_path / "out", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_exchange", lambda one, other: False)
+        patch.setattr(files.os, "rename", die)
+        child = os.fork()
+        if child == 0:
+            fill(tmp_path / "out", "new", overwrite=True)
+        os.waitpid(child, 0)
+    fill(tmp_path / "out", "third")
+    (left,) = (path for path in tmp_path.iterdir() if path.name != "out")
+    assert (left / "old" / "inside.txt").read_text() == "old"
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):

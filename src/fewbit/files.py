@@ -1,4 +1,5 @@
-"""Paths that can be, and writing aside and renaming: a killed write leaves the old or the new."""
+"""Paths that can be, locks, and writing aside and renaming: a killed write leaves the old or the
+new."""
 
 from __future__ import annotations
 
@@ -8,13 +9,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fewbit.errors import BadArgument, BadOutput, DiskFull
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 ASIDE = ".fewbit-"  # how hidden folders begin, which a killed write leaves behind
+OLD = "old"  # in such a folder: what stood under the name before
 LONGEST_NAME = 255  # bytes, on all file systems in use
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -52,6 +60,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill; it takes the name `path` only when all went well."""
     if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
         raise BadOutput(f"{path} already exists and is not empty; choose another or overwrite it")
+    clear_stale(path.parent.glob(f"{_prefix(path)}*"))
     with _aside(path) as folder:
         fresh = folder / "new"
         fresh.mkdir()
@@ -59,7 +68,31 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         if not path.exists():
             os.replace(fresh, path)
         elif not _exchange(fresh, path):
-            _move_away_and_replace(path, folder / "old", fresh)
+            _move_away_and_replace(path, folder / OLD, fresh)
+
+
+def held(path: Path, wait: bool = False) -> ExitStack:
+    """The lock of `path`, taken now and given back at the end of the block, or when the process
+    dies, however that is.
+
+    BlockingIOError says that somebody else holds it; another OSError, that it cannot be locked.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS wants to write
+    with ExitStack() as closing:
+        closing.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return closing.pop_all()
+
+
+def clear_stale(folders: Iterable[Path]) -> None:
+    """Delete those that killed writes have left, and none that is being written. Where one holds
+    what stood under the name before, that is the only copy."""
+    for folder in list(folders):
+        with suppress(OSError), held(folder):
+            if not (folder / OLD).exists():
+                shutil.rmtree(folder)
 
 
 @contextmanager
@@ -79,7 +112,7 @@ def _aside(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path`, on the same file system, gone afterwards."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=ASIDE, dir=path.parent))
+        folder, lock = _new_and_held(path)
     except OSError as error:
         _refuse_full(error, path)
         raise BadOutput(f"cannot write to {path}: {error.strerror}") from None
@@ -90,6 +123,27 @@ def _aside(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def _new_and_held(path: Path) -> tuple[Path, ExitStack]:
+    """Another one, where somebody took it for stale before it was held."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+        try:
+            lock = held(folder, wait=True)
+        except FileNotFoundError:
+            continue
+        except OSError:  # where nothing can be locked, nobody clears either
+            return folder, ExitStack()
+        if folder.exists():
+            return folder, lock
+        lock.close()
+
+
+def _prefix(path: Path) -> str:
+    """Of hidden folders for `path`; its name itself may be as long as a name can be."""
+    return f"{ASIDE}{zlib.crc32(os.fsencode(path.name)):08x}-"
 
 
 def _refuse_full(error: Exception, path: Path) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
+import tiny_transformers as tiny
 import torch
 from small_models import FAMILIES, arguments, make
 from torch import Tensor, nn
@@ -73,6 +75,41 @@ def test_adapters_have_the_dtype_of_the_model():
     layer = adapted_layer(adapt(model))
     assert layer.lora_A["a"].weight.dtype == layer.lora_B["a"].weight.dtype == torch.bfloat16
     assert layer(torch.randn(3, layer.in_features).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("how", ["quantized", "cast", "loaded by fewbit", "loaded by diffusers"])
+def test_layers_without_bias_have_the_dtype_of_the_model_too(how: str, tmp_path: Path):
+    model = tiny.make(PIXART, attention_bias=False)
+    model.to(torch.float32 if how == "cast" else torch.bfloat16)
+    fewbit.quantize(model, "rtn", bits="w4a4", progress=False)
+    if how == "cast":
+        model.bfloat16()
+    if how.startswith("loaded"):
+        model.save_pretrained(tmp_path)
+        ours = how.endswith("fewbit")
+        kind = {"torch_dtype": torch.bfloat16}
+        model = fewbit.load(tmp_path) if ours else type(model).from_pretrained(tmp_path, **kind)
+    layer = adapted_layer(adapt(model, target_modules=["to_q"]))
+    assert layer.base_layer.bias is None
+    assert layer.base_layer.weight.dtype == torch.bfloat16
+    assert layer.lora_A["a"].weight.dtype == layer.lora_B["a"].weight.dtype == torch.bfloat16
+    seen = []
+    layer.lora_A["a"].register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    layer(torch.randn(3, layer.in_features).bfloat16())
+    assert seen == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("family", [FLUX, PIXART])
+def test_adapters_of_an_offloaded_model(family: str):
+    model = adapt(packed(family), target_modules=["to_q", "to_v", "net.2"])
+    expected = draw(model, family)
+    accelerate.cpu_offload(model, "cpu")
+    layer = adapted_layer(model)
+    assert layer.base_layer.codes.is_meta
+    assert layer.lora_A["a"].weight.is_meta
+    for _ in range(2):
+        assert torch.equal(draw(model, family), expected)
+    assert layer.base_layer.codes.is_meta
 
 
 @pytest.mark.parametrize("family", FAMILIES)

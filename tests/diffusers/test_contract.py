@@ -1,6 +1,7 @@
 """What diffusers' tests ask of every quantization backend, each beside the unquantized control."""
 
 import copy
+import json
 
 import accelerate
 import diffusers
@@ -84,12 +85,17 @@ def test_memory_footprint(bits):
     assert model.get_memory_footprint() < plain.get_memory_footprint()
 
 
-def test_the_number_of_parameters_counts_packed_weights():
-    """In 8 bits an element is an element; scales come on top, one for a row."""
-    plain, model = tiny.make(), tiny.quantized(bits="w8a8")
-    rows = sum(m.out_features for m in model.modules() if isinstance(m, QLinear))
-    assert model.num_parameters() == plain.num_parameters() + rows
-    assert model.num_parameters(only_trainable=True) == 0
+@pytest.mark.parametrize("bits", ["w4a4", "w8a8"])
+@pytest.mark.parametrize("name", [DIT, PIXART])
+def test_the_number_of_parameters_is_that_of_the_control(name, bits, tmp_path):
+    """Loaded, freshly quantized, and after a run has laid out the codes anew."""
+    plain, model = tiny.make(name), tiny.quantized(name, bits=bits)
+    loaded = type(model).from_pretrained(saved(model, tmp_path))
+    tiny.run(loaded)
+    for one in (model, loaded):
+        for how in ({}, {"exclude_embeddings": True}):
+            assert one.num_parameters(**how) == plain.num_parameters(**how)
+        assert one.num_parameters(only_trainable=True) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -164,11 +170,18 @@ def test_state_dicts_do_not_cross_between_packed_and_plain(tmp_path):
 
 def test_a_model_made_from_the_configuration_does_not_say_it_is_quantized(tmp_path):
     model = tiny.quantized()
-    for source in (model, type(model).from_pretrained(saved(model, tmp_path))):
-        assert "quantization_config" in source.config
-        plain = type(source).from_config(source.config)
+    loaded = type(model).from_pretrained(saved(model, tmp_path))
+    file = json.loads((tmp_path / "config.json").read_text())
+    for config in (model.config, loaded.config, type(model).load_config(tmp_path), file):
+        assert "quantization_config" in config
+        plain = type(model).from_config(config)
         assert "quantization_config" not in plain.config
         assert not any(isinstance(module, QLinear) for module in plain.modules())
+
+
+def test_what_another_quantizer_said_of_a_configuration_stays():
+    config = {**tiny.make().config, "quantization_config": {"quant_method": "another"}}
+    assert "quantization_config" in type(tiny.make()).from_config(config).config
 
 
 # Ways to load

@@ -12,6 +12,7 @@ from small_dit import bits_of, rows, run
 import fewbit
 from fewbit.calibration import Step
 from fewbit.engine.run import _Run
+from fewbit.errors import BadModel
 from fewbit.methods import hq_dit, tq_dit, vq4dit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,6 +23,12 @@ RECIPES = {
     "vq4dit": {"bits": "w1.5", "steps": 1, "tuning": 1},
     "fp4dit": {"bits": "w4a8", "steps": 1, "softmax": "fp8"},
     "rtn": {},
+}
+
+
+LEFT_OUT = {
+    "tq-dit": {**RECIPES["tq-dit"], "attention": "skip"},
+    "fp4dit": {**RECIPES["fp4dit"], "attention": "skip", "softmax": "keep"},
 }
 
 
@@ -133,6 +140,29 @@ def test_a_failure_in_the_other_phases(method, phase):
     with stopped_after(method, phase):
         quantize(model, method.METHOD.name)
     assert_as_before(model, before)
+
+
+@pytest.mark.parametrize("recipe", ["tq-dit", "fp4dit"])
+def test_a_forward_that_somebody_put_on_an_attention_stays(recipe):
+    """Quantized matmuls would be passed by, so they are refused; without them it is reached."""
+    model = tiny.make()
+    attention = model.transformer_blocks[1].attn1
+    whole, calls = attention.forward, []
+
+    def own(*arguments, **named):
+        calls.append(None)
+        return whole(*arguments, **named)
+
+    attention.forward = own
+    before = everything(model)
+    with pytest.raises(BadModel, match="forward of its own"):
+        quantize(model, recipe)
+    assert_as_before(model, before)
+    fewbit.quantize(model, recipe, calibration=rows(), progress=False, **LEFT_OUT[recipe])
+    calls.clear()
+    run(model)
+    assert attention.forward is own
+    assert len(calls) == 1
 
 
 def test_what_a_method_writes_into_the_block_is_undone():

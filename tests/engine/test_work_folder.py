@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_transformers as tiny
 import torch
-from killed import kill_each
+from killed import kill_each, running
 from safetensors import safe_open
 from small_dit import bits_of
 from test_workdir import data
@@ -17,6 +17,7 @@ import fewbit
 from fewbit import ModelSpec
 from fewbit.calibration.trajectories import _Recording
 from fewbit.engine.run import _Run
+from fewbit.engine.workdir import LOCK
 from fewbit.errors import BadOutput
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,7 +80,8 @@ def stopped_before_block(number):
 
 
 def files_of(folder):
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """All but the lock, which holds nothing."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
 
 
 @pytest.fixture(scope="module")
@@ -319,3 +321,47 @@ def test_leftovers_of_a_killed_write_are_cleared(half_done, tmp_path):
     (folder / ".fewbit-x8s2" / "part").write_bytes(b"half")
     quantize(Tower(), folder)
     assert not list(folder.rglob(".*"))
+
+
+HOLDS = """
+import sys
+import test_work_folder as here
+from fewbit.engine.workdir import Workdir
+
+def wait(*_):
+    print("working", flush=True)
+    sys.stdin.readline()
+
+Workdir.save = wait
+here.quantize(here.Tower(), {folder!r})
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_has_died(tmp_path):
+    with running(HOLDS.format(folder=str(tmp_path)), Path(__file__).parent) as other:
+        assert other.stdout.readline() == b"working\n"
+        model = Tower()
+        before = bits_of(model)
+        with pytest.raises(BadOutput, match=r"another run is working in .*; wait for its end, or"):
+            quantize(model, tmp_path)
+        assert bits_of(model) == before
+        other.kill()
+        other.wait()
+        quantize(model, tmp_path)
+    again = Tower()
+    quantize(again, tmp_path)
+    assert bits_of(again) == bits_of(model)
+
+
+def test_after_a_failure_the_folder_is_free(monkeypatch, tmp_path):
+    """Although whoever keeps the error keeps all that was open when it was raised."""
+    monkeypatch.setattr(_Run, "_solve", refuse)
+    with pytest.raises(BadOutput) as kept:
+        quantize(Tower(), tmp_path)
+    monkeypatch.undo()
+    quantize(Tower(), tmp_path)
+    assert kept.value
+
+
+def refuse(*_):
+    raise BadOutput("no")

@@ -166,6 +166,30 @@ def test_a_module_uses_it_until_it_is_restored(name):
     assert not quantized_attentions(module)
 
 
+@pytest.mark.parametrize("name", ["original", "foreign"])
+def test_a_forward_of_the_instance_is_refused_before_and_honoured_after(name):
+    module, x, calls = modules()[name], torch.randn(2, 6, 16), []
+
+    def noted(before):
+        def forward(*args, **kwargs):
+            calls.append(None)
+            return before(*args, **kwargs)
+
+        return forward
+
+    module.forward = put = noted(module.forward)
+    with pytest.raises(BadModel, match=r"forward of its own.*take it away before.*skip"):
+        quantize_attention(module, static(0.25))
+    assert module.forward is put
+    assert not quantized_attentions(module)
+    del module.forward
+    quantize_attention(module, static(0.25))
+    expected = module(x)
+    module.forward = noted(module.forward)
+    assert torch.equal(module(x), expected)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_attention_of_diffusers_is_reached(name):
     model = tiny.make(name)

@@ -12,6 +12,7 @@ from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Codebook, Spec
 from fewbit.layers.linear import STORED, quantized_layers
+from fewbit.rounding.candidates import VectorLinear
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,6 +83,45 @@ def test_training_is_better_than_k_means(small, settings):
     quantize(trained, **settings)
     quantize(untrained, steps=0, weighted=False, row_scales=False)
     assert sqnr(exact, run(trained)) > sqnr(exact, run(untrained)) + 1
+
+
+def squares_of_inputs(model):
+    """Mean square of each column of each linear's input, over the calibration rows."""
+    squares = {}
+
+    def note(name):
+        return lambda _, given: squares.setdefault(name, []).append(given[0].flatten(0, -2))
+
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    hooks = [m.register_forward_pre_hook(note(name)) for name, m in linears.items()]
+    with torch.no_grad():
+        for row in rows():
+            model(**row)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(seen).square().mean(0) for name, seen in squares.items()}
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_candidates_of_the_whole_model_are_weighed_by_the_inputs(small, monkeypatch, weighted):
+    """Each layer's by those it had in full precision: other candidates than without weights."""
+    expected, consider, changed = squares_of_inputs(small()), VectorLinear.consider, []
+    weights = {name: layer.weight for name, layer in small().named_modules() if name in expected}
+
+    def noted(layer, weight, moments, count, uniform):
+        consider(layer, weight, None, count, uniform)
+        plain = layer.candidates
+        consider(layer, weight, moments, count, uniform)
+        (name,) = (name for name, one in weights.items() if torch.equal(one, weight))
+        if weighted:
+            torch.testing.assert_close(moments, expected[name])
+        changed.append(not torch.equal(layer.candidates, plain))
+
+    monkeypatch.setattr(VectorLinear, "consider", noted)
+    model = small()
+    quantize(model, scope="model", weighted=weighted, steps=1)
+    assert len(changed) == len(quantized_layers(model))
+    assert any(changed) is weighted
 
 
 def test_saved_and_loaded_gives_the_same(small, tmp_path):

@@ -21,6 +21,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor
 
+from fewbit.diffusers.configuration import SAID
 from fewbit.diffusers.registration import when_imported
 from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
@@ -40,9 +41,6 @@ from fewbit.storage.provenance import Provenance, source_sha256, when_marked
 from fewbit.storage.reader import Artefact
 from fewbit.storage.tensors import digest, write_tensors
 from fewbit.version import __version__
-
-SAID = "quantization_config"
-NOT_PASSED_ON = "_use_default_values"  # keys that from_config leaves out and no file holds
 
 
 class QuantMethod(StrEnum):
@@ -168,7 +166,7 @@ class FewbitQuantizer(DiffusersQuantizer):
         assert self.work is not None
         model.fewbit = self.work.finish()
         model.requires_grad_(False)
-        _declare(model, self.quantization_config)
+        model.register_to_config(**{SAID: self.quantization_config})
         self.work = None
         bind(model)
         return model
@@ -183,7 +181,7 @@ class FewbitQuantizer(DiffusersQuantizer):
 
     def _dequantize(self, model: Any) -> Any:
         dequantize_layers(model)
-        plain = {k: v for k, v in model.config.items() if k not in (SAID, NOT_PASSED_ON)}
+        plain = {key: value for key, value in model.config.items() if key != SAID}
         model._internal_dict = FrozenDict(plain)  # there is no public way to take a key out
         return model
 
@@ -300,13 +298,7 @@ def attach(model: Any) -> None:
     model.hf_quantizer = quantizer
     model.is_quantized = True
     model.quantization_method = config.quant_method
-    _declare(model, config)
-
-
-def _declare(model: Any, config: FewbitConfig) -> None:
-    """In the model's configuration, but not for models that are made from it: those are plain."""
-    known = model.config.get(NOT_PASSED_ON, [])
-    model.register_to_config(**{SAID: config, NOT_PASSED_ON: [*known, SAID]})
+    model.register_to_config(**{SAID: config})
 
 
 def _without(plan: Plan, keep: Sequence[str]) -> Plan:

@@ -15,6 +15,8 @@ from types import ModuleType
 
 PLUGINS = {  # a module of theirs: one of ours, which registers when it is imported
     "diffusers.quantizers.auto": "fewbit.diffusers.plugin",
+    "diffusers.configuration_utils": "fewbit.diffusers.configuration",
+    "diffusers.models.modeling_utils": "fewbit.diffusers.counting",
     "diffusers.loaders.peft": "fewbit.diffusers.adapters",
     "diffusers.loaders.lora_pipeline": "fewbit.diffusers.flux_adapters",
     "peft.tuners.lora": "fewbit.diffusers.peft_plugin",

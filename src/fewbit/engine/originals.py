@@ -6,10 +6,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, UntypedStorage, nn
+
+from fewbit.engine.parking import parked
 
 _CONTAINERS = (dict, OrderedDict, list, set)
 
@@ -17,19 +20,21 @@ _CONTAINERS = (dict, OrderedDict, list, set)
 class Originals:
     """Its modules with their attributes, and its tensors: references, hardly a copy.
 
-    So the full-precision weights stay in memory until the whole model is quantized.
+    Weights that the model has lost can be parked in a file, so that they cost no memory while
+    the other blocks are quantized.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, folder: Path | None = None) -> None:
+        self.model, self.folder = model, folder
         self.modules = [_Module(module) for module in model.modules()]
-        tensors = chain(model.parameters(), model.buffers())
-        self.tensors = [(tensor, tensor.data, tensor.requires_grad) for tensor in tensors]
+        self.tensors = [_Tensor(tensor) for tensor in _tensors(model)]
+        self.nbytes = sum(one.data.nbytes for one in self.tensors)
 
     @contextmanager
-    def back_on_failure(self) -> Iterator[None]:
+    def back_on_failure(self) -> Iterator[Originals]:
         """Whatever is raised inside, Ctrl-C included, leaves the model as it was."""
         try:
-            yield
+            yield self
         except BaseException:
             self.put_back()
             raise
@@ -37,9 +42,67 @@ class Originals:
     def put_back(self) -> None:
         for module in self.modules:
             module.put_back()
-        for tensor, data, requires_grad in self.tensors:
-            tensor.data = data
-            tensor.requires_grad_(requires_grad)
+        homes: dict[int, UntypedStorage] = {}
+        for tensor in self.tensors:
+            tensor.put_back(homes)
+
+    def park(self) -> None:
+        """Move the storages that the model no longer uses into a file, where there is room.
+
+        A tensor that somebody else holds keeps its values: it is mapped from that file.
+        """
+        in_use = {tensor.untyped_storage().data_ptr() for tensor in _tensors(self.model)}
+        lost: dict[int, list[_Tensor]] = {}
+        for tensor in self.tensors:
+            if tensor.is_parkable and (place := tensor.storage.data_ptr()) not in in_use:
+                lost.setdefault(place, []).append(tensor)
+        storages = [users[0].storage for users in lost.values()]
+        found = parked(storages, self.folder, spare=self.nbytes) if storages else None
+        for users, storage in zip(lost.values(), found or (), strict=False):
+            for tensor in users:
+                tensor.park(storage)
+
+
+class _Tensor:
+    """One parameter or buffer, with the data it had."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.data, self.requires_grad = tensor, tensor.data, tensor.requires_grad
+        self.is_parked = False
+
+    @property
+    def storage(self) -> UntypedStorage:
+        return self.data.untyped_storage()
+
+    @property
+    def is_parkable(self) -> bool:
+        """Memory of other devices, and tensors that are not plain, stay where they are."""
+        plain = type(self.data) is Tensor and self.data.layout == torch.strided
+        return plain and self.data.is_cpu and self.data.nbytes > 0 and not self.is_parked
+
+    def park(self, storage: UntypedStorage) -> None:
+        self.data, self.is_parked = _seen_in(storage, self.data), True
+        self.tensor.data = self.data
+
+    def put_back(self, homes: dict[int, UntypedStorage]) -> None:
+        """From a file into memory; `homes` has the copies of those that others share."""
+        if self.is_parked:
+            place = self.storage.data_ptr()
+            home = homes[place] = homes.get(place) or self.storage.clone()
+            self.tensor.data = _seen_in(home, self.data)
+        else:
+            self.tensor.data = self.data
+        self.tensor.requires_grad_(self.requires_grad)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())
+
+
+def _seen_in(storage: UntypedStorage, like: Tensor) -> Tensor:
+    """What `like` shows of its own storage, shown of this one."""
+    view = torch.empty(0, dtype=like.dtype)
+    return view.set_(storage, like.storage_offset(), like.size(), like.stride())
 
 
 class _Module:

@@ -26,7 +26,7 @@ from fewbit.engine.output_error import OutputError, output_errors
 from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.engine.report import LayerReport, Report
-from fewbit.engine.workdir import BlockDone, Workdir
+from fewbit.engine.workdir import BlockDone, Workdir, alone_in
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.files import checked_path, keeping
 from fewbit.layers.bind import bind, unbind
@@ -77,11 +77,12 @@ def quantize(
     _refuse_empty(transformer)
     source = _source(model, chosen, asked, seed)
     shown = nullcontext(progress) if isinstance(progress, Meter) else Meter(str(chosen), progress)
-    with shown as meter, keeping(work), Originals(transformer).back_on_failure():
+    originals = Originals(transformer, work)
+    with shown as meter, keeping(work), alone_in(work), originals.back_on_failure():
         if meter.show:
             print(printable(str(plan)), file=sys.stderr)
         bytes_before = stored_bytes(transformer)
-        run = _Run(model, plan, source, seed, device, work, meter)
+        run = _Run(model, plan, source, seed, device, work, meter, originals)
         run.calibrate()
         calibrated = time.perf_counter()
         run.survey()
@@ -123,7 +124,9 @@ class _Run:
         device: str | torch.device | None,
         workdir: Path | None,
         meter: Meter,
+        originals: Originals,
     ) -> None:
+        self.originals = originals
         self.model, self.transformer = model, transformer_of(model)
         self.plan, self.source, self.seed = plan, source, seed
         self.device, self.meter = device, meter
@@ -177,6 +180,7 @@ class _Run:
         self.meter.begin(BLOCKS, len(self.plan.structure.blocks))
         for block in range(first):
             self._restore(block)
+        self._let_go()
         for block, (step, exact) in zip(self._rest(first), self._steps(first), strict=True):
             if exact is not None:
                 exact.advance()  # the block is still in full precision
@@ -185,7 +189,7 @@ class _Run:
             else:
                 self._solve(block, step, exact)
                 self.meter.reach(block + 1)
-            memory.release()
+            self._let_go()
 
     def finish(self) -> None:
         """What a method does to the whole model in the end."""
@@ -245,6 +249,11 @@ class _Run:
     def _take(self, done: BlockDone) -> None:
         self.layers += done.layers
         self.warnings += done.warnings
+
+    def _let_go(self) -> None:
+        """Of the memory of what finished blocks were."""
+        self.originals.park()
+        memory.release()
 
     def _restore(self, block: int) -> None:
         assert self.work is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fewbit.engine.report import LayerReport
 from fewbit.errors import BadOutput, BrokenFile
+from fewbit.files import held
 from fewbit.layers.linear import quantized_layers
 from fewbit.storage.blueprint import apply_blueprint, blueprint_of, by_name, quantized_tensors
 from fewbit.storage.entries import Entries, Entry
@@ -19,6 +21,7 @@ from fewbit.storage.folder import put
 from fewbit.storage.tensors import stored_once
 
 RUN, SURVEY, TUNED = "run", "survey", "tuned"
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,22 @@ class Workdir:
     def survey(self) -> Mapping[str, Tensor] | None:
         entry = self.entries.read(SURVEY)
         return None if entry is None else entry.tensors
+
+
+def alone_in(folder: Path | None) -> ExitStack:
+    """No other run works in the folder until the end of the block, where folders can be locked."""
+    if folder is None:
+        return ExitStack()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+        return held(folder / LOCK)
+    except BlockingIOError:
+        raise BadOutput(
+            f"another run is working in {folder}; wait for its end, or choose another folder"
+        ) from None
+    except OSError:
+        return ExitStack()
 
 
 def _name(block: int) -> str:

@@ -120,6 +120,12 @@ def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | No
 
 def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:
     """From now on the module's own forward uses these."""
+    if "forward" in vars(module):  # whose calls would pass the class by
+        raise BadModel(
+            f"a {type(module).__name__} has a forward of its own, put there by hooks or by hand, "
+            "which its quantized matmuls cannot reach; allowed: take it away before quantizing and "
+            'put it back afterwards, or leave the matmuls out: attention="skip"'
+        )
     module.add_module(CHILD, matmuls)
     swap(module, rounded)
 

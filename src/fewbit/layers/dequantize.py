@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from fewbit.activations.clock import remove_clock
@@ -33,8 +32,7 @@ def dequantize_layers(model: nn.Module) -> None:
 
 def to_linear(layer: QLinear) -> nn.Linear:
     weight = layer.effective_weight()
-    dtype = torch.float32 if layer.bias is None else layer.bias.dtype
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    linear.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
     linear.register_parameter("bias", layer.bias)
     return linear

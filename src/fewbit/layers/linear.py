@@ -50,6 +50,7 @@ class QLinear(nn.Module):
         for name in STORED:
             self.register_parameter(name, _frozen(tensors.get(name)))
         self.stage = stage
+        self.model_dtype = torch.float32  # of the weight, as far as nothing stored says it
         self.fast = False
         self._bound: Bound | None = None
 
@@ -69,7 +70,7 @@ class QLinear(nn.Module):
     @property
     def weight(self) -> PackedWeight:
         """Shape, dtype and device for whoever asks a linear layer for them, without the numbers."""
-        dtype = torch.float32 if self.bias is None else self.bias.dtype
+        dtype = self.model_dtype if self.bias is None else self.bias.dtype
         return PackedWeight.of(self.out_features, self.in_features, dtype, self.scales.device)
 
     def _stored_codes(self) -> Tensor:
@@ -208,6 +209,7 @@ class QLinear(nn.Module):
             name: tensor.data for name in STORED if (tensor := getattr(self, name)) is not None
         }
         super()._apply(fn, recurse)
+        self.model_dtype = fn(torch.empty(0, dtype=self.model_dtype)).dtype
         for name, before in stored.items():
             after = getattr(self, name)
             if after.dtype != before.dtype:

@@ -82,6 +82,7 @@ class BlockJob:
     ) -> None:
         """Put `layer` where the linear stood; `target` is what its packed weight stands for, and
         `plain` what the simplest method makes of it, where that is not rounding by the rule."""
+        layer.model_dtype = self.linear(name).weight.dtype
         self.solved[name] = Solved(layer, target, plain)
         self.module.set_submodule(self.path(name), layer.train(self.module.training))
 

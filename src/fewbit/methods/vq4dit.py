@@ -304,6 +304,7 @@ def _put_back(model: nn.Module, layers: Mapping[str, VectorLinear]) -> None:
         before = model.get_submodule(name)
         assert isinstance(before, QLinear)
         settled = _settled(layer, before.bias, before.stage)
+        settled.model_dtype = before.model_dtype
         model.set_submodule(name, settled.train(model.training))
 
 

@@ -60,6 +60,7 @@ def apply_blueprint(model: nn.Module, entries: list[Entry]) -> None:
             layer = _build(name, config, stages)
         if layer.bias is not None:
             layer.bias.data = layer.bias.data.to(linear.weight.dtype)
+        layer.model_dtype = linear.weight.dtype
         parent, _, own = name.rpartition(".")
         setattr(modules[parent], own, layer)
     for name, config in attentions.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fewbit.errors import BadOutput
-from fewbit.files import ASIDE, replacing
+from fewbit.files import ASIDE, clear_stale, replacing
 
 SUFFIX = ".entry"
 
@@ -82,8 +81,7 @@ class Entries:
 
     def clear_leftovers(self) -> None:
         """What killed writes have left beside the entries."""
-        for path in self.folder.glob(f"**/{ASIDE}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        clear_stale(self.folder.glob(f"**/{ASIDE}*"))
 
     def _checksum(self, table: bytes, packed: bytes) -> bytes:
         total = zlib.crc32(self.seal.encode())

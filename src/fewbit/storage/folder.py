@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.layers.bind import bind
+from fewbit.layers.linear import quantized_layers
 from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
-from fewbit.storage.blueprint import by_name
+from fewbit.storage.blueprint import by_name, stored_as_is
 from fewbit.storage.bounds import (
     LARGEST_NUMBER,
     MOST_PARAMETERS,
@@ -55,6 +57,7 @@ def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
         for stored, names in artefact.manifest.names().items():
             for name in names:
                 put(modules, name, tensors[stored])
+    _follow_dtype(model)
     check_values(model)
     mark(model, artefact.manifest.provenance)
     bind(model)
@@ -111,6 +114,18 @@ def put(modules: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:
         module._buffers[leaf] = tensor
+
+
+def _follow_dtype(model: nn.Module) -> None:
+    """Layers without a bias have the dtype of most that was not quantized."""
+    as_is = stored_as_is(model)
+    kept = Counter(
+        tensor.dtype
+        for name, tensor in model.state_dict().items()
+        if name not in as_is and tensor.is_floating_point()
+    )
+    for layer in quantized_layers(model).values():
+        layer.model_dtype = max(kept, key=kept.__getitem__, default=torch.float32)
 
 
 def _original(config: Mapping[str, Any]) -> nn.Module:
