@@ -104,3 +104,14 @@ def test_a_recipe_has_its_bits_and_settings_in_the_document():
     for recipe in recipes():
         assert f"<!-- bits {recipe.name} -->" in text
         assert f"<!-- settings {recipe.name} -->" in text
+
+
+def test_errors_are_quoted_as_they_are():
+    told = (ROOT / "docs" / "troubleshooting.md").read_text()
+    sources = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    said = re.sub(r'"\s*f?"', "", sources)  # sentences run over several lines
+    quoted = [" ".join(text.split()) for text in re.findall(r"\*\*`([^`]+)`", told)]
+    assert len(quoted) > 5
+    for sentence in quoted:
+        parts = [part.strip() for part in re.split(r"…|^N ", sentence)]
+        assert all(part in said for part in parts), sentence
