@@ -106,6 +106,13 @@ def test_a_recipe_has_its_bits_and_settings_in_the_document():
         assert f"<!-- settings {recipe.name} -->" in text
 
 
+def test_every_room_is_explained():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    floors = script("tests/test_house.py")["FLOORS"]
+    for room in set().union(*floors) - {"ground", "top"}:
+        assert re.search(rf"^\|.*`{room}`.*\|", text, re.MULTILINE), f"{room} has no row"
+
+
 def test_errors_are_quoted_as_they_are():
     told = (ROOT / "docs" / "troubleshooting.md").read_text()
     sources = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
