@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,5 +27,10 @@ def prose(path: Path) -> str:
 
 
 def script(place: str) -> dict[str, Any]:
-    """What a script of the repository defines."""
-    return runpy.run_path(str(ROOT / place))
+    """What a script of the repository defines; it finds its neighbours, as when it is called."""
+    folder = str((ROOT / place).parent)
+    sys.path.insert(0, folder)
+    try:
+        return runpy.run_path(str(ROOT / place))
+    finally:
+        sys.path.remove(folder)
