@@ -47,6 +47,16 @@ def test_a_page_of_the_site_links_to_pages_of_the_site(path):
         assert not [link for link in LINK.findall(prose(path)) if link.startswith("..")]
 
 
+PLACES = ("src", "tests", "benchmarks", "studies", "examples", "docs", "demos")
+NAMED = re.compile(rf"`((?:{'|'.join(PLACES)})/[\w./-]+)`")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_files_that_a_document_names_are_there(path):
+    for named in NAMED.findall(path.read_text()):
+        assert "NAME" in named or (ROOT / named).exists(), named
+
+
 def commands(path: Path) -> Iterator[str]:
     for block in blocks(path, "sh"):
         yield from block.replace("\\\n", " ").strip().splitlines()
