@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install native demo test lowest lint clean
+.PHONY: install native demo test lowest lint docs clean
 
 install: $(VENV)/.installed
 
@@ -45,10 +45,25 @@ lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) \
 		-k "not group_offload and not packed_single_file"
 
+# The site of the documents, with the Python reference, in build/site; in an environment of its own,
+# which needs neither torch nor diffusers.
+SITE := $(VENV)-docs
+
+$(SITE)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --upgrade pip
+	$(SITE)/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb')) \
+		['project']['optional-dependencies']['docs'], sep='\n')" > $(SITE)/packages.txt
+	$(SITE)/bin/python -m pip install --quiet -r $(SITE)/packages.txt
+	touch $@
+
+docs: $(SITE)/.installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
+
 lint: install
-	$(BIN)/ruff format --check src tests benchmarks studies demos
-	$(BIN)/ruff check src tests benchmarks studies demos
+	$(BIN)/ruff format --check src tests benchmarks studies demos examples docs
+	$(BIN)/ruff check src tests benchmarks studies demos examples docs
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) demo-output build
+	rm -rf $(VENV) $(LOWEST) $(SITE) demo-output build

@@ -27,7 +27,14 @@ def save(
 ) -> None:
     """Write a quantized pipeline or module as a folder that `load` and diffusers read.
 
-    Everything is written aside and takes its name when it is whole.
+    The folder is filled under a hidden name and takes its name when it is whole.
+
+    Args:
+        model: A pipeline or module that `fewbit.quantize` has quantized.
+        path: The folder to write.
+        report: What `fewbit.quantize` returned. It is saved beside the weights, with a page for
+            the eye.
+        overwrite: Whether to replace what the folder holds.
     """
     place = checked_path("path", path)
     if not isinstance(report, Report | None):
@@ -45,9 +52,14 @@ def save(
 
 
 def inspect(model: Any, spec: ModelSpec | None = None, *, heads: int | None = None) -> Inspection:
-    """Of a pipeline, a module, or whatever else may be called a model.
+    """Say what a model is made of: each linear layer, its role, its shape, its bytes.
 
-    Of a folder the tensors are not loaded. `heads` is for original checkpoint files.
+    Args:
+        model: A pipeline, a module, a folder, an original checkpoint file, a hub id, or the name
+            of a demo. The tensors of a folder are not loaded.
+        spec: Where the blocks are and what their linear layers do, for classes that fewbit does
+            not know.
+        heads: The number of attention heads, for an original checkpoint of unpublished width.
     """
     if not isinstance(model, str | Path):
         return inspect_model(model, spec)
@@ -59,12 +71,17 @@ def inspect(model: Any, spec: ModelSpec | None = None, *, heads: int | None = No
 
 
 def prepare(model: Any, mode: str = "fast") -> None:
-    """Choose how the weights of a quantized model rest in memory; no bit of a result changes.
+    """Choose how the weights of a quantized model are held in memory.
 
-    "compact", as every model begins: packed, and unpacked at each call where the backend needs it.
-    "fast": where a backend is quicker with weights of 8 bits it unpacks them once, at the first
-    call, and keeps them beside the packed ones. That is so on CUDA, in pure torch, and in native
-    code for weights of 5 to 7 bits or with a zero point; others it reads packed at the same speed.
+    No bit of a result changes.
+
+    Args:
+        model: A quantized pipeline or module.
+        mode: `"compact"`, as every model begins, holds the weights packed, and unpacks them at each
+            call where the backend needs it. `"fast"` unpacks them once, at the first call, where
+            the backend is quicker with weights of 8 bits, and holds them beside the packed ones.
+            That is so on CUDA, in pure torch, and in native code for weights of 5 to 7 bits or
+            with a zero point. Native code reads other weights packed at the same speed.
     """
     if mode not in MODES:
         raise BadArgument(f"unknown mode {mode!r}; allowed: {', '.join(MODES)}")
@@ -79,7 +96,13 @@ def prepare(model: Any, mode: str = "fast") -> None:
 
 
 def dequantize(model: Any) -> None:
-    """Turn every quantized layer back into a full-precision linear, in place."""
+    """Turn every quantized layer back into a full-precision linear, in place.
+
+    The weights are those of the quantized model: what rounding lost does not come back.
+
+    Args:
+        model: A quantized pipeline or module.
+    """
     transformer: Any = transformer_of(model)
     if not hasattr(transformer, "fewbit"):
         raise BadModel("the model is not quantized; there is nothing to undo")

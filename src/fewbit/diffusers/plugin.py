@@ -48,9 +48,16 @@ class QuantMethod(StrEnum):
 
 
 class FewbitConfig(QuantizationConfigMixin):
-    """A data-free recipe to apply while loading, or what `config.json` says of a quantized model.
+    """A recipe that diffusers applies while it loads a model, layer by layer.
 
-    How each layer is stored is written beside the weights, in the manifest.
+    It is also what `config.json` says of a quantized model. How each layer is stored is written
+    beside the weights, in the manifest.
+
+    Args:
+        recipe: The name of a recipe that needs no data, perhaps with bits after a colon.
+        bits: One of the recipe's variants; its first if left out.
+        modules_to_not_convert: Names of modules that stay in full precision.
+        **settings: Settings of the recipe by name.
     """
 
     def __init__(

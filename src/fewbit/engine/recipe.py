@@ -94,7 +94,7 @@ class RecipeInfo:
 
 
 def recipes() -> list[RecipeInfo]:
-    """All recipes by name, the default bits first."""
+    """List all recipes by name, each with its bits (the default first), presets and settings."""
     return [
         RecipeInfo(name, tuple(m.variants), m.calibrated, m.summary, m.presets, _settings(m))
         for name, m in sorted(_methods().items())

@@ -19,7 +19,21 @@ SHOWN_WARNINGS = 3
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Errors are in dB (higher is better), against full precision; None where nothing was seen."""
+    """What one layer became. Errors are in dB against full precision: higher is better.
+
+    Attributes:
+        name: The path of the layer in the model.
+        role: What it does in its block.
+        weight: The spec of the packed weight, such as `e2m1/row/fp32`.
+        activation: The spec of the rounded input; None where the input is not rounded.
+        bits_per_weight: All bits of the packed weight, scales included, over its elements.
+        bytes_before: The bytes in full precision.
+        bytes: The bytes of the quantized layer.
+        weight_db: The error of the weight.
+        rounding_weight_db: The error that plain rounding to the same spec would have given.
+        output_db: The error of the output on calibration data; None without data.
+        rounding_output_db: The same for plain rounding.
+    """
 
     name: str
     role: str
@@ -29,7 +43,7 @@ class LayerReport:
     bytes_before: int
     bytes: int
     weight_db: float
-    rounding_weight_db: float  # what plain rounding to the same spec would have given
+    rounding_weight_db: float
     output_db: float | None = None
     rounding_output_db: float | None = None
 
@@ -48,15 +62,32 @@ class LayerReport:
 
 @dataclass
 class Report:
+    """What `fewbit.quantize` did. `print(report)` shows a table, `report.save(path)` writes JSON.
+
+    Attributes:
+        recipe: The method, its bits and all its settings.
+        family: The kind of model.
+        source: The SHA-256 over the full-precision weights that were quantized.
+        seed: The seed of every random choice.
+        fewbit_version: The version that made it.
+        layers: One `LayerReport` for each quantized layer.
+        bytes_before: The bytes of the model in full precision.
+        bytes: The bytes of the quantized model.
+        duplicate_bytes: The bytes of tensors that equal others. Files and loaded models hold them
+            once.
+        seconds: The time of calibrating and of solving.
+        warnings: Sentences about what did not go as planned.
+    """
+
     recipe: dict[str, Any]
     family: str
-    source: str  # SHA-256 over the weights that were quantized
+    source: str
     seed: int
     fewbit_version: str
     layers: list[LayerReport] = field(default_factory=list)
     bytes_before: int = 0
     bytes: int = 0
-    duplicate_bytes: int = 0  # in tensors equal to others: files and loaded models hold them once
+    duplicate_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 

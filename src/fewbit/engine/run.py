@@ -58,13 +58,41 @@ def quantize(
     allow_unknown: bool = False,
     **settings: Any,
 ) -> Report:
-    """Quantize a pipeline, a transformer, or any module with a `ModelSpec`, in place.
+    """Quantize a model in place and report what each layer lost.
 
-    `recipe` is a name (`fewbit.recipes()` lists them) or a recipe file, perhaps with bits after a
-    colon; `bits` picks one of its variants; further keywords are the recipe's own settings.
-    `calibration` is a number of samples, a `Calibration`, or forward keyword dicts. Whatever ends
-    it early leaves the model as it was; with a `workdir` the same call then goes on from what was
-    finished.
+    The same inputs, seed and machine give the same bits. A call that ends early, by an error or by
+    Ctrl-C, leaves the model as it was.
+
+    Args:
+        model: A diffusers pipeline, a diffusers transformer, or any module that comes with a
+            `spec`. Its linear layers are replaced.
+        recipe: The name of a recipe (`fewbit.recipes()` lists them), the path of a recipe file
+            (`.json`), or a `Method`. A name may carry its bits after a colon: `"rtn:w8a8"`.
+        bits: One of the recipe's variants, such as `"w4a8"`: weights of 4 bits, inputs of 8.
+            `"w4"` is short for `"w4a16"`, weights only. The recipe's first if left out.
+        calibration: What a recipe that needs data sees. A number of samples or a `Calibration`
+            lets the pipeline draw them itself. A list of dicts gives the keyword arguments of the
+            transformer's forward, for a model that is no pipeline. Left out, the pipeline draws
+            as many as the recipe wants. A recipe that needs no data refuses it.
+        seed: The seed of every random choice, from 0 to 2**32 - 1.
+        device: Where each block is solved, such as `"cuda"`. The block returns to its place
+            afterwards. Left out, it is solved where it is.
+        workdir: A folder that keeps what is finished. The same call with the same folder goes on
+            from there, even after the process was killed, and ends with the same bits.
+        progress: Whether to print the plan and the progress to stderr.
+        spec: Where the blocks of the model are and what their linear layers do. Needed for
+            classes that fewbit does not know.
+        allow_unknown: Whether layers of unknown role stay in high precision. Otherwise they are
+            an error.
+        **settings: Settings of the recipe by name, or `preset="fast"` for several that belong
+            together. `fewbit recipes NAME` lists them.
+
+    Returns:
+        A report of every layer: formats, bytes and errors. It can be printed and saved.
+
+    Raises:
+        FewbitError: An argument, the model or the calibration cannot be used. The message says
+            what is allowed.
     """
     started = time.perf_counter()
     chosen = Recipe.resolve(recipe, bits, settings)

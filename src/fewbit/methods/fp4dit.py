@@ -73,48 +73,64 @@ VARIANTS = {"w4a6": _floats("e2m3"), "w4a8": _floats("e3m4"), "w4a16": _floats(N
 
 @dataclass(frozen=True)
 class Settings(Calibrated):
-    steps: int = setting(2500, least=0, help="of training, for each block; 0 rounds to nearest")
-    batch: int = setting(16, least=1, help="rows in each step")
+    steps: int = setting(2500, least=0, help="training steps of each block; 0 rounds to nearest")
+    batch: int = setting(16, least=1, help="rows in each training step")
     formats: str = setting(
         "auto",
         allowed=("auto", "role"),
-        help="of weights: by what a layer loses, or by role",
+        help="weight formats: for each layer the one that loses least, or by role",
     )
     first: str = setting(
-        BY_ROLE[0], allowed=WEIGHTS, help="of the first linear of a feed-forward, by role"
+        BY_ROLE[0],
+        allowed=WEIGHTS,
+        help="weight format of the first linear of a feed-forward, with formats=role",
     )
-    others: str = setting(BY_ROLE[1], allowed=WEIGHTS, help="of all other linears, by role")
+    others: str = setting(
+        BY_ROLE[1], allowed=WEIGHTS, help="weight format of all other linears, with formats=role"
+    )
     inputs: str = setting(
         "float",
         allowed=("float", "integer", *INPUTS[6], *INPUTS[8]),
-        help="float, integer, or a format of as many bits",
+        help="format of the inputs: float, integer, or one of as many bits",
     )
     ranges: str = setting(
         "token",
         allowed=("token", "tensor"),
-        help="of inputs: as measured, or known before",
+        help="ranges of the inputs: measured for each token, or one for a tensor, known before",
     )
     attention: str = setting(
-        "quantize", allowed=("quantize", "skip"), help="what its matmuls read; skip leaves them"
+        "quantize",
+        allowed=("quantize", "skip"),
+        help="whether what the products of an attention read is quantized; skip leaves it",
     )
     softmax: str = setting(
-        "keep", allowed=("keep", "fp8"), help="what comes out of it; fp8 is unsigned"
+        "keep",
+        allowed=("keep", "fp8"),
+        help="whether the attention weights are kept or rounded to unsigned FP8",
     )
     group: int = setting(
-        128, least=1, help="inputs that share a scale, or a lower number that divides a layer's"
+        128,
+        least=1,
+        help="columns that share a scale, or the next lower number that divides a layer's",
     )
     clip: bool = setting(True, help="scales may lie below the largest weight where that loses less")
-    scale_aware: bool = setting(True, help="a step of the training moves all weights alike")
-    rate: float = setting(0.2, above=0, help="of the auxiliary variables")
-    bias_rate: float = setting(1e-3, least=0, help="of biases; 0 leaves them as they are")
-    penalty: float = setting(
-        100.0, least=0, help="on undecided weights, in units of the loss to be lowered"
+    scale_aware: bool = setting(
+        True, help="a training step moves all weights alike, however far apart their levels are"
     )
-    warmup: float = setting(0.2, least=0, below=1, help="share of the training without the penalty")
+    rate: float = setting(0.2, above=0, help="learning rate of the auxiliary variables")
+    bias_rate: float = setting(
+        1e-3, least=0, help="learning rate of biases; 0 leaves them as they are"
+    )
+    penalty: float = setting(
+        100.0, least=0, help="penalty on undecided weights, in units of the loss that is lowered"
+    )
+    warmup: float = setting(
+        0.2, least=0, below=1, help="share of the training that passes without the penalty"
+    )
     precision: str = setting(
         "bf16",
         allowed=("bf16", "fp32"),
-        help="of the products in training",
+        help="precision of the products in training",
     )
     adaln: str = modulation("same")
 

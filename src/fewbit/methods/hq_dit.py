@@ -62,30 +62,42 @@ class Settings(Calibrated):
     transform: str = setting(
         "auto",
         allowed=("auto", "all"),
-        help="of each input: none, smoothing, rotation or both, where plain rounding loses least",
+        help="auto: each input gets what loses least (smoothing, rotation, both, none); all: both",
     )
-    hadamard: bool = setting(True, help="rotations, of inputs and weights alike")
+    hadamard: bool = setting(True, help="rotate inputs, and weights with them")
     block: Block = setting(
         "auto",
         number=int,
         least=2,
         allowed=("auto", None),
-        help="of the rotation: a size, None for the full width, auto",
+        help="size of the rotated blocks; None: the full width; auto: that or the largest there is",
     )
     selection: str = setting(
-        "ratio", allowed=("ratio", "mse", "off"), help="how the weight's format is chosen"
+        "ratio",
+        allowed=("ratio", "mse", "off"),
+        help="how the format of a weight is chosen: by the paper's ratio, by error, or not at all",
     )
     selection_per: str = setting(
-        "layer", allowed=("layer", "channel"), help="what has a weight format of its own"
+        "layer",
+        allowed=("layer", "channel"),
+        help="whether a layer or each channel has a weight format of its own",
     )
-    alpha: float = setting(0.25, above=0, below=1, help="of the quantile in the ratio")
+    alpha: float = setting(
+        0.25, above=0, below=1, help="which quantile of the weights stands in the paper's ratio"
+    )
     activation_format: str = setting(
-        "fixed", allowed=("fixed", "auto"), help="auto: per layer, by error on calibration inputs"
+        "fixed",
+        allowed=("fixed", "auto"),
+        help="auto: each layer gets the input format of least error on calibration data",
     )
     gptq: bool = setting(True, help="round weights by GPTQ, not to the nearest level")
-    damping: float = setting(0.01, above=0, below=1, help="of GPTQ's second moments")
+    damping: float = setting(
+        0.01, above=0, below=1, help="damping of GPTQ's second moments, as a share of their mean"
+    )
     order: Order = setting(
-        "natural", allowed=("natural", "activation"), help="activation: loudest channels first"
+        "natural",
+        allowed=("natural", "activation"),
+        help="order of GPTQ's columns; activation: the loudest channels first",
     )
     clip: bool = setting(True, help="scales may lie below the largest weight where that loses less")
     smooth: float | None = setting(
@@ -93,7 +105,7 @@ class Settings(Calibrated):
         above=0,
         below=1,
         allowed=(None,),
-        help="strength of per-channel smoothing, before a rotation",
+        help="strength of the smoothing of channels, before a rotation; None: no smoothing",
     )
 
 

@@ -39,9 +39,13 @@ VARIANTS = {
 @dataclass(frozen=True)
 class Settings(Common):
     group_size: int | None = setting(
-        None, number=int, least=1, allowed=(None,), help="columns per weight scale, else a row"
+        None,
+        number=int,
+        least=1,
+        allowed=(None,),
+        help="how many columns share a weight scale; None: a whole row",
     )
-    asymmetric: bool = setting(False, help="integer weights with a zero point")
+    asymmetric: bool = setting(False, help="integer weights have a zero point")
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:

@@ -75,7 +75,7 @@ def modulation(default: str) -> Any:
     return setting(
         default,
         allowed=("same", "int8", "keep"),
-        help="the modulation linear, weight-only: as the others, int8, or kept",
+        help="weights of the modulation linear: as those of the other layers, int8, or kept",
     )
 
 
@@ -100,8 +100,10 @@ class Common:
 class Calibrated(Common):
     """The settings of every method that sees data."""
 
-    samples: int = setting(512, least=1, help="forward rows seen in calibration")
-    propagate: bool = setting(True, help="later blocks see what the quantized earlier ones give")
+    samples: int = setting(512, least=1, help="how many rows of the forward the calibration sees")
+    propagate: bool = setting(
+        True, help="later blocks see what the quantized blocks before them give"
+    )
 
     @property
     def time_groups(self) -> int:

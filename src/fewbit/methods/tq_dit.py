@@ -59,28 +59,36 @@ ATTENDING_PAIRS = 40  # of rows, over all time groups
 
 @dataclass(frozen=True)
 class Settings(Calibrated):
-    groups: int = setting(10, least=1, help="time groups, which steps are known for")
-    samples: int = setting(320, least=1, help="forward rows seen, spread over the time groups")
-    rounds: int = setting(3, least=1, help="of the search, weight and input in turn")
+    groups: int = setting(10, least=1, help="number of time groups; each has steps of its own")
+    samples: int = setting(
+        320,
+        least=1,
+        help="how many rows of the forward the calibration sees, spread over the time groups",
+    )
+    rounds: int = setting(3, least=1, help="rounds of the search, weight and input in turn")
     candidates: int = setting(100, least=1, help="steps tried in each search")
     granularity: str = setting(
-        "channel", allowed=("channel", "tensor"), help="of weight steps; tensor as published"
+        "channel",
+        allowed=("channel", "tensor"),
+        help="what has a weight step of its own; the paper has one for a tensor",
     )
     ho: bool = setting(True, help="errors are weighted by squared gradients")
-    mrq: bool = setting(True, help="two regions for what leaves a softmax or a GELU")
+    mrq: bool = setting(True, help="what leaves a softmax or a GELU has two regions")
     tgq: bool = setting(True, help="steps are grouped over the timestep")
     time_group_all: bool = setting(
-        True, help="all static steps are grouped; as published those of the softmax alone"
+        True, help="all static steps are grouped; the paper groups those of the softmax alone"
     )
     attention: str = setting(
-        "quantize", allowed=("quantize", "skip"), help="its two matmuls; skip leaves them"
+        "quantize",
+        allowed=("quantize", "skip"),
+        help="whether the two products of an attention are quantized; skip leaves them",
     )
     smooth: float | None = setting(
         0.5,
         above=0,
         below=1,
         allowed=(None,),
-        help="strength of per-channel smoothing; None as published",
+        help="strength of the smoothing of channels; None: none, as in the paper",
     )
 
     @property

@@ -62,34 +62,46 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Settings(Calibrated):
-    steps: int = setting(300, least=0, help="of training, for each block (or once, for the model)")
-    batch: int = setting(16, least=1, help="rows in each step")
+    steps: int = setting(
+        300, least=0, help="training steps of each block, or of the whole model with scope=model"
+    )
+    batch: int = setting(16, least=1, help="rows in each training step")
     candidates: int = setting(
         3,
         allowed=tuple(range(1, MOST_CANDIDATES + 1)),
-        help="entries that a vector may become; 1 trains no assignments",
+        help="codebook entries that a vector may become; 1 trains no assignments",
     )
     ratios: str = setting(
-        "distance", allowed=("distance", "uniform"), help="of candidates at first: inverse or equal"
+        "distance",
+        allowed=("distance", "uniform"),
+        help="ratios of the candidates at first: by inverse distance, or equal",
     )
     freeze_from: float = setting(
-        0.1, least=0, below=1, help="share of the training at which the first vectors are frozen"
+        0.1, least=0, below=1, help="share of the training after which the first vectors are frozen"
     )
-    freeze_to: float = setting(0.7, above=0, help="and the last")
+    freeze_to: float = setting(
+        0.7, above=0, help="share of the training after which the last vectors are frozen"
+    )
     precision: str = setting(
         "bf16",
         allowed=("bf16", "fp32"),
-        help="of the products in training",
+        help="precision of the products in training",
     )
-    penalty: float = setting(0.0, least=0, help="on ratios that have not decided")
-    rate: float = setting(1e-2, above=0, help="of codebooks, in units of their root mean square")
-    ratio_rate: float = setting(0.15, above=0, help="of the logits of the ratios")
-    bias_rate: float = setting(1e-3, above=0, help="of biases")
-    gain_rate: float = setting(1e-3, above=0, help="of the scales of output channels, relative")
-    weighted: bool = setting(True, help="k-means counts an error by the inputs it meets")
+    penalty: float = setting(0.0, least=0, help="penalty on ratios that have not decided")
+    rate: float = setting(
+        1e-2, above=0, help="learning rate of codebooks, in units of their root mean square"
+    )
+    ratio_rate: float = setting(0.15, above=0, help="learning rate of the logits of the ratios")
+    bias_rate: float = setting(1e-3, above=0, help="learning rate of biases")
+    gain_rate: float = setting(
+        1e-3, above=0, help="learning rate of the scales of output channels, relative to them"
+    )
+    weighted: bool = setting(True, help="k-means weighs an error by the inputs that it meets")
     row_scales: bool = setting(True, help="each output channel has a scale of its own")
     scope: str = setting(
-        "block", allowed=("block", "model"), help="what is trained at once; model as published"
+        "block",
+        allowed=("block", "model"),
+        help="what is trained at once; the paper trains the model",
     )
     tuning: int = setting(
         0, least=0, help="steps of a last training of codebooks and biases on the model's output"

@@ -40,15 +40,18 @@ _READS_TOGETHER = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where the blocks of a model are and what the linears in them do.
+    """Where the blocks of a model are and what the linear layers in them do.
 
-    blocks: dotted paths of the lists that hold the blocks, in order of execution.
-    roles:  path of a linear inside its block (fnmatch pattern) -> role; the first match counts.
-    keep:   patterns of full module paths that stay in high precision; stronger than `roles`.
-    heads:  attention heads, given only where nothing but attention stands between a value
-            projection and its out projection.
-    shared: groups of patterns inside a block whose linears read one tensor. Linears of roles q, k,
-            v (and cross_k, cross_v) with one parent form such a group without being listed.
+    Attributes:
+        blocks: Dotted paths of the lists that hold the blocks, in order of execution. A single
+            path may stand alone.
+        roles: Maps the path of a linear inside its block (an fnmatch pattern) to its `Role`. The
+            first match counts.
+        keep: Patterns of full module paths that stay in high precision; stronger than `roles`.
+        heads: The number of attention heads. Give it only where nothing but attention stands
+            between a value projection and its out projection.
+        shared: Groups of patterns inside a block whose linears read one tensor. Linears of the
+            roles q, k, v (and cross_k, cross_v) with one parent form such a group by themselves.
     """
 
     blocks: Sequence[str]

@@ -52,10 +52,12 @@ def open_model(
 
 
 def load(path: str | Path, *, model: nn.Module | None = None) -> Any:
-    """What `save` wrote, pipeline or module, in the dtype it was saved in; or a demo by its name.
+    """Load the pipeline or module that `save` wrote, in the dtype it was saved in.
 
-    A class that neither fewbit nor diffusers knows is given as `model`, a full-precision instance;
-    its linears are replaced.
+    Args:
+        path: The folder, or the name of a demo.
+        model: An instance in full precision, for a class that neither fewbit nor diffusers knows.
+            Its linear layers are replaced.
     """
     if isinstance(path, str) and path in demo.names():
         return demo.load(path)

@@ -11,12 +11,14 @@ from fewbit.errors import BadArgument, BadCalibration
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the pipeline draws while its transformer is watched.
+    """How a pipeline draws its calibration data while its transformer is watched.
 
-    samples:  rows of the transformer's forward to keep; the recipe's own number if left out.
-    prompts:  texts to draw, where the pipeline reads them; else its own, or some for any.
-    steps:    denoising steps; the pipeline's own if left out.
-    guidance: guidance scale; the pipeline's own if left out.
+    Attributes:
+        samples: How many rows of the transformer's forward are kept. A row is one image at one
+            timestep in one half of the guidance. The recipe's own number if left out.
+        prompts: The texts to draw, where the pipeline reads texts; else its own, or some for any.
+        steps: The number of denoising steps; the pipeline's own if left out.
+        guidance: The guidance scale; the pipeline's own if left out.
     """
 
     samples: int | None = None
