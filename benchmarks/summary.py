@@ -124,8 +124,7 @@ def _qualities() -> Iterator[tuple[str, str, str]]:
     for bits in ("w8a8", "w6a6"):
         tq = {name: row[0] for name, row in study(f"tq_dit_ablation_{bits}").items()}
         yield (
-            f"`tq-dit` {bits} on `shapes`, trajectory; measured when its time groups still had "
-            "equal lengths",
+            f"`tq-dit` {bits} on `shapes`, trajectory",
             f"{_tenths(tq['tq-dit'])} dB; the static baseline {_tenths(tq['static baseline'])}",
             f"`python studies/tq_dit_ablation.py {bits}`",
         )

@@ -6,6 +6,7 @@ clipping, and the error that a step for every token (and head) would have made o
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from fewbit.activations.multi_region import MultiRegion
 from fewbit.activations.static import Static
 from fewbit.engine.decibel import ratio_db
 from fewbit.formats import Spec
+from fewbit.kernels.choose import VARIABLE
+from fewbit.layers.linear import QLinear, quantized_layers
 
 THIRDS = ("last", "middle", "first")  # of the way from noise to picture, by timestep
 EDGE = 1.0  # steps: what lies farther off its level was clipped
@@ -31,13 +34,23 @@ Sums = defaultdict[tuple[str, str], Tensor]  # signal, error, clipped error, err
 
 @contextmanager
 def listening(model: Any, sums: Sums, third: list[str]) -> Iterator[None]:
+    """Quantizers are heard when they are called, as those in front of a product are not: it takes
+    their codes. They are called once more, with the layer's input."""
     parts = {n: m for n, m in model.named_modules() if isinstance(m, Static | MultiRegion)}
     hooks = [m.register_forward_hook(partial(hear, n, sums, third)) for n, m in parts.items()]
+    staged = [one for one in quantized_layers(model).values() if one.stage is not None]
+    hooks += [layer.register_forward_pre_hook(call_quantizer) for layer in staged]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def call_quantizer(layer: QLinear, args: tuple[Tensor, ...]) -> None:
+    transform, activation = layer.stage.transform, layer.stage.activation
+    if isinstance(activation, Static | MultiRegion):
+        activation(args[0] if transform is None else transform(args[0]))
 
 
 def hear(name: str, sums: Sums, third: list[str], part: Any, args: Any, output: Tensor) -> None:
@@ -57,6 +70,7 @@ def role_of(name: str) -> str:
     return path.removesuffix(".stage.activation").replace("matmuls.", "")
 
 
+os.environ[VARIABLE] = "reference"  # which rounds attention weights by a call as well
 bits = sys.argv[1] if len(sys.argv) > 1 else "w8a8"
 pipe, _ = quantized("tq-dit", samples=320, bits=bits)
 data, times = held_out(), held_out().timesteps()
