@@ -19,8 +19,8 @@ def _sizes(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield (
         "`rtn` w4a4 of a model of DiT-XL/2's size, float32",
         f"{plain['seconds']:.0f} s on a Zen 3 with {threads(found['foundation'])}. The peak is "
-        f"{plain['peak_rss_over_fp32_bytes']:.2f} times the fp32 weights: they are kept until "
-        "the end, so that a failure can give them back",
+        f"{plain['peak_rss_over_fp32_bytes']:.2f} times the fp32 weights, of which those of "
+        "finished blocks are parked in a file, so that a failure can give them back",
         foundation,
     )
     before, after = (plain[key] / 1e6 for key in ("fp32_bytes", "bytes"))
