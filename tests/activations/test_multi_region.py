@@ -9,7 +9,7 @@ from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import QTensor, Spec
 from fewbit.kernels.choose import BACKENDS as ALL
 from fewbit.kernels.choose import VARIABLE, backend_for
-from fewbit.kernels.values import After, Coded, Weight
+from fewbit.kernels.values import Epilogue, QuantizedRows, Weight
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 
@@ -109,7 +109,7 @@ def test_a_product_is_handed_the_codes_of_either_region(bits, whole):
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     quantizer = signed(STEPS, torch.tensor([100, 0]), bits, whole)
     coded = quantizer.code(backend_for(x), None, x)
-    assert isinstance(coded, Coded)
+    assert isinstance(coded, QuantizedRows)
     assert coded.integers.shape == (2 * 10, 8)
     below, above = coded.integers.chunk(2)
     assert bool(((below == 0) | (above == 0)).all())
@@ -136,7 +136,7 @@ def test_what_cannot_be_summed_is_handed_on_as_values():
     unit = MultiRegion(Spec.parse("uint8/tensor/fp32"), "unit", torch.full((2, 1, 1), 0.01), bins)
     heads = MultiRegion(Spec.parse("int8/tensor/fp32"), "signed", torch.full((2, 1, 3), 0.01), bins)
     for quantizer in (unit, heads):
-        assert quantizer.handed_on is None
+        assert quantizer.code_spec is None
         assert torch.equal(quantizer.code(backend_for(x), None, x), quantizer(x).view(6, 8))
 
 
@@ -154,9 +154,9 @@ def test_a_product_sums_the_regions_before_anything_else(backend, spec, columns,
     quantizer = signed(STEPS, torch.tensor([100, 0]))
     weight = QTensor.quantize(matrix, Spec.parse(f"{spec}/fp32"))
     product = quantizer(x).flatten(0, 1).double() @ weight.dequantize().double().T + bias
-    for after in (After(), After(gelu=True), After(gate=gate, residual=residual)):
-        exact, coded = after(product.float()), quantizer.code(backend_for(x), None, x)
-        found = backend.linear(coded, Weight(weight), bias, torch.float32, after)
+    for epilogue in (Epilogue(), Epilogue(gelu=True), Epilogue(gate=gate, residual=residual)):
+        exact, coded = epilogue(product.float()), quantizer.code(backend_for(x), None, x)
+        found = backend.linear(coded, Weight(weight), bias, torch.float32, epilogue)
         assert found.shape == exact.shape
         assert (found - exact).abs().max() <= 1e-6 * exact.abs().max()
 

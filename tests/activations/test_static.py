@@ -10,7 +10,7 @@ from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import QTensor, Spec
 from fewbit.kernels.choose import BACKENDS as ALL
 from fewbit.kernels.choose import VARIABLE, backend_for
-from fewbit.kernels.values import Coded, Rotation
+from fewbit.kernels.values import QuantizedRows, Rotation
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 from fewbit.transforms.hadamard import Hadamard
@@ -92,7 +92,7 @@ def test_a_product_is_handed_the_codes(name, backend, monkeypatch):
     times = torch.tensor([120, 10])
     quantizer = static([[0.1], [0.02]], Spec.parse(f"{name}/tensor/fp32"), times)
     coded = quantizer.code(backend_for(x), None, x)
-    assert isinstance(coded, Coded)
+    assert isinstance(coded, QuantizedRows)
     assert coded.integers.dtype == torch.int8
     assert torch.equal(coded.scales[:, 0], torch.tensor([0.02, 0.1]).repeat_interleave(5))
     assert torch.equal(coded.values(), quantizer(x).view(10, 8))
@@ -110,14 +110,14 @@ def test_codes_of_a_lost_row_stand_for_nan_and_the_others_for_what_they_were():
 def test_what_has_no_int8_codes_is_handed_on_as_values(spec):
     x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).abs()
     quantizer = static([[0.5]], Spec.parse(spec))
-    assert quantizer.handed_on is None
+    assert quantizer.code_spec is None
     assert torch.equal(quantizer.code(backend_for(x), None, x), quantizer(x))
 
 
 def test_parts_with_steps_of_their_own_are_handed_on_as_values():
     x = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
     quantizer = static([[0.1, 0.2, 0.3]])
-    assert quantizer.handed_on is None
+    assert quantizer.code_spec is None
     assert torch.equal(quantizer.code(backend_for(x), None, x), quantizer(x)[0])
 
 

@@ -129,14 +129,14 @@ def test_a_weight_says_what_it_is_and_refuses_to_be_computed_with():
     for told in ("shape", "dtype", "device"):
         assert getattr(weight.data, told) == getattr(control, told)
     for use in (lambda: weight + 1, lambda: torch.cat([weight]), lambda: weight.double()):
-        with pytest.raises(BadArgument, match=r"rests packed; .*fewbit\.dequantize"):
+        with pytest.raises(BadArgument, match=r"is stored packed; .*fewbit\.dequantize"):
             use()
 
 
 @pytest.mark.parametrize("name", [PIXART, HUNYUAN])
 def test_fusing_projections_is_refused_in_words(name):
     tiny.make(name).fuse_qkv_projections()
-    with pytest.raises(BadArgument, match=r"rests packed"):
+    with pytest.raises(BadArgument, match=r"is stored packed"):
         tiny.quantized(name).fuse_qkv_projections()
 
 

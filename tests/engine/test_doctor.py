@@ -27,7 +27,7 @@ def test_every_layer_has_a_path_and_a_reason(small: Any, monkeypatch: pytest.Mon
 def test_what_it_says_of_layers_fits_in_80_columns() -> None:
     names = [f"transformer_blocks.{block}.attn1.to_out.0" for block in range(28)]
     why = "cuda cannot: it computes on CUDA devices, not on cpu (no CUDA here)"
-    path = "native avx512-vnni, integer products, weights resting in 8 bits"
+    path = "native avx512-vnni, integer products, weights stored in 8 bits"
     found = LayerPaths(
         tuple(
             LayerPath(name, "int8/row/fp32", "smooth > int8 t10", "native", path, why)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewbit.judge.features import Seen
+from fewbit.judge.features import InputStats
 
 
 class Colours:
@@ -23,11 +23,11 @@ class Colours:
     resize = "none"
     sha256 = "c0104a5"
 
-    def see(self, pictures: Tensor) -> Seen:
+    def see(self, pictures: Tensor) -> InputStats:
         values = pictures.float()
         halves = torch.stack([half.mean((2, 3)) for half in values.chunk(2, dim=3)], 1)
         pooled = values.mean((2, 3))
-        return Seen(pooled, halves.flatten(1), pooled.softmax(1))
+        return InputStats(pooled, halves.flatten(1), pooled.softmax(1))
 
 
 @pytest.fixture

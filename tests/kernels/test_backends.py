@@ -10,9 +10,9 @@ from torch.nn.functional import gelu, layer_norm
 from fewbit.formats import FORMATS, FormatChoice, Minifloat, QTensor, Spec
 from fewbit.kernels.choose import BACKENDS, backend_named
 from fewbit.kernels.values import (
-    After,
-    Coded,
-    Modulated,
+    AdaLNInput,
+    Epilogue,
+    QuantizedRows,
     Rotation,
     Weight,
     has_integer_rows,
@@ -48,7 +48,7 @@ def rotation_of(width: int, block: int | None = None) -> Rotation:
     return Rotation(hadamard.signs(), tuple(hadamard.matrices()))
 
 
-def same_codes(ours: Coded, exact: Coded) -> None:
+def same_codes(ours: QuantizedRows, exact: QuantizedRows) -> None:
     assert ours.integers.dtype == torch.int8
     assert torch.equal(ours.scales, exact.scales)
     assert torch.equal(ours.integers, exact.integers)
@@ -115,9 +115,9 @@ def test_the_rotation_is_the_same_to_the_last_bit(backend, width, block):
         same_codes(backend.quantize(half, fmt, rotation), DEFINITION.quantize(half, fmt, rotation))
 
 
-def modulated(dtype: torch.dtype, width: int = 192) -> Modulated:
+def modulated(dtype: torch.dtype, width: int = 192) -> AdaLNInput:
     shift, scale = normal(2, 2, width, seed=6)
-    return Modulated(3 * normal(2, 70, width).to(dtype) + 1, shift, scale, 1e-6)
+    return AdaLNInput(3 * normal(2, 70, width).to(dtype) + 1, shift, scale, 1e-6)
 
 
 @copies
@@ -155,33 +155,33 @@ def test_the_definition_of_modulation_is_torchs_layer_norm():
 class TestAfter:
     """What follows a product, of two images with 19 and of two with 300 tokens."""
 
-    def both(self, backend, weight, activation, dtype, after, tokens=19):
+    def both(self, backend, weight, activation, dtype, epilogue, tokens=19):
         packed, x = weight_of(weight, 1160, 128), normal(2 * tokens, 128).to(dtype)
         given = x if activation is None else DEFINITION.quantize(x, FORMATS[activation])
         laid = Weight(packed, backend.layout(packed, None, False))
-        ours = backend.linear(given, laid, None, dtype, after)
-        return ours, DEFINITION.linear(given, Weight(packed), None, dtype, after)
+        ours = backend.linear(given, laid, None, dtype, epilogue)
+        return ours, DEFINITION.linear(given, Weight(packed), None, dtype, epilogue)
 
     def test_gelu(self, backend, weight, activation, dtype):
-        ours, exact = self.both(backend, weight, activation, dtype, After(gelu=True))
+        ours, exact = self.both(backend, weight, activation, dtype, Epilogue(gelu=True))
         alike(ours, exact)
 
     @pytest.mark.parametrize("tokens", [19, 300])
     def test_gate_and_residual(self, backend, weight, activation, dtype, tokens):
         residual = normal(2 * tokens, 1160, seed=8).to(dtype)
-        after = After(gate=normal(2, 1160, seed=7), residual=residual)
-        alike(*self.both(backend, weight, activation, dtype, after, tokens))
+        epilogue = Epilogue(gate=normal(2, 1160, seed=7), residual=residual)
+        alike(*self.both(backend, weight, activation, dtype, epilogue, tokens))
 
 
 def test_after_is_what_its_words_say():
     product, gate, residual = normal(6, 5), normal(2, 5, seed=1), normal(6, 5, seed=2).bfloat16()
-    assert torch.equal(After(gelu=True)(product), gelu(product, approximate="tanh"))
+    assert torch.equal(Epilogue(gelu=True)(product), gelu(product, approximate="tanh"))
     gated = residual.float() + gate.repeat_interleave(3, 0) * product
-    assert torch.equal(After(gate=gate, residual=residual)(product), gated)
+    assert torch.equal(Epilogue(gate=gate, residual=residual)(product), gated)
     for part in (slice(0, 3), slice(1, 2), slice(3, 5)):
-        some = After(gate=gate, residual=residual)(product[part], part.start)
+        some = Epilogue(gate=gate, residual=residual)(product[part], part.start)
         assert torch.equal(some, gated[part])
-    assert After()(product) is product
+    assert Epilogue()(product) is product
 
 
 @copies
@@ -250,7 +250,7 @@ WIDE = [
 
 @pytest.mark.parametrize(
     ("backend", "name"),
-    [(b, name) for b in COPIES for name in WIDE if b.hands_on(Spec(FORMATS[name]))],
+    [(b, name) for b in COPIES for name in WIDE if b.accepts_codes(Spec(FORMATS[name]))],
 )
 @pytest.mark.parametrize("text", WEIGHTS)
 @pytest.mark.parametrize("rows", [0, 1, 8, 9, 65])
@@ -259,9 +259,9 @@ def test_levels_too_wide_for_int8_are_multiplied_exactly(backend, name, text, ro
         packed, x, bias = weight_of(text, 40, 128), normal(rows, 128).to(dtype), normal(40, seed=2)
         coded, exact = backend.quantize(x, FORMATS[name]), Spec(FORMATS[name]).round(x)
         assert torch.equal(coded.values(), exact)
-        for after in (After(), After(gelu=True)):
-            ours = backend.linear(coded, Weight(packed), bias, dtype, after)
-            alike(ours, DEFINITION.linear(exact, Weight(packed), bias, dtype, after))
+        for epilogue in (Epilogue(), Epilogue(gelu=True)):
+            ours = backend.linear(coded, Weight(packed), bias, dtype, epilogue)
+            alike(ours, DEFINITION.linear(exact, Weight(packed), bias, dtype, epilogue))
 
 
 @copies
@@ -270,7 +270,7 @@ def test_levels_too_wide_for_int8_are_multiplied_exactly(backend, name, text, ro
 def test_a_lost_row_gives_no_number_and_spoils_no_other(backend, activation, lost):
     packed, x = weight_of("e2m1/row/fp32", 24, 64), normal(5, 64)
     x[3, 9] = lost
-    if activation is not None and not backend.hands_on(Spec(FORMATS[activation])):
+    if activation is not None and not backend.accepts_codes(Spec(FORMATS[activation])):
         pytest.skip("it is handed values")
     given = x if activation is None else backend.quantize(x, FORMATS[activation])
     finite = backend.linear(given, Weight(packed), None, torch.float32).isfinite()

@@ -10,7 +10,7 @@ from fewbit.kernels.choose import BACKENDS
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.native.backend import Native
 from fewbit.kernels.reference import Reference
-from fewbit.kernels.values import After, Weight
+from fewbit.kernels.values import Epilogue, Weight
 from fewbit.layers.linear import QLinear
 
 CPU = torch.device("cpu")
@@ -59,9 +59,9 @@ def test_whatever_the_tile_the_product_is_that_of_the_definition(monkeypatch, ti
 )
 def test_every_backend_gives_what_the_definition_gives(backend, dtype, rows, spec):
     weight, x, bias = Weight(packed(spec)), normal(rows, 48, seed=2).to(dtype), normal(70, seed=3)
-    for after in (After(), After(gelu=True)):
-        expected = Reference().linear(x, weight, bias, dtype, after)
-        product = backend.linear(x, weight, bias, dtype, after)
+    for epilogue in (Epilogue(), Epilogue(gelu=True)):
+        expected = Reference().linear(x, weight, bias, dtype, epilogue)
+        product = backend.linear(x, weight, bias, dtype, epilogue)
         assert product.dtype == dtype
         half = 0 if dtype == torch.float32 else torch.finfo(dtype).eps
         if rows:  # the contract, and one rounding to the model's dtype

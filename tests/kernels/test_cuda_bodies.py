@@ -6,7 +6,7 @@ import torch
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.kernels.choose import backend_named
 from fewbit.kernels.cuda import FP8, fits_tensor_cores, fp8_levels, is_fp8
-from fewbit.kernels.values import Coded, Weight
+from fewbit.kernels.values import QuantizedRows, Weight
 
 CUDA, DEFINITION = backend_named("cuda"), backend_named("reference")
 IN_FP8 = [name for name, fmt in FORMATS.items() if is_fp8(fmt)]
@@ -70,7 +70,7 @@ def test_fp8_sums_of_few_bit_floats_are_the_integers(weight, activation):
     sums = coded.integers.double() @ Weight(matrix).integers().double().T
     step = FORMATS[activation].step * FORMATS[weight].step
     levels = (coded.integers.float() * FORMATS[activation].step).to(FP8)
-    one = Coded(levels, torch.ones(4, 1), coded.largest)
+    one = QuantizedRows(levels, torch.ones(4, 1), coded.largest)
     plain = QTensor(
         matrix.packed, Spec(FORMATS[weight]).fit(torch.ones(32, 1152)), matrix.spec, 1152
     )

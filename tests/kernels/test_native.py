@@ -308,7 +308,7 @@ def regions_of(low: list[float], high: list[float], half: int = 128) -> Tensor:
     bins = TimeBins(torch.arange(len(low)) * 100.0)
     bins.clock = Clock("t", 0)
     bins.clock.read(bins, (torch.arange(len(low)) * 100,), {})
-    regions = MultiRegion(spec, "unit", steps, bins).of_shares()
+    regions = MultiRegion(spec, "unit", steps, bins).of_weights()
     assert regions is not None
     return regions
 

@@ -17,7 +17,7 @@ from fewbit.errors import BadArgument
 from fewbit.formats import QTensor, Spec
 from fewbit.kernels.choose import BACKENDS, VARIABLE, backend_for
 from fewbit.kernels.native import ops as native
-from fewbit.kernels.values import After, Modulated
+from fewbit.kernels.values import AdaLNInput, Epilogue
 from fewbit.layers.attention import QAttention
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
@@ -36,7 +36,7 @@ def normal(*shape: int) -> Tensor:
 def operations() -> Any:
     """Everything that runs at run time, on tensors and parts that are there already."""
     x, vectors, heads = normal(2, 20, 64), normal(2, 64), normal(2, 2, 10, 32)
-    mask, given = normal(1, 1, 10, 10) > 0, Modulated(x, vectors, vectors, 1e-6)
+    mask, given = normal(1, 1, 10, 10) > 0, AdaLNInput(x, vectors, vectors, 1e-6)
     bins = TimeBins(torch.zeros(1))
     static = Static(TENSOR, torch.full((1, 1), 0.1), bins)
     shares = MultiRegion(TENSOR, "unit", torch.tensor([0.001, 1 / 128])[:, None, None], bins)
@@ -46,7 +46,11 @@ def operations() -> Any:
         text: QTensor.quantize(normal(24, 64), Spec.parse(text))
         for text in ("e2m1/row/fp32", "e2m1/g16/e4m3", "uint4/g8/fp16", "e4m3/row/fp32")
     }
-    after = After(), After(gelu=True), After(gate=vectors[:, :24], residual=normal(40, 24))
+    epilogue = (
+        Epilogue(),
+        Epilogue(gelu=True),
+        Epilogue(gate=vectors[:, :24], residual=normal(40, 24)),
+    )
 
     def run() -> Iterator[Tensor]:
         yield rotation(x)
@@ -65,7 +69,7 @@ def operations() -> Any:
                 for stage in (None, InputStage(rotation, rounding[1]), InputStage(None, static)):
                     layer = QLinear(matrix, vectors[0, :24], stage)
                     layer.fast = fast
-                    yield from (layer(x, then) for then in after)
+                    yield from (layer(x, then) for then in epilogue)
                     yield layer.packed_weight.packed
 
     return run

@@ -13,7 +13,7 @@ from fewbit.activations.static import Static
 from fewbit.errors import BadArgument
 from fewbit.formats import QTensor, Spec
 from fewbit.kernels.choose import BACKENDS, VARIABLE, backend_named
-from fewbit.kernels.values import After, Modulated, Rotation, Weight
+from fewbit.kernels.values import AdaLNInput, Epilogue, Rotation, Weight
 from fewbit.layers.attention import QAttention
 from fewbit.layers.linear import QLinear
 from fewbit.layers.quick_attention import attention
@@ -101,14 +101,16 @@ def test_no_rows_through_every_stage(backend, activation, transform):
 @torch.no_grad()
 @pytest.mark.parametrize("images", [0, 2])
 def test_no_tokens_through_a_fused_block(backend, images):
-    """Modulated, with what follows a product, and attention between."""
+    """AdaLNInput, with what follows a product, and attention between."""
     vectors = torch.ones(images, WIDTH)
     x = torch.ones(images, 0 if images else 3, WIDTH)
     for activation in ACTIVATIONS:
         made = layer("e2m1/row/fp32", activation, "hadamard")
-        given = Modulated(x, vectors, vectors, 1e-6)
-        after = After(gate=vectors[:, :OUT], residual=torch.ones(x.shape[0] * x.shape[1], OUT))
-        for then in (After(), After(gelu=True), after):
+        given = AdaLNInput(x, vectors, vectors, 1e-6)
+        epilogue = Epilogue(
+            gate=vectors[:, :OUT], residual=torch.ones(x.shape[0] * x.shape[1], OUT)
+        )
+        for then in (Epilogue(), Epilogue(gelu=True), epilogue):
             assert made(given, then).shape == (*x.shape[:2], OUT)
 
 

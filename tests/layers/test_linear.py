@@ -83,10 +83,10 @@ def test_changing_the_dtype_leaves_what_is_stored(weight, activation, move):
     layer = make(weight, activation)
     before = copy.deepcopy(layer.state_dict())
     moved = move(layer)
-    after = moved.state_dict()
+    epilogue = moved.state_dict()
     for name in STORED & before.keys():
-        assert after[name].dtype == before[name].dtype
-        assert torch.equal(after[name].view(torch.uint8), before[name].view(torch.uint8))
+        assert epilogue[name].dtype == before[name].dtype
+        assert torch.equal(epilogue[name].view(torch.uint8), before[name].view(torch.uint8))
     assert moved.bias.dtype != torch.float32
 
 
@@ -193,9 +193,9 @@ def test_whatever_the_layout_the_stored_codes_come_back(weight, fast, forced):
     layer.fast = fast
     expected = layer(tokens())
     for again in (layer, copy.deepcopy(layer)):
-        after = again.state_dict()
-        assert before.keys() == after.keys()
-        assert all(_bits(after[name]) == _bits(before[name]) for name in before)
+        epilogue = again.state_dict()
+        assert before.keys() == epilogue.keys()
+        assert all(_bits(epilogue[name]) == _bits(before[name]) for name in before)
         assert _bits(again.packed_weight.packed) == _bits(before["codes"])
         assert torch.equal(again(tokens()), expected)
     layer.unbind()

@@ -77,10 +77,10 @@ def test_other_steps_labels_and_dtypes_are_other_inputs(model):
 def test_changed_weights_are_noticed(model, of):
     before = run(model)
     model.transformer_blocks[0].norm1.get_parameter(of).add_(1.0)
-    after = run(model)
-    assert not torch.equal(before, after)
+    epilogue = run(model)
+    assert not torch.equal(before, epilogue)
     unbind(model)
-    assert torch.allclose(after, run(model), atol=1e-5)
+    assert torch.allclose(epilogue, run(model), atol=1e-5)
 
 
 def test_nothing_is_remembered_while_training(model):

@@ -13,7 +13,7 @@ from torch import nn
 import fewbit
 from fewbit import ModelSpec
 from fewbit.calibration import BlockStream, CalibrationSet
-from fewbit.calibration.observe import Seen
+from fewbit.calibration.observe import InputStats
 from fewbit.engine.decibel import sqnr
 from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe
@@ -100,7 +100,7 @@ def test_moments_after_a_transform_are_those_of_transformed_inputs():
     x = torch.randn(300, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scales = torch.linspace(0.1, 9, 48, dtype=torch.float64)
     transform = Chain([Smooth(scales), HadamardTransform(Hadamard(48, None, seed=1))])
-    seen = Seen(x.T @ x / 300, x[:7]).after(transform)
+    seen = InputStats(x.T @ x / 300, x[:7]).after(transform)
     direct = transform(x).T @ transform(x) / 300
     torch.testing.assert_close(seen.moments, direct, rtol=0, atol=1e-9)
     torch.testing.assert_close(seen.rms, transform(x).square().mean(0).sqrt())

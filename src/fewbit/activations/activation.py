@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.kernels.reference import Coder, Reference
-from fewbit.kernels.values import Coded, Modulated, Rotation
+from fewbit.kernels.values import AdaLNInput, QuantizedRows, Rotation
 
 
 class Activation(nn.Module):
     spec: Spec
 
     @property
-    def handed_on(self) -> Spec | None:
+    def code_spec(self) -> Spec | None:
         """How the codes are rounded that a product may get; None: it gets float32 values."""
         return None
 
@@ -31,8 +31,8 @@ class Activation(nn.Module):
         return partial(self.code, backend, rotation)
 
     def code(
-        self, backend: Reference, rotation: Rotation | None, x: Tensor | Modulated
-    ) -> Coded | Tensor:
+        self, backend: Reference, rotation: Rotation | None, x: Tensor | AdaLNInput
+    ) -> QuantizedRows | Tensor:
         """x, rotated and rounded: integers where the format has them, else float32 values; rows
         [tokens, in] either way."""
         x = rotated(backend, rotation, x)
@@ -60,7 +60,7 @@ def refuse_stored_levels(spec: Spec) -> None:
         )
 
 
-def rotated(backend: Reference, rotation: Rotation | None, x: Tensor | Modulated) -> Tensor:
+def rotated(backend: Reference, rotation: Rotation | None, x: Tensor | AdaLNInput) -> Tensor:
     x = backend.tokens(x)
     if rotation is None:
         return x

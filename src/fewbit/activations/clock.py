@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.activations.kept import Kept
+from fewbit.activations.fixed_dtype import FixedDtype
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.models.timestep import TIMES, time_argument
 
@@ -36,7 +36,7 @@ class Clock:
         return {**self.__dict__, "time": None}
 
 
-class TimeBins(Kept):
+class TimeBins(FixedDtype):
     """Each bin is what lies nearer to its centre than to the others; on the middle between two
     it is the earlier."""
 

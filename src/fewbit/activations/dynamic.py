@@ -30,7 +30,7 @@ class Dynamic(Activation):
         self.spec = spec
 
     @property
-    def handed_on(self) -> Spec:
+    def code_spec(self) -> Spec:
         return self.spec
 
     def check_width(self, columns: int) -> None:
@@ -39,12 +39,12 @@ class Dynamic(Activation):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         backend = backend_for(x)
-        if backend.hands_on(self.spec):
+        if backend.accepts_codes(self.spec):
             return backend.quantize(rows, self.spec.format).values().view(x.shape)
         return self.spec.round(rows).view(x.shape)
 
     def coder(self, backend: Reference, rotation: Rotation | None) -> Coder:
-        if not backend.hands_on(self.spec):
+        if not backend.accepts_codes(self.spec):
             return super().coder(backend, rotation)
         return backend.coder(self.spec.format, rotation)
 

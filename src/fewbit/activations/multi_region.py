@@ -16,28 +16,28 @@ from torch import Tensor
 
 from fewbit.activations.activation import Activation, refuse_stored_levels, rotated
 from fewbit.activations.clock import TimeBins
-from fewbit.activations.kept import Kept
+from fewbit.activations.fixed_dtype import FixedDtype
 from fewbit.activations.static import (
     by_part,
     check_one_part,
     check_steps,
     checked_parts,
     in_steps,
-    lost_as_nan,
-    lost_rows,
+    non_finite_as_nan,
+    non_finite_rows,
     row_scales,
     times,
 )
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.kernels.reference import Reference
-from fewbit.kernels.values import Coded, Modulated, Rotation, has_integer_rows
+from fewbit.kernels.values import AdaLNInput, QuantizedRows, Rotation, has_integer_rows
 
 KIND = "multi_region"
 Regions = Literal["signed", "fused", "unit"]
 
 
-class MultiRegion(Activation, Kept):
+class MultiRegion(Activation, FixedDtype):
     """steps[0] is of the lower region, steps[1] of the upper."""
 
     steps: Tensor  # float32 [2, groups, parts]
@@ -56,28 +56,28 @@ class MultiRegion(Activation, Kept):
     def forward(self, x: Tensor) -> Tensor:
         low, high = (self.bins.pick(steps)[..., None] for steps in self.steps)
         rounded = two_regions(by_part(x, low), low, high, self.spec, self.regions, self.whole)
-        return lost_as_nan(rounded.view(x.shape), x)
+        return non_finite_as_nan(rounded.view(x.shape), x)
 
     @property
-    def handed_on(self) -> Spec | None:
+    def code_spec(self) -> Spec | None:
         summed = self.regions != "unit" and self.steps.shape[2] == 1
         return self.spec if summed and has_integer_rows(self.spec) else None
 
     def code(
-        self, backend: Reference, rotation: Rotation | None, x: Tensor | Modulated
-    ) -> Coded | Tensor:
+        self, backend: Reference, rotation: Rotation | None, x: Tensor | AdaLNInput
+    ) -> QuantizedRows | Tensor:
         """Each region is zero where the other has its say: their sum is what they stand for."""
-        if self.handed_on is None:
+        if self.code_spec is None:
             return super().code(backend, rotation, x)
         x = rotated(backend, rotation, x)
-        half, lost = 1 << (self.spec.format.bits - 1), lost_rows(x)
+        half, non_finite = 1 << (self.spec.format.bits - 1), non_finite_rows(x)
         low, high = (self.bins.pick(steps) for steps in self.steps)
         levels = _signed_levels(in_steps(x, low), in_steps(x, high), half, self.whole)
         integers = torch.cat([part.to(torch.int8) for part in levels])
-        scales = torch.cat([row_scales(lost, step) for step in (low, high)])
-        return Coded(integers, scales, half, parts=2)
+        scales = torch.cat([row_scales(non_finite, step) for step in (low, high)])
+        return QuantizedRows(integers, scales, half, parts=2)
 
-    def of_shares(self) -> Tensor | None:
+    def of_weights(self) -> Tensor | None:
         """[rows or 1, 8], what `two_regions` makes of the steps, for code that rounds on its way;
         None if the parts have steps of their own, or the regions are not `unit`."""
         if self.regions != "unit" or self.steps.shape[2] > 1:

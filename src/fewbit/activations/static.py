@@ -9,17 +9,17 @@ from torch import Tensor
 
 from fewbit.activations.activation import Activation, refuse_stored_levels, rotated
 from fewbit.activations.clock import TimeBins
-from fewbit.activations.kept import Kept
+from fewbit.activations.fixed_dtype import FixedDtype
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import Spec
 from fewbit.kernels.reference import Reference
-from fewbit.kernels.values import Coded, Modulated, Rotation, has_integer_rows
+from fewbit.kernels.values import AdaLNInput, QuantizedRows, Rotation, has_integer_rows
 
 KIND = "static"
 MOST_PARTS = 10_000
 
 
-class Static(Activation, Kept):
+class Static(Activation, FixedDtype):
     """One step for each time group and part; the parts are the second axis of x, as heads are."""
 
     steps: Tensor  # float32 [groups, parts]
@@ -32,24 +32,24 @@ class Static(Activation, Kept):
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.bins.pick(self.steps)[..., None]
-        return lost_as_nan(one_region(by_part(x, step), step, self.spec).view(x.shape), x)
+        return non_finite_as_nan(one_region(by_part(x, step), step, self.spec).view(x.shape), x)
 
     @property
-    def handed_on(self) -> Spec | None:
+    def code_spec(self) -> Spec | None:
         one_step = self.steps.shape[1] == 1
         return self.spec if one_step and has_integer_rows(self.spec) else None
 
     def code(
-        self, backend: Reference, rotation: Rotation | None, x: Tensor | Modulated
-    ) -> Coded | Tensor:
-        if self.handed_on is None:
+        self, backend: Reference, rotation: Rotation | None, x: Tensor | AdaLNInput
+    ) -> QuantizedRows | Tensor:
+        if self.code_spec is None:
             return super().code(backend, rotation, x)
         step, fmt = self.bins.pick(self.steps), self.spec.format
         x = rotated(backend, rotation, x)
         levels = fmt.round(in_steps(x, step))
         integers = levels if fmt.step == 1 else levels.div_(fmt.step)
-        scales = row_scales(lost_rows(x), step) * fmt.step
-        return Coded(integers.to(torch.int8), scales, fmt.integer_max)
+        scales = row_scales(non_finite_rows(x), step) * fmt.step
+        return QuantizedRows(integers.to(torch.int8), scales, fmt.integer_max)
 
     def check_width(self, columns: int) -> None:
         check_one_part(self.config())
@@ -76,7 +76,7 @@ def one_region(x: Tensor, step: Tensor, spec: Spec) -> Tensor:
     return spec.format.round(x * step.reciprocal()).mul_(step)
 
 
-def lost_as_nan(rounded: Tensor, x: Tensor) -> Tensor:
+def non_finite_as_nan(rounded: Tensor, x: Tensor) -> Tensor:
     """Where x is not finite: what saturates must not look like a number."""
     return rounded.masked_fill_(~x.isfinite(), torch.nan)
 
@@ -94,14 +94,16 @@ def in_steps(x: Tensor, step: Tensor) -> Tensor:
     return (by_part(x, step[..., None]) * step.reciprocal()[..., None]).view(-1, x.shape[-1])
 
 
-def lost_rows(x: Tensor) -> Tensor:
+def non_finite_rows(x: Tensor) -> Tensor:
     """[rows, 1]: those that hold what is not finite, which times zero is NaN."""
     return (x * 0).sum(-1).isnan().view(-1, 1)
 
 
-def row_scales(lost: Tensor, step: Tensor) -> Tensor:
+def row_scales(non_finite: Tensor, step: Tensor) -> Tensor:
     """[rows, 1]"""
-    return step.repeat_interleave(len(lost) // len(step), 0).masked_fill(lost, torch.nan)
+    return step.repeat_interleave(len(non_finite) // len(step), 0).masked_fill(
+        non_finite, torch.nan
+    )
 
 
 def checked_parts(parts: object) -> int:

@@ -22,7 +22,7 @@ BATCH = 16  # rows in each pass through a whole model
 
 
 @dataclass(frozen=True)
-class Seen:
+class InputStats:
     moments: Tensor  # [in, in], the mean of x·xᵀ
     sample: Tensor  # [at most SAMPLE_ROWS, in], tokens drawn evenly over all minibatches
 
@@ -31,15 +31,15 @@ class Seen:
         """How loud each channel is."""
         return self.moments.diagonal().sqrt()
 
-    def after(self, transform: Callable[[Tensor], Tensor] | None) -> Seen:
+    def after(self, transform: Callable[[Tensor], Tensor] | None) -> InputStats:
         """Of inputs that went through a linear map."""
         if transform is None:
             return self
-        return Seen(transform(transform(self.moments).T), transform(self.sample))
+        return InputStats(transform(transform(self.moments).T), transform(self.sample))
 
 
 class Observer:
-    """Collects `Seen` from a stream of inputs; `minibatches` is how many will come."""
+    """Collects `InputStats` from a stream of inputs; `minibatches` is how many will come."""
 
     def __init__(
         self, channels: int, minibatches: int, seed: int, device: torch.device | None = None
@@ -57,12 +57,12 @@ class Observer:
         order = torch.randperm(len(rows), generator=self.generator)[: self.share]
         self.drawn.append(rows[order.to(rows.device)].float())
 
-    def seen(self) -> Seen:
+    def seen(self) -> InputStats:
         sample = torch.cat(self.drawn)[:SAMPLE_ROWS]
-        return Seen(self.moments.mean(), sample)
+        return InputStats(self.moments.mean(), sample)
 
 
-def observe(step: Step, widths: Mapping[str, int], seed: int) -> dict[str, Seen]:
+def observe(step: Step, widths: Mapping[str, int], seed: int) -> dict[str, InputStats]:
     """What the layers of a block see, by their paths in it; one pass over all rows."""
     observers = {
         path: Observer(width, step.minibatches, seed, step.device) for path, width in widths.items()

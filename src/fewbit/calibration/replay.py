@@ -106,18 +106,18 @@ class Routes:
         return outlines
 
     def _last_reader(self, source: int) -> int:
-        """The source gives NaN, the others zeros: a reader is who receives a NaN."""
-        readers = [source]
+        """The source gives NaN, the others zeros: a consumer is who receives a NaN."""
+        consumers = [source]
 
         def stand_in(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if _poisoned((args, kwargs)):
-                readers.append(number)
+                consumers.append(number)
             value = torch.nan if number == source else 0
             return map_tensors(self.outlines[number], partial(self._filled, value=value))
 
         if _poisoned(self.replay.run(self.row, stand_in)):
-            readers.append(len(self.outlines))
-        return max(readers)
+            consumers.append(len(self.outlines))
+        return max(consumers)
 
     def _filled(self, outline: Tensor, value: float) -> Tensor:
         value = value if outline.is_floating_point() else 0

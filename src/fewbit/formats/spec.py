@@ -99,7 +99,7 @@ class Spec:
 
     def store(self, scale: Tensor, outer: Tensor | None = None) -> Scales:
         """Float scales as this spec keeps them; one that is not finite becomes NaN, and with it
-        all values it spans, so that a lost input never looks like a number."""
+        all values it spans, so that a non-finite input never looks like a number."""
         scale = scale.masked_fill(scale.isinf(), torch.nan)
         if outer is None:
             outer = self.scale.outer_scale(scale)

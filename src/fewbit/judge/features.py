@@ -27,7 +27,7 @@ INCEPTION_ADVICE = (
 
 
 @dataclass(frozen=True)
-class Seen:
+class InputStats:
     """What a net makes of N pictures."""
 
     pooled: Tensor  # (N, D)
@@ -53,7 +53,7 @@ class FeatureNet(Protocol):
     resize: str
     sha256: str
 
-    def see(self, pictures: Tensor) -> Seen:
+    def see(self, pictures: Tensor) -> InputStats:
         """Bytes [N, 3, height, width]."""
 
 
@@ -73,13 +73,13 @@ class ShapesNet:
         self.sha256 = hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @torch.no_grad()
-    def see(self, pictures: Tensor) -> Seen:
+    def see(self, pictures: Tensor) -> InputStats:
         if pictures.shape[1:] != (3, SIZE, SIZE):
             size = f"{pictures.shape[-1]}x{pictures.shape[-2]}"
             raise BadArgument(f"the shapes classifier looks at {SIZE}x{SIZE} pixels, got {size}")
         grid, pooled = self.net.features(as_float(pictures))
         spatial = grid[:, : SPATIAL_CHANNELS["shapes"]].flatten(1)
-        return Seen(pooled, spatial, self.net.head(pooled).softmax(1))
+        return InputStats(pooled, spatial, self.net.head(pooled).softmax(1))
 
 
 class InceptionNet:
@@ -105,9 +105,9 @@ class InceptionNet:
         self.grid = output[:, : SPATIAL_CHANNELS["inception"]].flatten(1)
 
     @torch.no_grad()
-    def see(self, pictures: Tensor) -> Seen:
+    def see(self, pictures: Tensor) -> InputStats:
         pooled, logits = self.net(pictures)
-        return Seen(pooled, self.grid, logits.softmax(1))
+        return InputStats(pooled, self.grid, logits.softmax(1))
 
 
 def net_for(pipe: Any, inception: Path | None) -> FeatureNet | None:

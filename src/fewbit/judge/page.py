@@ -358,7 +358,7 @@ def _spreads(layered: Mapping[str, TrajectoryFidelity]) -> str:
     label, found = max(
         layered.items(), key=lambda item: any(one.transformed for one in item[1].layers)
     )
-    by_counts = {one.inputs.counts: one for one in reversed(found.layers)}  # readers of one input
+    by_counts = {one.inputs.counts: one for one in reversed(found.layers)}  # consumers of one input
     loud = sorted(by_counts.values(), key=lambda one: -one.inputs.kurtosis)
     figures = [_spread(one) for one in loud if one.inputs.kurtosis == one.inputs.kurtosis][:SPREADS]
     lead = (

@@ -15,9 +15,9 @@ from fewbit.formats import Format, QTensor, Spec
 from fewbit.kernels.torch_cpu import Portable, integers_of, scaled, to_levels
 from fewbit.kernels.values import (
     NOTHING,
-    After,
-    Coded,
-    Modulated,
+    AdaLNInput,
+    Epilogue,
+    QuantizedRows,
     Rotation,
     Weight,
     has_integer_rows,
@@ -55,40 +55,40 @@ class Cuda(Portable):
         self, weight: Spec, activation: Spec | None, device: torch.device
     ) -> torch.dtype | None:
         """What both sides are multiplied as; None for the dtype of the model."""
-        if activation is None or not self.hands_on(activation):
+        if activation is None or not self.accepts_codes(activation):
             return None
         if is_fp8(activation.format) and _has_fp8(device):
             return FP8 if is_fp8(weight.format) else None
         return torch.int8 if has_integers(weight) else None
 
-    def hands_on(self, spec: Spec) -> bool:
+    def accepts_codes(self, spec: Spec) -> bool:
         return has_integer_rows(spec) or (is_fp8(spec.format) and scaled_by_row(spec))
 
     def multiplies_codes(self, weight: Spec) -> bool:
         return has_integers(weight) or is_fp8(weight.format)
 
     def quantize(
-        self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
-    ) -> Coded:
+        self, x: Tensor | AdaLNInput, fmt: Format, rotation: Rotation | None = None
+    ) -> QuantizedRows:
         """Of a float the levels themselves as FP8, of an integer format int8."""
         x = self.rows(x)
         if not is_fp8(fmt) or not _has_fp8(x.device):
             return super().quantize(x, fmt, rotation)
         if not x.numel():
-            return Coded(x.to(FP8), x.new_ones(len(x), 1), fmt.integer_max)
+            return QuantizedRows(x.to(FP8), x.new_ones(len(x), 1), fmt.integer_max)
         levels, scales = to_levels(x, fmt, rotation)
-        return Coded(levels.to(FP8).contiguous(), scales, fmt.integer_max)
+        return QuantizedRows(levels.to(FP8).contiguous(), scales, fmt.integer_max)
 
     def integer_linear(
         self,
-        x: Coded,
+        x: QuantizedRows,
         weight: Weight,
         bias: Tensor | None,
         dtype: torch.dtype,
-        after: After = NOTHING,
+        epilogue: Epilogue = NOTHING,
     ) -> Tensor:
-        if after is not NOTHING:
-            return after(self.integer_linear(x, weight, bias, torch.float32)).to(dtype)
+        if epilogue is not NOTHING:
+            return epilogue(self.integer_linear(x, weight, bias, torch.float32)).to(dtype)
         sizes = weight.packed.shape
         if x.integers.numel() and fits_tensor_cores(weight.spec, *sizes):
             if x.integers.dtype == FP8 and is_fp8(weight.spec.format):
@@ -112,7 +112,7 @@ class Cuda(Portable):
         return fp8_levels(packed) if how == FP8 else integers_of(packed)
 
     def _fp8_linear(
-        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+        self, x: QuantizedRows, weight: Weight, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """Row-wise scales where the result may be bfloat16; else the sums, scaled in float32."""
         packed, one = weight.packed, x.scales.new_ones(())
@@ -135,7 +135,7 @@ class Cuda(Portable):
         return scaled(sums, x.scales, scales.view(1, -1), bias, dtype)
 
     def _int8_linear(
-        self, x: Coded, weight: Weight, bias: Tensor | None, dtype: torch.dtype
+        self, x: QuantizedRows, weight: Weight, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         integers = weight.layout if weight.layout is not None else integers_of(weight.packed)
         rows = len(x.integers)

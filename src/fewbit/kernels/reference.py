@@ -18,9 +18,9 @@ from fewbit.formats import Format, QTensor, Spec
 from fewbit.formats.scale import FP32
 from fewbit.kernels.values import (
     NOTHING,
-    After,
-    Coded,
-    Modulated,
+    AdaLNInput,
+    Epilogue,
+    QuantizedRows,
     Rotation,
     Weight,
     has_integer_rows,
@@ -33,8 +33,8 @@ TILE = 1 << 20  # weights of a codebook that exist decoded at a time
 _EXACT_FLOAT32 = 1 << 24
 
 
-Coder = Callable[[Tensor | Modulated], Coded | Tensor]  # an input to the rows of a product
-Multiplier = Callable[[Coded | Tensor, torch.dtype, After], Tensor]  # rows to the result
+Coder = Callable[[Tensor | AdaLNInput], QuantizedRows | Tensor]  # an input to the rows of a product
+Multiplier = Callable[[QuantizedRows | Tensor, torch.dtype, Epilogue], Tensor]  # rows to the result
 
 
 class Reference:
@@ -49,8 +49,8 @@ class Reference:
         """How a layer of that kind is computed, in words."""
         return "definition: float32 products of unpacked weights"
 
-    def hands_on(self, spec: Spec) -> bool:
-        """Whether inputs rounded by `spec` reach the product as `Coded`, not as float32."""
+    def accepts_codes(self, spec: Spec) -> bool:
+        """Whether inputs rounded by `spec` reach the product as `QuantizedRows`, not as float32."""
         return has_integer_rows(spec)
 
     def multiplies_codes(self, weight: Spec) -> bool:
@@ -70,7 +70,7 @@ class Reference:
                 rotated = rotated + terms[:, k]
         return (rotated * rotation.scale).reshape(x.shape)
 
-    def modulate(self, given: Modulated) -> Tensor:
+    def modulate(self, given: AdaLNInput) -> Tensor:
         """float32 [images, tokens, columns]. Mean and deviation are taken in double precision, so
         that the order of their sums does not matter."""
         x = given.x.float()
@@ -79,11 +79,11 @@ class Reference:
         normal = centred * (variance + given.eps).sqrt().reciprocal().float()
         return normal * (1 + given.scale[:, None]) + given.shift[:, None]
 
-    def tokens(self, x: Tensor | Modulated) -> Tensor:
+    def tokens(self, x: Tensor | AdaLNInput) -> Tensor:
         """x, modulated if it is yet to be."""
-        return self.modulate(x) if isinstance(x, Modulated) else x
+        return self.modulate(x) if isinstance(x, AdaLNInput) else x
 
-    def rows(self, x: Tensor | Modulated) -> Tensor:
+    def rows(self, x: Tensor | AdaLNInput) -> Tensor:
         """[rows, columns]"""
         return self.tokens(x).reshape(-1, x.shape[-1])
 
@@ -96,8 +96,8 @@ class Reference:
         return partial(_multiply, self, weight, bias)
 
     def quantize(
-        self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
-    ) -> Coded:
+        self, x: Tensor | AdaLNInput, fmt: Format, rotation: Rotation | None = None
+    ) -> QuantizedRows:
         """Each row of x [..., columns] to the nearest levels at the scale that clips nothing."""
         x = self.rows(x)
         x = x.float() if rotation is None else self.rotate(x, rotation).float()
@@ -106,23 +106,23 @@ class Reference:
         scales = scales.masked_fill(scales.isinf(), torch.nan)
         levels = fmt.round(x * scales.reciprocal()) / fmt.step
         integers = levels.masked_fill(scales.isnan(), 0).to(torch.int8)
-        return Coded(integers, scales * fmt.step, fmt.integer_max)
+        return QuantizedRows(integers, scales * fmt.step, fmt.integer_max)
 
     def linear(
         self,
-        x: Coded | Tensor,
+        x: QuantizedRows | Tensor,
         weight: Weight,
         bias: Tensor | None,
         dtype: torch.dtype,
-        after: After = NOTHING,
+        epilogue: Epilogue = NOTHING,
     ) -> Tensor:
         """after(x · weightᵀ + bias), [rows, out]. Integers are multiplied and summed as such."""
-        refuse_other_width(x.integers if isinstance(x, Coded) else x, weight.packed.columns)
+        refuse_other_width(x.integers if isinstance(x, QuantizedRows) else x, weight.packed.columns)
         bias = None if bias is None else bias.float()
-        exact = dtype if after is NOTHING else torch.float32
-        if isinstance(x, Coded) and self.multiplies_codes(weight.spec):
+        exact = dtype if epilogue is NOTHING else torch.float32
+        if isinstance(x, QuantizedRows) and self.multiplies_codes(weight.spec):
             if x.parts == 1:
-                return self.integer_linear(x, weight, bias, dtype, after)
+                return self.integer_linear(x, weight, bias, dtype, epilogue)
             each = replace(x, parts=1)
             product = x.summed(self.integer_linear(each, weight, None, torch.float32))
             product = product if bias is None else product.add_(bias)
@@ -133,15 +133,15 @@ class Reference:
                 if weight.spec.format.learned
                 else self.float_linear(given, weight, bias, exact)
             )
-        return after(product).to(dtype)
+        return epilogue(product).to(dtype)
 
     def integer_linear(
         self,
-        x: Coded,
+        x: QuantizedRows,
         weight: Weight,
         bias: Tensor | None,
         dtype: torch.dtype,
-        after: After = NOTHING,
+        epilogue: Epilogue = NOTHING,
     ) -> Tensor:
         """Exact sums, one for each group of columns, then the scales in float32."""
         integers, scales = weight.integers(), weight.integer_scales()
@@ -156,7 +156,7 @@ class Reference:
             else:
                 products = products + sums.float() * scale
         products = products if scales.shape[1] == 1 else products * x.scales
-        return after(products if bias is None else products + bias).to(dtype)
+        return epilogue(products if bias is None else products + bias).to(dtype)
 
     def float_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
@@ -212,11 +212,11 @@ def _multiply(
     backend: Reference,
     weight: Weight,
     bias: Tensor | None,
-    x: Coded | Tensor,
+    x: QuantizedRows | Tensor,
     dtype: torch.dtype,
-    after: After,
+    epilogue: Epilogue,
 ) -> Tensor:
-    return backend.linear(x, weight, bias, dtype, after)
+    return backend.linear(x, weight, bias, dtype, epilogue)
 
 
 def _wide(x: Tensor) -> torch.dtype:

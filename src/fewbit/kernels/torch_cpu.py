@@ -15,9 +15,9 @@ from fewbit.formats.scale import SMALLEST
 from fewbit.kernels.reference import Reference
 from fewbit.kernels.values import (
     NOTHING,
-    After,
-    Coded,
-    Modulated,
+    AdaLNInput,
+    Epilogue,
+    QuantizedRows,
     Rotation,
     Weight,
     has_integers,
@@ -62,7 +62,7 @@ class Portable(Reference):
             out[part] = _turned_and_rotated(x[part], rotation, *scratch[:, : len(x[part])])[0].t()
         return out
 
-    def modulate(self, given: Modulated) -> Tensor:
+    def modulate(self, given: AdaLNInput) -> Tensor:
         x = given.x.float()
         centred = x - x.double().mean(-1, keepdim=True).float()
         length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True, dtype=torch.float64)
@@ -71,19 +71,19 @@ class Portable(Reference):
         return normal.mul_(1 + given.scale[:, None]).add_(given.shift[:, None])
 
     def quantize(
-        self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
-    ) -> Coded:
-        given = x.x if isinstance(x, Modulated) else x
+        self, x: Tensor | AdaLNInput, fmt: Format, rotation: Rotation | None = None
+    ) -> QuantizedRows:
+        given = x.x if isinstance(x, AdaLNInput) else x
         if fmt.arithmetic is None or not given.numel():
             return super().quantize(x, fmt, rotation)
         if torch.compiler.is_compiling() or given.device.type != "cpu":
             return _quantize(self.rows(x), fmt, rotation)
         columns = given.shape[-1]
         rows = given.numel() // columns
-        turned = rotation is not None  # and stays so: the product reads it as quickly
+        transposed = rotation is not None  # and stays so: the product reads it as quickly
         unit, dtype = _unit(fmt)
-        integers = given.new_empty((columns, rows) if turned else (rows, columns), dtype=dtype)
-        integers = integers.t() if turned else integers
+        integers = given.new_empty((columns, rows) if transposed else (rows, columns), dtype=dtype)
+        integers = integers.t() if transposed else integers
         scales = given.new_empty(rows, 1, dtype=torch.float32)
         scratch = scales.new_empty(2, min(rows, _rows_cached(rows, columns)), columns)
         rotation = None if rotation is None else _in_floats(rotation)
@@ -91,24 +91,24 @@ class Portable(Reference):
             levels, scales[part] = to_levels(self.rows(some), fmt, rotation, scratch)
             integers[part] = levels if unit == 1 else levels.mul_(1 / unit)
         scales *= unit
-        return Coded(integers, scales, fmt.integer_max)
+        return QuantizedRows(integers, scales, fmt.integer_max)
 
     def integer_linear(
         self,
-        x: Coded,
+        x: QuantizedRows,
         weight: Weight,
         bias: Tensor | None,
         dtype: torch.dtype,
-        after: After = NOTHING,
+        epilogue: Epilogue = NOTHING,
     ) -> Tensor:
         scales = weight.integer_scales()
         if not x.integers.numel() or not _worth_it(weight.spec, x.integers.shape[1]):
-            return after(self.float_linear(x.values(), weight, bias, torch.float32)).to(dtype)
+            return epilogue(self.float_linear(x.values(), weight, bias, torch.float32)).to(dtype)
         integers = self._integers(weight)
         if scales.shape[1] > 1:
-            return after(_grouped(x, integers, scales, bias)).to(dtype)
+            return epilogue(_grouped(x, integers, scales, bias)).to(dtype)
         sums = torch._int_mm(x.integers, integers.t())
-        return scaled(sums, x.scales, scales.view(1, -1), bias, dtype, after)
+        return scaled(sums, x.scales, scales.view(1, -1), bias, dtype, epilogue)
 
     def float_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
@@ -189,7 +189,7 @@ def _four_at_once(fmt: Format) -> Tensor:
 _four_at_once_kept = lru_cache(maxsize=8)(_four_at_once)
 
 
-def _parts(x: Tensor | Modulated) -> Iterator[tuple[slice, Tensor | Modulated]]:
+def _parts(x: Tensor | AdaLNInput) -> Iterator[tuple[slice, Tensor | AdaLNInput]]:
     """Rows, few enough at a time that the passes over them stay in the cache."""
     if isinstance(x, Tensor):
         rows = x.reshape(-1, x.shape[-1])
@@ -199,7 +199,7 @@ def _parts(x: Tensor | Modulated) -> Iterator[tuple[slice, Tensor | Modulated]]:
     for part in _cached(rows, tokens):
         image = part.start // tokens
         shift, scale = x.shift[image, None], x.scale[image, None]
-        yield part, Modulated(rows[None, part], shift, scale, x.eps)
+        yield part, AdaLNInput(rows[None, part], shift, scale, x.eps)
 
 
 def _cached(x: Tensor, tokens: int | None = None) -> Iterator[slice]:
@@ -250,11 +250,11 @@ def _turned_and_rotated(
     return tokens.mul_(rotation.scale), spare
 
 
-def _quantize(x: Tensor, fmt: Format, rotation: Rotation | None) -> Coded:
+def _quantize(x: Tensor, fmt: Format, rotation: Rotation | None) -> QuantizedRows:
     levels, scales = to_levels(x, fmt, rotation)
     unit, dtype = _unit(fmt)
     integers = levels if unit == 1 else levels.mul_(1 / unit)
-    return Coded(integers.to(dtype).contiguous(), scales * unit, fmt.integer_max)
+    return QuantizedRows(integers.to(dtype).contiguous(), scales * unit, fmt.integer_max)
 
 
 def _unit(fmt: Format) -> tuple[float, torch.dtype]:
@@ -326,7 +326,7 @@ def _digits(x: Tensor) -> tuple[Tensor, Tensor]:
     return digits, scales.masked_fill(~largest.isfinite(), torch.nan)
 
 
-def _grouped(x: Coded, integers: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def _grouped(x: QuantizedRows, integers: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     width = integers.shape[1] // scales.shape[1]
     total: Tensor | None = None
     for group, scale in enumerate(scales.unbind(1)):
@@ -345,14 +345,14 @@ def scaled(
     columns: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
-    after: After = NOTHING,
+    epilogue: Epilogue = NOTHING,
 ) -> Tensor:
     """after(sums · rows · columns + bias), a few rows at a time."""
     out = sums.new_empty(sums.shape, dtype=dtype)
-    for part in _cached(sums, after.tokens):
+    for part in _cached(sums, epilogue.tokens):
         product = sums[part].float().mul_(rows[part]).mul_(columns)
         product = product if bias is None else product.add_(bias)
-        out[part] = _gelu(product) if after.gelu else after(product, part.start)
+        out[part] = _gelu(product) if epilogue.gelu else epilogue(product, part.start)
     return out
 
 

@@ -14,10 +14,11 @@ from fewbit.formats import QTensor, Spec
 
 
 @dataclass(frozen=True)
-class Coded:
-    """Rows, each of them small exact numbers times one scale; that of a lost row is NaN.
+class QuantizedRows:
+    """Integer codes and one float32 scale per row. A row with NaN or inf has the scale NaN and the
+    codes 0.
 
-    The numbers are int8, in units of the format's smallest step; or where those would be wider, and
+    The codes are int8, in units of the format's smallest step; or where those would be wider, and
     a backend multiplies such, the levels themselves in bfloat16 or E4M3, both exactly.
     """
 
@@ -35,8 +36,8 @@ class Coded:
 
 
 @dataclass(frozen=True)
-class Modulated:
-    """Tokens yet to be normalized, and scaled and shifted by what was made of their image's time:
+class AdaLNInput:
+    """Tokens before an adaptive layer norm, and the vectors that it shifts and scales them with:
     LayerNorm(x) * (1 + scale) + shift, in float32."""
 
     x: Tensor  # [images, tokens, columns]
@@ -50,8 +51,8 @@ class Modulated:
 
 
 @dataclass(frozen=True)
-class After:
-    """What is done to a product in float32, before it is rounded to its dtype: GELU by its tanh, or
+class Epilogue:
+    """The float32 operations on a product before it is rounded to its dtype: GELU by its tanh, or
     residual + gate * product."""
 
     gelu: bool = False
@@ -78,7 +79,7 @@ class After:
         return (residual.float() + gates * rows).view(product.shape)
 
 
-NOTHING = After()
+NOTHING = Epilogue()
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def _rounding_shares(
     shares: Activation, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    regions = shares.of_shares() if isinstance(shares, MultiRegion) and not traced else None
+    regions = shares.of_weights() if isinstance(shares, MultiRegion) and not traced else None
     if regions is not None:
         factor = q.shape[-1] ** -0.5 if scale is None else scale
         regions = regions.repeat_interleave(len(q) // len(regions), 0)  # some share a time

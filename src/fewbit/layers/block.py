@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewbit.kernels.values import After, Modulated
+from fewbit.kernels.values import AdaLNInput, Epilogue
 from fewbit.layers.attention import CHILD as QUANTIZED
 from fewbit.layers.gelu import GELU
 from fewbit.layers.intact import Intact
@@ -75,7 +75,7 @@ class FusedBlock:
         return fits and same and not self.block.training and self.intact.holds()
 
     def attend(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        normal = Modulated(x, shift, scale, self.eps[0])
+        normal = AdaLNInput(x, shift, scale, self.eps[0])
         bound = self.q.bound()
         q = self._by_head(bound(normal))
         k = self._by_head(self.k.bound()(normal))
@@ -84,7 +84,7 @@ class FusedBlock:
         return _gated(self.out, mixed.transpose(1, 2).flatten(2), gate, x)
 
     def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        normal = Modulated(x, shift, scale, self.eps[1])
+        normal = AdaLNInput(x, shift, scale, self.eps[1])
         return _gated(self.last, self.first.bound()(normal, GELU), gate, x)
 
     def _by_head(self, x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _fused_block(block: nn.Module) -> FusedBlock | None:
 
 
 def _gated(layer: QLinear, x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
-    return layer.bound()(x, After(gate=gate, residual=residual.flatten(0, 1)))
+    return layer.bound()(x, Epilogue(gate=gate, residual=residual.flatten(0, 1)))
 
 
 def _of_label(block: Any, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Modulation:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewbit.kernels.precision import without_autocast, without_function_modes
 from fewbit.kernels.reference import Coder, Reference
-from fewbit.kernels.values import NOTHING, After, Modulated, Weight, refuse_other_width
+from fewbit.kernels.values import NOTHING, AdaLNInput, Epilogue, Weight, refuse_other_width
 
 READ = ("codes", "scales", "bias")  # what was made ready, by their names in a layer
 
@@ -40,8 +40,8 @@ class Bound:
                 return False
         return True
 
-    def __call__(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
-        given = x.x if isinstance(x, Modulated) else x
+    def __call__(self, x: Tensor | AdaLNInput, epilogue: Epilogue = NOTHING) -> Tensor:
+        given = x.x if isinstance(x, AdaLNInput) else x
         rows, columns = self.shape
         if given.shape[-1:] != (columns,):
             refuse_other_width(given, columns)
@@ -49,17 +49,17 @@ class Bound:
             return given[..., :1].expand(*given.shape[:-1], rows)
         if torch.is_autocast_enabled(self.kind) or torch._C._len_torch_function_stack():
             with without_function_modes(), without_autocast(given):
-                product = self.multiply(self.code(x), given.dtype, after)
+                product = self.multiply(self.code(x), given.dtype, epilogue)
         else:
-            product = self.multiply(self.code(x), given.dtype, after)
+            product = self.multiply(self.code(x), given.dtype, epilogue)
         return product.view(*given.shape[:-1], rows)
 
 
-def plain(backend: Reference, x: Tensor | Modulated) -> Tensor:
+def plain(backend: Reference, x: Tensor | AdaLNInput) -> Tensor:
     """Rows as a model in bfloat16 hands them to its layers, whose products are quick; float16 would
     lose large numbers."""
     rows = backend.rows(x)
-    halves = isinstance(x, Modulated) and x.x.dtype == torch.bfloat16
+    halves = isinstance(x, AdaLNInput) and x.x.dtype == torch.bfloat16
     return rows.bfloat16() if halves else rows
 
 

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.values import After
+from fewbit.kernels.values import Epilogue
 from fewbit.layers.linear import QLinear
 from fewbit.layers.swap import Forward, may_answer
 from fewbit.models.own_forward import is_wrapped
 
-GELU = After(gelu=True)
+GELU = Epilogue(gelu=True)
 
 
 def gelu_in_product(inherited: Forward, name: str) -> Forward:

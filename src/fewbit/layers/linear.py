@@ -16,8 +16,8 @@ from fewbit.kernels.precision import without_autocast
 from fewbit.kernels.reference import Coder, Reference
 from fewbit.kernels.values import (
     NOTHING,
-    After,
-    Modulated,
+    AdaLNInput,
+    Epilogue,
     Weight,
     has_integers,
     refuse_other_width,
@@ -83,13 +83,13 @@ class QLinear(nn.Module):
         scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices, self.codebook)
         return QTensor(codes, scales, self.spec, self.in_features)
 
-    def forward(self, x: Tensor | Modulated, after: After = NOTHING) -> Tensor:
+    def forward(self, x: Tensor | AdaLNInput, epilogue: Epilogue = NOTHING) -> Tensor:
         if isinstance(x, Tensor) and torch.is_grad_enabled() and self._is_derived(x):
             derived: Tensor = _Derived.apply(x, self.bias, self)
             return derived
         if torch.compiler.is_compiling():
-            return self._traced(x, after)
-        return self.bound()(x, after)
+            return self._traced(x, epilogue)
+        return self.bound()(x, epilogue)
 
     def _is_derived(self, x: Tensor) -> bool:
         return x.requires_grad or (self.bias is not None and self.bias.requires_grad)
@@ -138,16 +138,16 @@ class QLinear(nn.Module):
         else:
             self.codes.data = codes
 
-    def _traced(self, x: Tensor | Modulated, after: After) -> Tensor:
+    def _traced(self, x: Tensor | AdaLNInput, epilogue: Epilogue) -> Tensor:
         """As bound, for the compiler, which makes ready what it likes."""
-        given = x.x if isinstance(x, Modulated) else x
+        given = x.x if isinstance(x, AdaLNInput) else x
         refuse_other_width(given, self.in_features)
         if not given.numel():
             return given[..., :1].expand(*given.shape[:-1], self.out_features)
         with without_autocast(given):
             backend = backend_for(given) if self._bound is None else self._bound.backend
             code = partial(plain, backend) if self.stage is None else self.stage.coder(backend)
-            product = backend.linear(code(x), self._resting(), self.bias, given.dtype, after)
+            product = backend.linear(code(x), self._resting(), self.bias, given.dtype, epilogue)
         return product.view(*given.shape[:-1], self.out_features)
 
     def _resting(self) -> Weight:
@@ -161,7 +161,7 @@ class QLinear(nn.Module):
     def activation(self) -> Spec | None:
         """How the codes are rounded that it multiplies, if it is handed any."""
         activation = None if self.stage is None else self.stage.activation
-        return None if activation is None else activation.handed_on
+        return None if activation is None else activation.code_spec
 
     def effective_weight(self) -> Tensor:
         """The matrix this layer multiplies its untransformed, unrounded input with, in float32; a
@@ -211,9 +211,9 @@ class QLinear(nn.Module):
         super()._apply(fn, recurse)
         self.model_dtype = fn(torch.empty(0, dtype=self.model_dtype)).dtype
         for name, before in stored.items():
-            after = getattr(self, name)
-            if after.dtype != before.dtype:
-                after.data = before.to(after.device)
+            epilogue = getattr(self, name)
+            if epilogue.dtype != before.dtype:
+                epilogue.data = before.to(epilogue.device)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

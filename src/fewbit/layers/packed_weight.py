@@ -35,7 +35,7 @@ class PackedWeight(Tensor):
         if operation is torch.ops.aten.detach.default:  # what `.data` is
             return args[0]
         raise BadArgument(
-            f"{operation} was given the weight of a quantized layer, which rests packed; "
+            f"{operation} was given the weight of a quantized layer, which is stored packed; "
             "allowed: its shape, dtype and device, or fewbit.dequantize(model) beforehand"
         )
 

@@ -15,7 +15,7 @@ from fewbit.activations.activation import Activation
 from fewbit.kernels.choose import backend_for
 from fewbit.kernels.precision import without_autocast
 from fewbit.kernels.reference import Coder, Reference
-from fewbit.kernels.values import Coded, Modulated
+from fewbit.kernels.values import AdaLNInput, QuantizedRows
 from fewbit.layers.offload import brought, is_offloaded
 from fewbit.transforms.transform import Transform
 
@@ -39,14 +39,14 @@ class InputStage(nn.Module):
         self.folded = folded
         self._shared: SharedCodes | None = None
 
-    def forward(self, x: Tensor) -> Coded | Tensor:
+    def forward(self, x: Tensor) -> QuantizedRows | Tensor:
         with without_autocast(x):
             return self.coder(backend_for(x))(x)
 
     def values(self, x: Tensor) -> Tensor:
         """What a layer multiplies in place of x, as float32 like x: for whoever calibrates."""
         result = self(x)
-        rows = result.values() if isinstance(result, Coded) else result
+        rows = result.values() if isinstance(result, QuantizedRows) else result
         return rows.view(x.shape)
 
     def coder(self, backend: Reference) -> Coder:
@@ -107,12 +107,12 @@ class InputStage(nn.Module):
 class _Last:
     """The codes of the last input, for the layers that have not had them yet."""
 
-    x: Tensor | Modulated
+    x: Tensor | AdaLNInput
     version: int
-    codes: Coded | Tensor
+    codes: QuantizedRows | Tensor
     left: set[int]
 
-    def is_for(self, consumer: int, x: Tensor | Modulated, version: int) -> bool:
+    def is_for(self, consumer: int, x: Tensor | AdaLNInput, version: int) -> bool:
         if self.x is not x or self.version != version or consumer not in self.left:
             return False
         self.left.remove(consumer)
@@ -137,8 +137,8 @@ class SharedCodes:
         self.consumers.add(id(consumer))
         return partial(self.codes, id(consumer))
 
-    def codes(self, consumer: int, x: Tensor | Modulated) -> Coded | Tensor:
-        tensor = x.x if isinstance(x, Modulated) else x
+    def codes(self, consumer: int, x: Tensor | AdaLNInput) -> QuantizedRows | Tensor:
+        tensor = x.x if isinstance(x, AdaLNInput) else x
         if len(self.consumers) == 1 or torch.is_grad_enabled() or tensor.is_inference():
             return self.code(x)
         last = self.last
@@ -151,19 +151,21 @@ class SharedCodes:
         return codes
 
 
-def _unrounded(transform: Transform | None, backend: Reference, x: Tensor | Modulated) -> Tensor:
+def _unrounded(transform: Transform | None, backend: Reference, x: Tensor | AdaLNInput) -> Tensor:
     tokens = backend.tokens(x)
     tokens = tokens if transform is None else transform(tokens.float())
     return tokens.reshape(-1, tokens.shape[-1])
 
 
 def _after(
-    first: Callable[[Tensor], Tensor], code: Coder, backend: Reference, x: Tensor | Modulated
-) -> Coded | Tensor:
+    first: Callable[[Tensor], Tensor], code: Coder, backend: Reference, x: Tensor | AdaLNInput
+) -> QuantizedRows | Tensor:
     return code(first(backend.tokens(x)))
 
 
-def _brought(stage: InputStage, backend: Reference, x: Tensor | Modulated) -> Coded | Tensor:
+def _brought(
+    stage: InputStage, backend: Reference, x: Tensor | AdaLNInput
+) -> QuantizedRows | Tensor:
     """Parts of the stage are used by other ways than their forward, which would bring them."""
     with brought(stage.transform, stage.activation):
         return stage.coder(backend)(x)

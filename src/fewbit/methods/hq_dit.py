@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fewbit.activations.dynamic import Dynamic
-from fewbit.calibration.observe import Seen
+from fewbit.calibration.observe import InputStats
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import FORMATS, FormatChoice, QTensor, Spec
 from fewbit.layers.linear import QLinear
@@ -131,16 +131,16 @@ def solve(job: BlockJob, settings: Settings) -> None:
             for name in attention.outs:
                 seen[name] = seen[name].after(transform)
                 folded[name] = transform.extra_repr()
-    for number, readers in enumerate(job.groups):
-        first, seed = readers[0], job.seed_of(100 + number)
-        _solve_group(job, readers, seen[first], folded.get(first), seed, settings)
+    for number, consumers in enumerate(job.groups):
+        first, seed = consumers[0], job.seed_of(100 + number)
+        _solve_group(job, consumers, seen[first], folded.get(first), seed, settings)
 
 
 def _value_transform(
     job: BlockJob,
     attention: Attention,
     number: int,
-    seen: Mapping[str, Seen],
+    seen: Mapping[str, InputStats],
     settings: Settings,
 ) -> Transform | None:
     """Section 3.2 for what attention gives. It mixes tokens and not channels, so the value
@@ -178,19 +178,19 @@ def _value_rows(job: BlockJob, name: str) -> tuple[Tensor, Tensor | None]:
 
 def _solve_group(
     job: BlockJob,
-    readers: tuple[str, ...],
-    seen: Seen,
+    consumers: tuple[str, ...],
+    seen: InputStats,
     folded: str | None,
     seed: int,
     settings: Settings,
 ) -> None:
     """All layers that read one tensor: one transform and one quantized input for them."""
-    spec, transform, stage = job.rules[readers[0]].activation, None, None
+    spec, transform, stage = job.rules[consumers[0]].activation, None, None
     if spec is not None and folded is None:
-        rotation = _rotation(job.linear(readers[0]).in_features, seed, settings)
-        transform = _transform(job, dict.fromkeys(readers, seen), rotation, settings)
+        rotation = _rotation(job.linear(consumers[0]).in_features, seed, settings)
+        transform = _transform(job, dict.fromkeys(consumers, seen), rotation, settings)
     seen, targets = seen.after(transform), {}
-    for name in readers:
+    for name in consumers:
         weight = job.weight(name).float()
         targets[name] = weight if transform is None else transform.weight(weight)
     if spec is not None:
@@ -206,7 +206,7 @@ def _rotation(width: int, seed: int, settings: Settings) -> Hadamard | None:
 
 
 def _transform(
-    job: BlockJob, seen: Mapping[str, Seen], rotation: Hadamard | None, settings: Settings
+    job: BlockJob, seen: Mapping[str, InputStats], rotation: Hadamard | None, settings: Settings
 ) -> Transform | None:
     """Section 3.2, for the layers that `seen` names and what each of them reads."""
     parts: list[Transform] = []
@@ -226,7 +226,7 @@ def _transform(
 
 
 def _losses(
-    job: BlockJob, seen: Mapping[str, Seen], transform: Transform | None
+    job: BlockJob, seen: Mapping[str, InputStats], transform: Transform | None
 ) -> dict[str, float]:
     """The share of each layer's output that plain rounding of input and weight loses."""
     lost = {}
@@ -241,7 +241,9 @@ def _losses(
     return lost
 
 
-def _warn_where_worse(job: BlockJob, seen: Mapping[str, Seen], transform: Transform | None) -> None:
+def _warn_where_worse(
+    job: BlockJob, seen: Mapping[str, InputStats], transform: Transform | None
+) -> None:
     """Where plain rounding of input and weight loses more with the transform than without."""
     before, after = _losses(job, seen, None), _losses(job, seen, transform)
     worse = [
@@ -256,7 +258,9 @@ def _warn_where_worse(job: BlockJob, seen: Mapping[str, Seen], transform: Transf
         )
 
 
-def _activation_spec(spec: Spec, seen: Seen, weights: Iterable[Tensor], settings: Settings) -> Spec:
+def _activation_spec(
+    spec: Spec, seen: InputStats, weights: Iterable[Tensor], settings: Settings
+) -> Spec:
     """An error of the input counts by the weights that it meets."""
     if settings.activation_format == "fixed":
         return spec

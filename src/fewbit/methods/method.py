@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewbit.calibration import CalibrationSet, Step
-from fewbit.calibration.observe import Seen, observe
+from fewbit.calibration.observe import InputStats, observe
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.layers.linear import QLinear
 from fewbit.methods.settings import Calibrated, Common
@@ -63,7 +63,7 @@ class BlockJob:
         """A seed of its own for the number-th random choice in this block."""
         return (self.seed * 1_000 + self.index) * 1_000 + number
 
-    def observe(self) -> dict[str, Seen]:
+    def observe(self) -> dict[str, InputStats]:
         """What each group of layers sees, by the name of its first."""
         assert self.step is not None
         widths = {self.path(group[0]): self.linear(group[0]).in_features for group in self.groups}

@@ -133,9 +133,9 @@ def solve(job: BlockJob, settings: Settings) -> None:
         timing.attending,
         job.seed_of(0),
     )
-    for number, readers in enumerate(job.groups):
-        tokens = layers[job.path(readers[0])]
-        _solve_group(job, readers, tokens, timing, job.seed_of(100 + number), settings)
+    for number, consumers in enumerate(job.groups):
+        tokens = layers[job.path(consumers[0])]
+        _solve_group(job, consumers, tokens, timing, job.seed_of(100 + number), settings)
     for name in attending:
         module = job.module.get_submodule(job.path(name))
         matmuls = _solve_attention(job, name, attentions[name], timing, settings)
@@ -259,7 +259,7 @@ class _Steps:
 
 
 @dataclass
-class _Reader:
+class _Consumer:
     """A layer that reads the input of its group."""
 
     weight: Tensor  # float32 [out, in]
@@ -297,7 +297,7 @@ def _solve_group(
     transform = None if spec is None else _smoothing(job, names, tokens.x, settings)
     if transform is not None:
         tokens = replace(tokens, x=transform(tokens.x))
-    readers = {
+    consumers = {
         name: _reader(job, name, settings, transform, weights)
         for name, weights in zip(names, _weights(job, *names), strict=True)
     }
@@ -306,17 +306,17 @@ def _solve_group(
     for _ in range(settings.rounds):
         rounded = tokens.x if steps is None else steps.round(tokens.x)
         mixtures = _mixtures(tokens, rounded, timing.group, random)
-        for reader in readers.values():
-            _search_weight(reader, mixtures)
+        for consumer in consumers.values():
+            _search_weight(consumer, mixtures)
         if steps is None:
             break  # nothing to take turns with
-        error = _output_error(list(readers.values()), tokens, timing.group, random)
+        error = _output_error(list(consumers.values()), tokens, timing.group, random)
         steps.search(tokens.x, error)
     stage = None if steps is None else InputStage(transform, steps.activation(timing.all_bins))
-    for name, reader in readers.items():
+    for name, consumer in consumers.items():
         linear = job.linear(name)
-        layer = QLinear(reader.packed, linear.bias, stage).to(linear.weight.device)
-        job.replace(name, layer, reader.weight.to(linear.weight.device))
+        layer = QLinear(consumer.packed, linear.bias, stage).to(linear.weight.device)
+        job.replace(name, layer, consumer.weight.to(linear.weight.device))
 
 
 def _regions(job: BlockJob, name: str) -> tuple[Regions | None, int]:
@@ -349,7 +349,7 @@ def _smoothing(
 
 def _reader(
     job: BlockJob, name: str, settings: Settings, transform: Smooth | None, weights: Tensor
-) -> _Reader:
+) -> _Consumer:
     weight, spec = job.weight(name).float().cpu(), job.rules[name].weight
     if transform is not None:
         weight = transform.weight(weight)
@@ -363,7 +363,7 @@ def _reader(
             shared if spec.span == "tensor" else shared.repeat_interleave(len(weight) // parts, 0)
         )
     search = Search(_start(absmax, spec), factors(settings.candidates))
-    return _Reader(weight, spec, parts, weights, search)
+    return _Consumer(weight, spec, parts, weights, search)
 
 
 def _input_steps(
@@ -402,35 +402,37 @@ def _mixtures(tokens: Tokens, rounded: Tensor, group: Tensor, random: torch.Gene
     return _Mixtures(mixed, exact, group.repeat_interleave(each))
 
 
-def _search_weight(reader: _Reader, mixtures: _Mixtures) -> None:
-    exact = reader.weight @ mixtures.exact
-    table = reader.weights if bool(reader.weights.any()) else torch.ones(1, 1)
+def _search_weight(consumer: _Consumer, mixtures: _Mixtures) -> None:
+    exact = consumer.weight @ mixtures.exact
+    table = consumer.weights if bool(consumer.weights.any()) else torch.ones(1, 1)
     weights = _rows_of(table, mixtures.group).T.contiguous()
 
     def error_of(step: Tensor, part: slice) -> Tensor:
-        errors = torch.addmm(exact[part], reader.rounded(step, part), mixtures.rounded, beta=-1)
+        errors = torch.addmm(exact[part], consumer.rounded(step, part), mixtures.rounded, beta=-1)
         return errors.square_().mul_(_some(weights, part)).sum(1)
 
     def error(step: Tensor) -> Tensor:
-        return reader.pooled(torch.cat([error_of(step, part) for part in in_cache(reader.weight)]))
+        return consumer.pooled(
+            torch.cat([error_of(step, part) for part in in_cache(consumer.weight)])
+        )
 
-    reader.search.run(error)
+    consumer.search.run(error)
 
 
 def _output_error(
-    readers: list[_Reader], tokens: Tokens, group: Tensor, random: torch.Generator
+    consumers: list[_Consumer], tokens: Tokens, group: Tensor, random: torch.Generator
 ) -> _RowError:
-    """Of the input as rounded, the error in the outputs of all readers, through a few random
+    """Of the input as rounded, the error in the outputs of all consumers, through a few random
     mixtures of the outputs, which keep the sums of squared errors."""
-    groups = max(len(reader.weights) for reader in readers)
-    weights = [reader.weights.expand(groups, len(reader.weight)) for reader in readers]
+    groups = max(len(consumer.weights) for consumer in consumers)
+    weights = [consumer.weights.expand(groups, len(consumer.weight)) for consumer in consumers]
     outputs = torch.cat(weights, 1)  # [groups or 1, out]
     mix = _signs((OUTPUT_MIXTURES, outputs.shape[1]), random) * outputs.sqrt()[:, None]
     true, near = (
         (mix @ torch.cat(parts)).transpose(1, 2)  # [groups or 1, in, mixtures]
         for parts in (
-            [reader.weight for reader in readers],
-            [reader.rounded(reader.search.steps) for reader in readers],
+            [consumer.weight for consumer in consumers],
+            [consumer.rounded(consumer.search.steps) for consumer in consumers],
         )
     )
     target, near = torch.bmm(tokens.x, _rows_of(true, group)), _rows_of(near, group)

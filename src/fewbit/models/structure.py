@@ -74,16 +74,16 @@ class Structure:
     def shared_inputs(self, block: int) -> tuple[tuple[str, ...], ...]:
         """The block's linears grouped by the tensor they read, every linear with a role once.
 
-        Kept linears are in their group too: whoever rescales the tensor must know all readers.
+        Kept linears are in their group too: whoever rescales the tensor must know all consumers.
         """
-        readers: dict[str, list[Layer]] = {}
+        consumers: dict[str, list[Layer]] = {}
         for layer in self._inside(block):
             if layer.role:
                 path = layer.name.removeprefix(f"{self.blocks[block]}.")
-                readers.setdefault(self.spec.source(path), []).append(layer)
-        for group in readers.values():
+                consumers.setdefault(self.spec.source(path), []).append(layer)
+        for group in consumers.values():
             _refuse_if_not_one_input(group)
-        return tuple(tuple(layer.name for layer in group) for group in readers.values())
+        return tuple(tuple(layer.name for layer in group) for group in consumers.values())
 
     def attentions(self, block: int) -> tuple[Attention, ...]:
         """The attentions whose value and out projections face each other directly."""

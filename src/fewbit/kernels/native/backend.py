@@ -13,9 +13,9 @@ from fewbit.kernels.reference import Coder, Multiplier
 from fewbit.kernels.torch_cpu import Portable
 from fewbit.kernels.values import (
     NOTHING,
-    After,
-    Coded,
-    Modulated,
+    AdaLNInput,
+    Epilogue,
+    QuantizedRows,
     Rotation,
     Weight,
     has_integer_rows,
@@ -42,37 +42,37 @@ class Native(Portable):
             return super().path(weight, activation, shape)
         coded = activation is not None and has_integer_rows(activation)
         how = f"{'integer' if coded else 'float'} products"
-        return f"native {native.isa()}, {how}, weights resting in {_bits(weight)} bits"
+        return f"native {native.isa()}, {how}, weights stored in {_bits(weight)} bits"
 
-    def hands_on(self, spec: Spec) -> bool:
+    def accepts_codes(self, spec: Spec) -> bool:
         """Also what is exact in bfloat16, FP8, where that is multiplied as such."""
-        if super().hands_on(spec) or torch.compiler.is_compiling():
-            return super().hands_on(spec)
+        if super().accepts_codes(spec) or torch.compiler.is_compiling():
+            return super().accepts_codes(spec)
         return spec.format.arithmetic is not None and scaled_by_row(spec) and native.has_bf16()
 
-    def modulate(self, given: Modulated) -> Tensor:
+    def modulate(self, given: AdaLNInput) -> Tensor:
         if torch.compiler.is_compiling() or not given.x.numel():
             return super().modulate(given)
         return native.layer_norm_modulate(given.x.float(), given.shift, given.scale, given.eps)
 
     def quantize(
-        self, x: Tensor | Modulated, fmt: Format, rotation: Rotation | None = None
-    ) -> Coded:
-        given = x.x if isinstance(x, Modulated) else x
+        self, x: Tensor | AdaLNInput, fmt: Format, rotation: Rotation | None = None
+    ) -> QuantizedRows:
+        given = x.x if isinstance(x, AdaLNInput) else x
         compiling = torch.compiler.is_compiling()  # a compiler fuses passes itself
         if compiling or not given.numel() or not fmt.exact_in(8) or not fmt.arithmetic:
             return super().quantize(x, fmt, rotation)
         given = given if given.dtype in native.DTYPES else given.float()
-        turned = None if rotation is None else (rotation.signs, rotation.matrices)
+        rotating = None if rotation is None else (rotation.signs, rotation.matrices)
         if rotation is not None:
             refuse_other_width(given, len(rotation.signs))
-        if isinstance(x, Modulated):
-            coded = native.modulate_quantize_rows(given, x.shift, x.scale, x.eps, fmt, turned)
-        elif turned is not None:
-            coded = native.hadamard_quantize_rows(given, *turned, fmt)
+        if isinstance(x, AdaLNInput):
+            coded = native.modulate_quantize_rows(given, x.shift, x.scale, x.eps, fmt, rotating)
+        elif rotating is not None:
+            coded = native.hadamard_quantize_rows(given, *rotating, fmt)
         else:
             coded = native.quantize_rows(given, fmt)
-        return Coded(*coded, fmt.integer_max)
+        return QuantizedRows(*coded, fmt.integer_max)
 
     def coder(self, fmt: Format, rotation: Rotation | None) -> Coder:
         unknown = fmt.arithmetic is None or not fmt.exact_in(8)
@@ -88,30 +88,30 @@ class Native(Portable):
 
     def integer_linear(
         self,
-        x: Coded,
+        x: QuantizedRows,
         weight: Weight,
         bias: Tensor | None,
         dtype: torch.dtype,
-        after: After = NOTHING,
+        epilogue: Epilogue = NOTHING,
     ) -> Tensor:
         if x.integers.dtype != torch.int8:
-            return after(self._wide_linear(x, weight, bias)).to(dtype)
+            return epilogue(self._wide_linear(x, weight, bias)).to(dtype)
         layout = self._layout(weight)
         if layout is None or not x.integers.numel():
-            return super().integer_linear(x, weight, bias, dtype, after)
+            return super().integer_linear(x, weight, bias, dtype, epilogue)
         return native.linear(
             x.integers,
             x.scales,
             layout,
             weight.integer_scales(),
             bias,
-            gelu=after.gelu,
-            gate=after.gate,
-            residual=after.residual,
+            gelu=epilogue.gelu,
+            gate=epilogue.gate,
+            residual=epilogue.residual,
             out_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
         ).to(dtype)
 
-    def _wide_linear(self, x: Coded, weight: Weight, bias: Tensor | None) -> Tensor:
+    def _wide_linear(self, x: QuantizedRows, weight: Weight, bias: Tensor | None) -> Tensor:
         layout, scales = self._layout(weight), weight.integer_scales()
         if layout is None or not x.integers.numel():
             return super().float_linear(x.values(), weight, bias, torch.float32)
@@ -187,13 +187,13 @@ class _Coder:
     def __init__(self, fmt: Format, rotation: Rotation | None) -> None:
         self.rows, self.largest = Rows(fmt, rotation), fmt.integer_max
 
-    def __call__(self, x: Tensor | Modulated) -> Coded:
-        given = x.x if isinstance(x, Modulated) else x
+    def __call__(self, x: Tensor | AdaLNInput) -> QuantizedRows:
+        given = x.x if isinstance(x, AdaLNInput) else x
         if given.dtype not in native.DTYPES:
             given = given.float()
-        if isinstance(x, Modulated):
-            return Coded(*self.rows(given, x.shift, x.scale, x.eps), self.largest)
-        return Coded(*self.rows(given), self.largest)
+        if isinstance(x, AdaLNInput):
+            return QuantizedRows(*self.rows(given, x.shift, x.scale, x.eps), self.largest)
+        return QuantizedRows(*self.rows(given), self.largest)
 
 
 class _Multiplier:
@@ -205,18 +205,18 @@ class _Multiplier:
         self.integers, self.floats = Linear(panels, scales, bias), FloatLinear(panels, scales, bias)
         self.general = general
 
-    def __call__(self, x: Coded | Tensor, dtype: torch.dtype, after: After) -> Tensor:
+    def __call__(self, x: QuantizedRows | Tensor, dtype: torch.dtype, epilogue: Epilogue) -> Tensor:
         out = dtype if dtype in native.DTYPES else torch.float32
         if isinstance(x, Tensor):
             if x.dtype not in native.DTYPES:
-                return self.general(x, dtype, after)
-            exact = out if after is NOTHING else torch.float32
-            product = after(self.floats(x, exact))
+                return self.general(x, dtype, epilogue)
+            exact = out if epilogue is NOTHING else torch.float32
+            product = epilogue(self.floats(x, exact))
         elif x.parts > 1 or x.integers.dtype != torch.int8:
-            return self.general(x, dtype, after)
+            return self.general(x, dtype, epilogue)
         else:
             product = self.integers(
-                x.integers, x.scales, out, after.gelu, after.gate, after.residual
+                x.integers, x.scales, out, epilogue.gelu, epilogue.gate, epilogue.residual
             )
         return product.to(dtype)
 
@@ -229,10 +229,14 @@ def _of_vectors(packed: QTensor, bias: Tensor | None, general: Multiplier) -> Mu
     scales = packed.spec.load(packed.scales).expand(packed.shape[0], 1)
     product = VectorLinear(codes.view(torch.uint8), codebook, scales, bias)
 
-    def multiply(x: Coded | Tensor, dtype: torch.dtype, after: After) -> Tensor:
-        if isinstance(x, Tensor) and after is NOTHING and {x.dtype, dtype} <= native.DTYPES.keys():
+    def multiply(x: QuantizedRows | Tensor, dtype: torch.dtype, epilogue: Epilogue) -> Tensor:
+        if (
+            isinstance(x, Tensor)
+            and epilogue is NOTHING
+            and {x.dtype, dtype} <= native.DTYPES.keys()
+        ):
             return product(x, dtype)
-        return general(x, dtype, after)
+        return general(x, dtype, epilogue)
 
     return multiply
 

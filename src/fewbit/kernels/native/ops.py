@@ -6,7 +6,7 @@ infinity has the scale NaN and codes of zero, so that whatever is made of it is 
 
 A weight is packed once, into a tensor that only these functions read:
 
-    packed = pack_codes(codes, fmt)             # rests in 4 bits if the format does
+    packed = pack_codes(codes, fmt)             # stored in 4 bits if the format does
     codes, scales = quantize_rows(x, fmt)       # counts of fmt.step, and their unit
     y = linear(codes, scales, packed, weight_scales, bias)
 

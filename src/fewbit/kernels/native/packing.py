@@ -36,7 +36,7 @@ def pack_levels(levels: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """What `pack_codes` was given if it rests in 4 bits, else int8 levels; [N, K]."""
+    """What `pack_codes` was given if it is stored in 4 bits, else int8 levels; [N, K]."""
     bits, rows, columns = contents(packed)
     out = packed.new_empty(rows, columns, dtype=torch.uint8 if bits == 4 else torch.int8)
     functions().fewbit_unpack(address(packed), packed.numel(), address(out))

@@ -8,7 +8,7 @@ from typing import Self
 from torch import Tensor, nn
 
 
-class Kept(nn.Module):
+class FixedDtype(nn.Module):
     """`.half()` and `.to(dtype)` move its buffers but never change their dtype."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
