@@ -121,12 +121,12 @@ def test_training_lowers_the_error_of_what_the_layer_gives(spec):
     assert lost(made.packed().dequantize()) < before / 2
 
 
-def test_rounded_inputs_pass_gradients_and_are_computed_once_for_all_readers():
+def test_rounded_inputs_pass_gradients_and_are_computed_once_for_all_consumers():
     calls = []
 
     class Stage(nn.Module):
-        def values(self, x, reader):
-            calls.append((reader, torch.is_grad_enabled()))
+        def values(self, x, consumer):
+            calls.append((consumer, torch.is_grad_enabled()))
             return x.round()
 
     weight, _ = layer()

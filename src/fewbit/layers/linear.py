@@ -100,7 +100,8 @@ class QLinear(nn.Module):
         return bound if bound is not None and bound.is_current(self._parameters) else self._bind()
 
     def _bind(self) -> Bound:
-        self.unbind()
+        if self._bound is not None:
+            self.unbind()
         backend = backend_on(self.scales.device)
         with torch.inference_mode(False), torch.no_grad():
             if any(map(is_offloaded, self.modules())):  # a layout would stay when the weight goes
@@ -127,9 +128,9 @@ class QLinear(nn.Module):
         if self.codes.dim() != 2:
             with torch.inference_mode(False):
                 self._put_codes(self._stored_codes())
-        if self._bound is not None and self.stage is not None:
-            self.stage.unshare()
         self._bound = None
+        if self.stage is not None:
+            self.stage.unshare()
 
     def _put_codes(self, codes: Tensor) -> None:
         """Into the same parameter, which others may hold, unless inference mode made it."""

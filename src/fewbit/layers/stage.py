@@ -43,9 +43,12 @@ class InputStage(nn.Module):
         with without_autocast(x):
             return self.coder(backend_for(x))(x)
 
-    def values(self, x: Tensor) -> Tensor:
-        """What a layer multiplies in place of x, as float32 like x: for whoever calibrates."""
-        result = self(x)
+    def values(self, x: Tensor, consumer: object = None) -> Tensor:
+        """What a layer multiplies in place of x, as float32 like x: for whoever calibrates. It is
+        computed once for all consumers of x that say who they are."""
+        code = self if consumer is None else self.shared(backend_for(x), consumer)
+        with without_autocast(x):
+            result = code(x)
         rows = result.values() if isinstance(result, QuantizedRows) else result
         return rows.view(x.shape)
 

@@ -33,6 +33,6 @@ class TrainableLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def _rounded(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            rounded: Tensor = self.stage.values(x)
+        with torch.no_grad():  # so that layers that share a stage share its result
+            rounded: Tensor = self.stage.values(x, consumer=self)
             return rounded
