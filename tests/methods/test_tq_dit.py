@@ -24,6 +24,7 @@ from fewbit.engine.doctor import examine_layers
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Spec
 from fewbit.layers.attention import quantized_attentions
+from fewbit.layers.bind import unbind
 from fewbit.layers.linear import quantized_layers
 from fewbit.methods import tq_dit
 from fewbit.models import Role
@@ -177,10 +178,11 @@ def forward(model, times, rows=slice(None)):
 
 def test_an_image_alone_is_the_same_image(dit, monkeypatch):
     monkeypatch.setenv("FEWBIT_BACKEND", "reference")
-    with RowByRow(dit):
-        together = forward(dit, [10, 300, 650, 900])
+    model = copy.deepcopy(dit)  # which binds itself to that backend
+    with RowByRow(model):
+        together = forward(model, [10, 300, 650, 900])
         for row in range(4):
-            assert torch.equal(forward(dit, [10, 300, 650, 900], [row])[0], together[row])
+            assert torch.equal(forward(model, [10, 300, 650, 900], [row])[0], together[row])
 
 
 def test_what_stands_in_padding_has_no_say():
@@ -206,6 +208,9 @@ def test_the_time_decides_and_any_time_is_understood(dit):
 
 
 def test_compiled_it_is_the_same(dit):
+    """As its own forwards are, which the compiler sees."""
+    dit = copy.deepcopy(dit)
+    unbind(dit)
     compiled = torch.compile(dit, fullgraph=True, backend="aot_eager")
     for times in ([10, 300, 650, 900], [900, 650, 20, 0]):
         assert torch.equal(forward(compiled, times), forward(dit, times))
@@ -230,6 +235,7 @@ def test_the_same_seed_gives_the_same_model(dit):
 def test_skipped_attention_stays_fused():
     model, _ = quantized(attention="skip")
     assert not quantized_attentions(model)
+    unbind(model)
     calls = []
 
     class Counting(TorchFunctionMode):

@@ -14,6 +14,7 @@ import fewbit
 from fewbit.calibration import operands, sample
 from fewbit.judge.pixels import ssim
 from fewbit.judge.trajectory import picture_fidelity, trajectory_fidelity
+from fewbit.layers.bind import bind, unbind
 from fewbit.pipelines.generate import generate
 
 FAST = {"preset": "fast", "rounds": 1}
@@ -96,6 +97,8 @@ def test_another_scheduler_with_another_number_of_steps_draws_the_same_pictures(
 def test_an_image_alone_is_the_same_image_in_a_batch_of_8(one_thread, quantized, monkeypatch):
     monkeypatch.setenv("FEWBIT_BACKEND", "reference")
     pipe = quantized("w8a8")
+    unbind(pipe.transformer)  # so that it binds itself to that backend
+    bind(pipe.transformer)
 
     def draw(seeds):
         own = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -106,3 +109,5 @@ def test_an_image_alone_is_the_same_image_in_a_batch_of_8(one_thread, quantized,
     together = draw(range(8))
     for seed in range(8):
         assert torch.equal(draw([seed])[0], together[seed])
+    unbind(pipe.transformer)
+    bind(pipe.transformer)

@@ -210,11 +210,13 @@ class QLinear(nn.Module):
             name: tensor.data for name in STORED if (tensor := getattr(self, name)) is not None
         }
         super()._apply(fn, recurse)
-        self.model_dtype = fn(torch.empty(0, dtype=self.model_dtype)).dtype
+        self.model_dtype = fn(
+            torch.empty(0, dtype=self.model_dtype, device=self.scales.device)
+        ).dtype
         for name, before in stored.items():
-            epilogue = getattr(self, name)
-            if epilogue.dtype != before.dtype:
-                epilogue.data = before.to(epilogue.device)
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                after.data = before.to(after.device)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
