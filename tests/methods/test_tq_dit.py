@@ -21,6 +21,7 @@ from fewbit.activations.multi_region import MultiRegion, two_regions
 from fewbit.activations.static import Static
 from fewbit.calibration import trajectories
 from fewbit.engine.doctor import examine_layers
+from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Spec
 from fewbit.layers.attention import quantized_attentions
@@ -208,12 +209,12 @@ def test_the_time_decides_and_any_time_is_understood(dit):
 
 
 def test_compiled_it_is_the_same(dit):
-    """As its own forwards are, which the compiler sees."""
+    """As its own forwards are, which the compiler sees: 100 dB are float32 roundings."""
     dit = copy.deepcopy(dit)
     unbind(dit)
     compiled = torch.compile(dit, fullgraph=True, backend="aot_eager")
     for times in ([10, 300, 650, 900], [900, 650, 20, 0]):
-        assert torch.equal(forward(compiled, times), forward(dit, times))
+        assert sqnr(forward(dit, times), forward(compiled, times)) > 100
 
 
 def test_copies_and_dequantizing(dit):
