@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.layers.intact import Intact
+from fewbit.layers.snapshot import Snapshot
 from fewbit.layers.swap import RUN_TIME, Forward, may_answer, swap
 
 LIMIT = 64 << 20  # bytes of what a model remembers; 50 steps of a DiT-XL/2 in bfloat16 need 40 MB
@@ -31,11 +32,11 @@ def remembering(inherited: Forward, name: str) -> Forward:
         asked = None if memory is None else memory.question(args, kwargs)
         if memory is None or asked is None:
             return inherited(self, *args, **kwargs)
-        known = memory.answers.get((memory.weights(), asked))
+        known = memory.answers().get(asked)
         if known is None:
             known = inherited(self, *args, **kwargs)
-            memory.keep((memory.weights(), asked), known)  # the first call may lay weights out
-        return known
+            memory.answers().keep(asked, known)  # the first call may lay weights out
+        return known.clone()  # whoever gets it may write to it
 
     return forward
 
@@ -46,40 +47,51 @@ def remember(modules: Iterable[nn.Module], limit: int = LIMIT) -> None:
     for module in modules:
         alike.setdefault(tuple(map(id, _tensors(module))), []).append(module)
     for group in alike.values():
-        answers = Answers(limit // len(alike))
+        shared = Shared(limit // len(alike))
         for module in group:
             swap(module, remembering)
-            vars(module)[RUN_TIME] = Memory(module, answers)
+            vars(module)[RUN_TIME] = Memory(module, shared)
 
 
 class Answers(OrderedDict[Hashable, Tensor]):
-    """What was computed, the oldest first; no more than a number of bytes of it."""
+    """What was computed with some weights, the oldest first; no more than a number of bytes."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, made_of: Snapshot, limit: int) -> None:
         super().__init__()
-        self.left = limit
+        self.made_of, self.limit = made_of, limit
 
     def keep(self, key: Hashable, result: Tensor) -> None:
         self[key] = result
-        self.left -= result.nbytes
-        while self.left < 0 and len(self) > 1:
-            _, oldest = self.popitem(last=False)
-            self.left += oldest.nbytes
+        while sum(kept.nbytes for kept in list(self.values())) > self.limit and len(self) > 1:
+            self.popitem(last=False)
+
+
+class Shared:
+    """The answers that modules of the same tensors share, as long as these stay the same."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.answers: Answers | None = None
+
+    def of(self, made_of: Snapshot) -> Answers:
+        answers = self.answers
+        if answers is None or answers.made_of.state != made_of.state:
+            answers = self.answers = Answers(made_of, self.limit)
+        return answers
 
 
 class Memory:
     """What one module has computed, as long as it is intact."""
 
-    def __init__(self, module: nn.Module, answers: Answers) -> None:
-        self.intact = Intact(module)
-        self.answers, self.keep = answers, answers.keep
-        self.slots: list[tuple[dict[str, Any], str]] = [
-            (held, name)
-            for part in module.modules()
-            for held in (part._parameters, part._buffers)
-            for name, tensor in held.items()
-            if tensor is not None
-        ]
+    def __init__(self, module: nn.Module, shared: Shared) -> None:
+        self.module, self.intact, self.made_of = module, Intact(module), Snapshot(module)
+        self.shared = shared
+
+    def answers(self) -> Answers:
+        """Those of the weights as they are now."""
+        if not self.made_of.holds():
+            self.made_of = Snapshot(self.module)
+        return self.shared.of(self.made_of)
 
     def question(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
         """The contents of the arguments; None if they are not quickly compared."""
@@ -87,28 +99,22 @@ class Memory:
             return None
         contents: list[Hashable] = [*kwargs]
         for value in (*args, *kwargs.values()):
+            if not isinstance(value, Tensor | Hashable):
+                return None
             if not isinstance(value, Tensor):
-                contents.append(value if isinstance(value, Hashable) else id(value))
+                contents += type(value), value
             elif value.device.type != "cpu" or value.numel() > FEW:
                 return None
             else:
                 contents += value.dtype, value.shape, _bytes(value)
         return tuple(contents)
 
-    def weights(self) -> Hashable:
-        """Where the weights lie, and how often they were written to."""
-        places: list[int] = []
-        for held, name in self.slots:
-            tensor = held[name]
-            places += tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-        return tuple(places)
-
 
 def _memory_of(module: nn.Module) -> Memory:
     """A copy of a module remembers on its own."""
     memory: Memory | None = vars(module).get(RUN_TIME)
     if memory is None:
-        memory = vars(module)[RUN_TIME] = Memory(module, Answers(ALONE))
+        memory = vars(module)[RUN_TIME] = Memory(module, Shared(ALONE))
     return memory
 
 
