@@ -173,8 +173,16 @@ def _written_to(block: Any) -> None:
     block.norm1.linear.register_forward_hook(lambda *given: given[2].mul_(1.5))
 
 
+def _written_past_the_counters(block: Any) -> None:
+    """As peft fuses adapters."""
+    block.norm1.emb.class_embedder.embedding_table.weight.data += 1
+
+
+CHANGES = (_without_bias, _parametrized, _written_to, _written_past_the_counters)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("change", [_without_bias, _parametrized, _written_to])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_module_is_noticed(model, change):
     run(model)
     change(model.transformer_blocks[0])
