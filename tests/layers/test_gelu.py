@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import gelu
+from torch.nn.modules.module import register_module_forward_hook
 
 from fewbit.formats import QTensor, Spec
 from fewbit.kernels.choose import BACKENDS, VARIABLE
@@ -79,3 +80,15 @@ def test_rows_that_are_not_contiguous_and_numbers_that_are_none():
         pytest.approx(1e30),
     ]
     assert native.gelu(torch.tensor([torch.nan])).isnan().all()
+
+
+@torch.no_grad()
+def test_who_listens_to_all_modules_hears_the_layer_inside() -> None:
+    module, heard = Projected(), []
+    swap(module, gelu_in_product)
+    hook = register_module_forward_hook(lambda one, *_: heard.append(one))
+    try:
+        module(torch.ones(2, 32))
+    finally:
+        hook.remove()
+    assert any(one is module.proj for one in heard)

@@ -6,7 +6,9 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import linear
+from torch.nn.utils.parametrize import register_parametrization
 
 from fewbit.activations.dynamic import Dynamic
 from fewbit.formats import QTensor, Spec
@@ -287,3 +289,79 @@ def test_gradients_pass_the_rounding_of_inputs(weight, activation, rotated, forc
 def test_values_are_what_the_codes_stand_for():
     stage = make(*PAIRS[0]).stage
     assert torch.equal(stage.values(tokens()), stage.activation(tokens()))
+
+
+def _rotated() -> QLinear:
+    layer = make("e2m1/g16/e4m3", "e2m1/row/fp32")
+    layer.stage.transform = HadamardTransform(Hadamard.for_width(32, seed=0))
+    return layer
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["scales", "outer_scales", "bias", "stage.transform.signs"])
+def test_what_was_written_in_place_is_noticed(name, forced):
+    layer = _rotated()
+    before = layer(tokens())
+    tensor = dict([*layer.named_parameters(), *layer.named_buffers()])[name]
+    if name.endswith("signs"):
+        tensor[::2].neg_()
+    else:
+        tensor.copy_((tensor.float() / 2).to(tensor.dtype))
+    ours = layer(tokens())
+    layer.unbind()
+    assert torch.equal(ours, layer(tokens()))
+    assert not torch.equal(ours, before)
+
+
+@torch.no_grad()
+def test_a_parametrized_bias_is_computed_in_each_forward(forced):
+    layer, x = make(*PAIRS[0]), tokens()
+    plain = layer(x)
+    register_parametrization(layer, "bias", Doubled())
+    for factor in (2, 4):
+        layer.parametrizations.bias[0].factor = factor
+        expected = (factor - 1) * layer.parametrizations.bias.original.expand_as(plain)
+        assert torch.allclose(layer(x) - plain, expected, atol=1e-5)
+
+
+class Doubled(torch.nn.Module):
+    factor = 2
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("bits", [PAIRS[0], PAIRS[4]])
+def test_a_recorded_graph_computes_with_its_own_input(bits, ran):
+    layer, x = make(*bits), tokens()
+    if ran:
+        layer(x)
+    traced = torch.jit.trace(layer, torch.ones_like(x), check_trace=False)
+    assert torch.allclose(traced(x), layer(x), atol=1e-5)
+
+
+@torch.no_grad()
+def test_dispatch_modes_see_operators_and_no_memory():
+    layer = make(*PAIRS[0])
+    layer(tokens())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(torch.empty(3, 32)).shape == (3, 24)
+
+
+@torch.no_grad()
+def test_a_layer_that_cannot_be_bound_stays_as_it_was(monkeypatch):
+    layer = make(*PAIRS[0])
+    before = layer.codes.clone()
+    ready = QLinear._ready
+
+    def broken(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(QLinear, "_ready", broken)
+    with pytest.raises(MemoryError):
+        layer(tokens())
+    monkeypatch.setattr(QLinear, "_ready", ready)
+    assert torch.equal(layer.codes, before)
+    assert torch.equal(layer(tokens()), make(*PAIRS[0])(tokens()))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 import fewbit
 from fewbit.layers.bind import bind, unbind
@@ -146,3 +147,83 @@ def test_a_forward_that_was_put_there_before_is_called_each_time_and_stays(model
     assert torch.equal(run(model), again)
     assert called == [1] * 6  # the model's tail asks the first block's too
     assert vars(module)["forward"] is before
+
+
+def _as_unbound(model: Any) -> None:
+    ours = run(model)
+    unbind(model)
+    assert torch.allclose(ours, run(model), atol=1e-5)
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+def _without_bias(block: Any) -> None:
+    block.norm1.linear.bias = None
+
+
+def _parametrized(block: Any) -> None:
+    table = block.norm1.emb.class_embedder.embedding_table
+    register_parametrization(table, "weight", Doubled())
+
+
+def _written_to(block: Any) -> None:
+    block.norm1.linear.register_forward_hook(lambda *given: given[2].mul_(1.5))
+
+
+def _written_past_the_counters(block: Any) -> None:
+    """As peft fuses adapters."""
+    block.norm1.emb.class_embedder.embedding_table.weight.data += 1
+
+
+CHANGES = (_without_bias, _parametrized, _written_to, _written_past_the_counters)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_module_is_noticed(model, change):
+    run(model)
+    change(model.transformer_blocks[0])
+    run(model)
+    _as_unbound(model)
+
+
+@torch.no_grad()
+def test_new_weights_at_an_old_address_are_noticed(model):
+    """Allocators like to give the place that was freed last."""
+    table = model.transformer_blocks[0].norm1.emb.class_embedder.embedding_table
+    first = table.weight.clone()
+    for factor in range(3, 12, 2):
+        run(model)
+        table.weight = None
+        table.weight = nn.Parameter(factor * first, requires_grad=False)
+        again = run(model)
+        unbind(model)
+        assert torch.allclose(again, run(model), atol=1e-5)
+        bind(model)
+
+
+def test_what_inference_mode_remembered_may_be_written_to_outside(model):
+    linear, x = adaln(model), torch.ones(2, 64)
+    with torch.inference_mode():
+        first = linear(x).clone()
+    with torch.no_grad():
+        linear(x).add_(1.0)
+        assert torch.equal(linear(x), first)
+
+
+@torch.no_grad()
+def test_arguments_that_cannot_be_compared_are_not_remembered():
+    module = Listed()
+    remember([module])
+    given = [1.0]
+    assert module(given) == 1
+    given[0] = 2.0
+    assert module(given) == 2
+
+
+class Listed(nn.Module):
+    def forward(self, numbers: list[float]) -> Tensor:
+        return torch.tensor(sum(numbers))

@@ -69,3 +69,16 @@ def test_a_module_asks_the_backend_unless_it_is_derived(monkeypatch):
     assert answer_of(module) is quick_attention
     swap_back(module)
     assert type(module) is Attending
+
+
+@torch.no_grad()
+def test_under_autocast_torch_brings_operands_to_one_dtype():
+    class Mixed(nn.Module):
+        def forward(self, q: Tensor) -> Tensor:
+            return scaled_dot_product_attention(q, q.bfloat16(), q.bfloat16())
+
+    module = Mixed()
+    swap(module, quick_attention)
+    q = made(1, 2, 8, 16, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(q), Mixed()(q))

@@ -134,9 +134,30 @@ def test_nothing_is_kept_when_all_have_had_it(stage):
     x = torch.zeros(1)
     stage(x, Q)
     stage(x, K)
-    assert stage.last.x is x
+    assert stage.last.x() is x
     stage(x, V)
     assert stage.last is None
+
+
+def test_nothing_outlives_the_input(stage):
+    """A consumer may never come: an adapter casts its input, a layer was exchanged."""
+    x = torch.zeros(1)
+    stage(x, Q)
+    assert stage.last is not None
+    del x
+    assert stage.last is None
+
+
+def test_a_consumer_that_leaves_is_not_waited_for_and_may_come_back(stage):
+    stage.stage.unshare(K)
+    again = stage.stage.shared(BACKENDS[-1], K)
+    x = torch.zeros(1)
+    for codes in (stage.codes[Q], again, stage.codes[V]):
+        codes(x)
+    assert stage.activation.calls == 1
+    for consumer in (Q, K, V):
+        stage.stage.unshare(consumer)
+    assert stage.stage._shared is None
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

@@ -7,6 +7,7 @@ all is tensor arithmetic, each row by its own timestep.
 
 from __future__ import annotations
 
+from threading import local
 from typing import Any
 
 import torch
@@ -21,19 +22,33 @@ EARLIEST, LATEST = 0.0, 1000.0  # what the transformers of diffusion schedules a
 
 
 class Clock:
-    """The time of the forward that is running: float32 [rows], or [1] for all rows."""
+    """The time of the forward that is running: float32 [rows], or [1] for all rows.
+
+    Each thread has its own, for several may run one model. A thread that was told none, as those
+    that compute gradients, has the latest time of all.
+    """
 
     def __init__(self, name: str, position: int) -> None:
         self.name, self.position = name, position
-        self.time: Tensor | None = None
+        self._latest: Tensor | None = None
+        self._here = local()
+
+    @property
+    def time(self) -> Tensor | None:
+        time: Tensor | None = getattr(self._here, "time", self._latest)
+        return time
+
+    @time.setter
+    def time(self, time: Tensor) -> None:
+        self._latest = self._here.time = time
 
     def read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         time = kwargs[self.name] if self.name in kwargs else args[self.position]
         time = time if isinstance(time, Tensor) else torch.tensor(time, device="cpu")
         self.time = time.detach().float().reshape(-1)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "time": None}
+    def __reduce__(self) -> tuple[type[Clock], tuple[str, int]]:
+        return Clock, (self.name, self.position)
 
 
 class TimeBins(FixedDtype):

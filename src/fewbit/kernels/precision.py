@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def is_traced() -> bool:
+    """Whether operators are recorded, transformed or listened to, so that a call of the native
+    library past torch's dispatcher would be missed: the compiler, torch.jit.trace, functorch,
+    dispatch modes."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+@contextmanager
+def without_recording() -> Iterator[None]:
+    """What is done in here is no part of the graph that torch.jit.trace records."""
+    tracing: Any = torch._C
+    recording = tracing._get_tracing_state()
+    tracing._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        tracing._set_tracing_state(recording)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fewbit.kernels.choose import backend_for
 from fewbit.kernels.values import Epilogue
+from fewbit.layers.intact import is_heard
 from fewbit.layers.linear import QLinear
 from fewbit.layers.swap import Forward, may_answer
 from fewbit.models.own_forward import is_wrapped
@@ -21,7 +22,7 @@ def gelu_in_product(inherited: Forward, name: str) -> Forward:
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         layer = self.proj
         quick = type(layer) is QLinear and _is_quick(self, hidden_states)
-        if not quick or layer._forward_hooks or layer._forward_pre_hooks or is_wrapped(layer):
+        if not quick or is_heard(layer) or is_wrapped(layer):
             return inherited(self, hidden_states)
         return layer.bound()(hidden_states, GELU)
 

@@ -13,6 +13,7 @@ class Intact:
     another module in the place of one is seen in a pass over them without a Python call."""
 
     def __init__(self, root: nn.Module) -> None:
+        self.sizes = [(holder._modules, len(holder._modules)) for holder in root.modules()]
         self.places = [
             (holder._modules, name, inner)
             for holder in root.modules()
@@ -21,8 +22,11 @@ class Intact:
         ]
 
     def holds(self) -> bool:
-        if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+        if anybody_listens():
             return False
+        for modules, size in self.sizes:  # a parametrization is added to a module
+            if len(modules) != size:
+                return False
         for modules, name, inner in self.places:
             listened = inner._forward_hooks or inner._forward_pre_hooks
             if modules.get(name) is not inner or listened:
@@ -30,3 +34,13 @@ class Intact:
             if "forward" in inner.__dict__ and is_wrapped(inner):
                 return False
         return True
+
+
+def is_heard(module: nn.Module) -> bool:
+    """Whether a call of the module would be heard by a hook."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or anybody_listens()
+
+
+def anybody_listens() -> bool:
+    """Whether a hook hears the calls of all modules."""
+    return bool(torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fewbit.formats import QTensor, Scales, Spec
 from fewbit.kernels.choose import backend_for, backend_on
-from fewbit.kernels.precision import without_autocast
+from fewbit.kernels.precision import is_traced, without_autocast, without_recording
 from fewbit.kernels.reference import Coder, Reference
 from fewbit.kernels.values import (
     NOTHING,
@@ -25,8 +27,11 @@ from fewbit.kernels.values import (
 from fewbit.layers.bound import Bound, plain
 from fewbit.layers.offload import is_offloaded
 from fewbit.layers.packed_weight import PackedMetadata, PackedWeight
+from fewbit.layers.snapshot import Snapshot
 from fewbit.layers.stage import InputStage
 
+UNBOUND = {"_bound": None, "_made_of": None}
+_BINDING = RLock()  # codes and layout change places, which no other thread may meet half done
 STORED = ("codes", "scales", "outer_scales", "zeros", "choices", "codebook")
 
 
@@ -53,6 +58,7 @@ class QLinear(nn.Module):
         self.model_dtype = torch.float32  # of the weight, as far as nothing stored says it
         self.fast = False
         self._bound: Bound | None = None
+        self._made_of: Snapshot | None = None
 
     bias: nn.Parameter | None
     codes: Tensor
@@ -87,7 +93,10 @@ class QLinear(nn.Module):
         if isinstance(x, Tensor) and torch.is_grad_enabled() and self._is_derived(x):
             derived: Tensor = _Derived.apply(x, self.bias, self)
             return derived
-        if torch.compiler.is_compiling():
+        if is_traced():
+            if torch.jit.is_tracing():  # which records what is there, and not how it is made
+                with without_recording():
+                    self.bound()
             return self._traced(x, epilogue)
         return self.bound()(x, epilogue)
 
@@ -96,27 +105,39 @@ class QLinear(nn.Module):
 
     def bound(self) -> Bound:
         """The layer made ready to run, again if its tensors were moved or written since."""
-        bound = self._bound
-        return bound if bound is not None and bound.is_current(self._parameters) else self._bind()
+        bound, made_of = self._bound, self._made_of
+        if bound is not None and made_of is not None and made_of.holds():
+            return bound
+        with _BINDING:
+            bound, made_of = self._bound, self._made_of
+            if bound is not None and made_of is not None and made_of.holds():
+                return bound  # another thread was faster
+            return self._bind()
 
     def _bind(self) -> Bound:
-        if self._bound is not None:
-            self.unbind()
+        self.unbind()
         backend = backend_on(self.scales.device)
         with torch.inference_mode(False), torch.no_grad():
-            if any(map(is_offloaded, self.modules())):  # a layout would stay when the weight goes
+            if self._is_fleeting():
                 return self._ready(backend, Weight(self.packed_weight))
             layout = backend.layout(self.packed_weight, self.activation, self.fast)
             packed = self.packed_weight
-            if layout is not None and backend.replaces_codes(self.spec):
-                self._put_codes(layout)
+            replaced = layout is not None and backend.replaces_codes(self.spec)
+            if layout is not None and replaced:
                 packed = self._weight(layout.new_empty(self.out_features, 0))
             weight = Weight(packed, layout)
-            self._bound = self._ready(backend, replace(weight, kept_scales=_scales_of(weight)))
-        return self._bound
+            bound = self._ready(backend, replace(weight, kept_scales=_scales_of(weight)))
+            if layout is not None and replaced:
+                self._put_codes(layout)
+            self._bound, self._made_of = bound, Snapshot(self)
+        return bound
+
+    def _is_fleeting(self) -> bool:
+        """Whether its tensors are brought, or computed, for each forward anew."""
+        return is_parametrized(self) or any(map(is_offloaded, self.modules()))
 
     def _ready(self, backend: Reference, weight: Weight) -> Bound:
-        return Bound(backend, self._coder(backend), weight, self._parameters)
+        return Bound(backend, self._coder(backend), weight, self.bias)
 
     def _coder(self, backend: Reference) -> Coder:
         if self.stage is None:
@@ -125,12 +146,13 @@ class QLinear(nn.Module):
 
     def unbind(self) -> None:
         """The exact inverse: codes in the order of files again, and no layout."""
-        if self.codes.dim() != 2:
-            with torch.inference_mode(False):
-                self._put_codes(self._stored_codes())
-        self._bound = None
-        if self.stage is not None:
-            self.stage.unshare()
+        with _BINDING:
+            if self.codes.dim() != 2:
+                with torch.inference_mode(False):
+                    self._put_codes(self._stored_codes())
+            if self._bound is not None and self.stage is not None:
+                self.stage.unshare(self)
+            self._bound = self._made_of = None
 
     def _put_codes(self, codes: Tensor) -> None:
         """Into the same parameter, which others may hold, unless inference mode made it."""
@@ -210,9 +232,7 @@ class QLinear(nn.Module):
             name: tensor.data for name in STORED if (tensor := getattr(self, name)) is not None
         }
         super()._apply(fn, recurse)
-        self.model_dtype = fn(
-            torch.empty(0, dtype=self.model_dtype, device=self.scales.device)
-        ).dtype
+        self.model_dtype = fn(torch.empty(0, dtype=self.model_dtype, device="cpu")).dtype
         for name, before in stored.items():
             after = getattr(self, name)
             if after.dtype != before.dtype:
@@ -231,7 +251,7 @@ class QLinear(nn.Module):
         stored = {"codes": self._stored_codes(), "scales": self.scales.view(torch.uint8)}
         frozen = {name: _frozen(tensor) for name, tensor in stored.items()}
         parameters = {**self._parameters, **frozen}
-        return {**super().__getstate__(), "_parameters": parameters, "_bound": None}
+        return {**super().__getstate__(), "_parameters": parameters, **UNBOUND}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

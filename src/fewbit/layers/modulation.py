@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.layers.intact import Intact
+from fewbit.layers.snapshot import Snapshot
 from fewbit.layers.swap import RUN_TIME, Forward, may_answer, swap
 
 LIMIT = 64 << 20  # bytes of what a model remembers; 50 steps of a DiT-XL/2 in bfloat16 need 40 MB
 ALONE = 2 << 20  # bytes of a module that was copied out of its model
+SAMPLES = 64  # bytes of a tensor that are looked at in each call
+Sampled = list[bytes]
 FEW = 1 << 16  # elements of an input that is still quickly compared
 
 
@@ -31,11 +34,11 @@ def remembering(inherited: Forward, name: str) -> Forward:
         asked = None if memory is None else memory.question(args, kwargs)
         if memory is None or asked is None:
             return inherited(self, *args, **kwargs)
-        known = memory.answers.get((memory.weights(), asked))
+        known = memory.answers().get(asked)
         if known is None:
             known = inherited(self, *args, **kwargs)
-            memory.keep((memory.weights(), asked), known)  # the first call may lay weights out
-        return known
+            memory.answers().keep(asked, known)  # the first call may lay weights out
+        return known.clone()  # whoever gets it may write to it
 
     return forward
 
@@ -46,40 +49,59 @@ def remember(modules: Iterable[nn.Module], limit: int = LIMIT) -> None:
     for module in modules:
         alike.setdefault(tuple(map(id, _tensors(module))), []).append(module)
     for group in alike.values():
-        answers = Answers(limit // len(alike))
+        shared = Shared(limit // len(alike))
         for module in group:
             swap(module, remembering)
-            vars(module)[RUN_TIME] = Memory(module, answers)
+            vars(module)[RUN_TIME] = Memory(module, shared)
 
 
 class Answers(OrderedDict[Hashable, Tensor]):
-    """What was computed, the oldest first; no more than a number of bytes of it."""
+    """What was computed with some weights, the oldest first; no more than a number of bytes."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, made_of: Snapshot, sampled: Sampled, limit: int) -> None:
         super().__init__()
-        self.left = limit
+        self.made_of, self.sampled, self.limit = made_of, sampled, limit
+
+    def is_of(self, made_of: Snapshot, sampled: Sampled) -> bool:
+        return self.made_of.state == made_of.state and self.sampled == sampled
 
     def keep(self, key: Hashable, result: Tensor) -> None:
         self[key] = result
-        self.left -= result.nbytes
-        while self.left < 0 and len(self) > 1:
-            _, oldest = self.popitem(last=False)
-            self.left += oldest.nbytes
+        while sum(kept.nbytes for kept in list(self.values())) > self.limit and len(self) > 1:
+            self.popitem(last=False)
+
+
+class Shared:
+    """The answers that modules of the same tensors share, as long as these stay the same."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.answers: Answers | None = None
+
+    def of(self, made_of: Snapshot, sampled: Sampled) -> Answers:
+        answers = self.answers
+        if answers is None or not answers.is_of(made_of, sampled):
+            answers = self.answers = Answers(made_of, sampled, self.limit)
+        return answers
 
 
 class Memory:
     """What one module has computed, as long as it is intact."""
 
-    def __init__(self, module: nn.Module, answers: Answers) -> None:
-        self.intact = Intact(module)
-        self.answers, self.keep = answers, answers.keep
-        self.slots: list[tuple[dict[str, Any], str]] = [
-            (held, name)
-            for part in module.modules()
-            for held in (part._parameters, part._buffers)
-            for name, tensor in held.items()
-            if tensor is not None
-        ]
+    def __init__(self, module: nn.Module, shared: Shared) -> None:
+        self.module, self.intact, self.shared = module, Intact(module), shared
+        self._look()
+
+    def answers(self) -> Answers:
+        """Those of the weights as they are now."""
+        if not self.made_of.holds() or _bytes_of(self.samples) != self.sampled:
+            self._look()
+        return self.shared.of(self.made_of, self.sampled)
+
+    def _look(self) -> None:
+        self.made_of = Snapshot(self.module)
+        self.samples = [_sample(tensor) for tensor in self.made_of.kept if not tensor.is_meta]
+        self.sampled = _bytes_of(self.samples)
 
     def question(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
         """The contents of the arguments; None if they are not quickly compared."""
@@ -87,33 +109,38 @@ class Memory:
             return None
         contents: list[Hashable] = [*kwargs]
         for value in (*args, *kwargs.values()):
+            if not isinstance(value, Tensor | Hashable):
+                return None
             if not isinstance(value, Tensor):
-                contents.append(value if isinstance(value, Hashable) else id(value))
+                contents += type(value), value
             elif value.device.type != "cpu" or value.numel() > FEW:
                 return None
             else:
                 contents += value.dtype, value.shape, _bytes(value)
         return tuple(contents)
 
-    def weights(self) -> Hashable:
-        """Where the weights lie, and how often they were written to."""
-        places: list[int] = []
-        for held, name in self.slots:
-            tensor = held[name]
-            places += tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-        return tuple(places)
-
 
 def _memory_of(module: nn.Module) -> Memory:
     """A copy of a module remembers on its own."""
     memory: Memory | None = vars(module).get(RUN_TIME)
     if memory is None:
-        memory = vars(module)[RUN_TIME] = Memory(module, Answers(ALONE))
+        memory = vars(module)[RUN_TIME] = Memory(module, Shared(ALONE))
     return memory
 
 
 def _tensors(module: nn.Module) -> Iterable[Tensor]:
     return chain(module.parameters(), module.buffers())
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Bytes here and there, which tell of a write through `.data` that nobody counts: adapters are
+    fused and averages of weights copied so. A write to a few numbers alone may be missed."""
+    stored = weight.cpu().reshape(-1).view(torch.uint8)
+    return stored[:: max(1, stored.numel() // SAMPLES) | 1]
+
+
+def _bytes_of(samples: list[Tensor]) -> Sampled:
+    return [sample.numpy().tobytes() for sample in samples]
 
 
 def _bytes(tensor: Tensor) -> bytes:

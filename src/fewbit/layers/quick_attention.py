@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.kernels.choose import backend_for
-from fewbit.layers.swap import Forward
+from fewbit.layers.swap import Forward, may_answer
 from fewbit.models.fused_attention import StandIn
 
 
@@ -17,7 +16,7 @@ def quick_attention(inherited: Forward, name: str) -> Forward:
     """The module's own forward, which asks the backend for the fused attention."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not may_answer():
             return inherited(self, *args, **kwargs)
         with StandIn(attention):
             return inherited(self, *args, **kwargs)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from fewbit.kernels.precision import without_autocast
 from fewbit.kernels.reference import Coder, Reference
 from fewbit.kernels.values import AdaLNInput, QuantizedRows
 from fewbit.layers.offload import brought, is_offloaded
+from fewbit.layers.snapshot import Snapshot
 from fewbit.transforms.transform import Transform
 
 
@@ -66,13 +68,16 @@ class InputStage(nn.Module):
         """As `coder`, for one of the layers that hold this stage."""
         if any(map(is_offloaded, self.modules())):
             return partial(_brought, self, backend)
-        if self._shared is None:
-            self._shared = SharedCodes(self.coder(backend))
-        return self._shared.of(consumer)
+        shared = self._shared
+        if shared is None or shared.backend is not backend or not shared.made_of.holds():
+            shared = self._shared = SharedCodes(self, backend)
+        return shared.of(consumer)
 
-    def unshare(self) -> None:
-        """Whoever asks from now on gets a callable that is made anew."""
-        self._shared = None
+    def unshare(self, consumer: object) -> None:
+        """The others share on; when none is left, whoever comes gets a callable made anew."""
+        if self._shared is not None:
+            self._shared.leave(consumer)
+            self._shared = self._shared if self._shared.consumers else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_shared": None}
@@ -110,35 +115,42 @@ class InputStage(nn.Module):
 class _Last:
     """The codes of the last input, for the layers that have not had them yet."""
 
-    x: Tensor | AdaLNInput
+    x: ref[Tensor | AdaLNInput]
     version: int
     codes: QuantizedRows | Tensor
     left: set[int]
 
     def is_for(self, consumer: int, x: Tensor | AdaLNInput, version: int) -> bool:
-        if self.x is not x or self.version != version or consumer not in self.left:
+        if self.x() is not x or self.version != version:
             return False
-        self.left.remove(consumer)
+        try:
+            self.left.remove(consumer)  # in one step, for another thread may ask as the same
+        except KeyError:
+            return False
         return True
 
 
 class SharedCodes:
     """The codes of one input, computed for the first of its consumers and handed once to each of
-    the others.
+    the others; they are kept no longer than the input itself.
 
     A consumer that comes a second time has a new input, a new timestep or new parameters, even if x
     is the same object. Nothing is shared where a result must not outlive its graph, and nothing of
     inference tensors, which cannot tell that they were written to.
     """
 
-    def __init__(self, code: Coder) -> None:
-        self.code = code
+    def __init__(self, stage: InputStage, backend: Reference) -> None:
+        self.code, self.backend, self.made_of = stage.coder(backend), backend, Snapshot(stage)
         self.consumers: set[int] = set()
         self.last: _Last | None = None
 
     def of(self, consumer: object) -> Coder:
         self.consumers.add(id(consumer))
         return partial(self.codes, id(consumer))
+
+    def leave(self, consumer: object) -> None:
+        self.consumers.discard(id(consumer))
+        self.last = None
 
     def codes(self, consumer: int, x: Tensor | AdaLNInput) -> QuantizedRows | Tensor:
         tensor = x.x if isinstance(x, AdaLNInput) else x
@@ -150,8 +162,14 @@ class SharedCodes:
             return last.codes
         codes = self.code(x)
         if codes is not x:
-            self.last = _Last(x, tensor._version, codes, self.consumers - {consumer})
+            left = self.consumers - {consumer}
+            self.last = _Last(ref(x, self._forget), tensor._version, codes, left)
         return codes
+
+    def _forget(self, x: ref[Tensor | AdaLNInput]) -> None:
+        last = self.last
+        if last is not None and last.x is x:
+            self.last = None
 
 
 def _unrounded(transform: Transform | None, backend: Reference, x: Tensor | AdaLNInput) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewbit.kernels.precision import is_traced
+
 RUN_TIME = "_run_time"  # what an answer remembers in its module; it belongs to this process
 ANSWER = "_answer"
 
@@ -41,7 +43,7 @@ def may_answer() -> bool:
     """Whether nobody derives, traces or changes operations just now."""
     return not (
         torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        or is_traced()
         or torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_function_stack()
     )

@@ -9,6 +9,7 @@ from fewbit.formats import Format, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.native.prepared import FloatLinear, Linear, Rows, VectorLinear
+from fewbit.kernels.precision import is_traced
 from fewbit.kernels.reference import Coder, Multiplier
 from fewbit.kernels.torch_cpu import Portable
 from fewbit.kernels.values import (
@@ -76,7 +77,7 @@ class Native(Portable):
 
     def coder(self, fmt: Format, rotation: Rotation | None) -> Coder:
         unknown = fmt.arithmetic is None or not fmt.exact_in(8)
-        if unknown or torch.compiler.is_compiling():  # which traces operators, not prepared calls
+        if unknown or is_traced():  # what traces operators sees no prepared calls
             return super().coder(fmt, rotation)
         return _Coder(fmt, rotation)
 
@@ -175,7 +176,7 @@ class Native(Portable):
         return pack(native.unpack(layout).view(torch.uint8) & mask, spec.format.bits)
 
     def _layout(self, weight: Weight) -> Tensor | None:
-        given = weight.layout is not None or torch.compiler.is_compiling()
+        given = weight.layout is not None or is_traced()
         if given or not _takes(weight.spec, weight.packed.columns):
             return weight.layout
         return _panels(weight.packed)
