@@ -20,8 +20,8 @@ from fewbit.activations.clock import TimeBins
 from fewbit.activations.multi_region import MultiRegion, two_regions
 from fewbit.activations.static import Static
 from fewbit.calibration import trajectories
-from fewbit.engine.doctor import examine_layers
 from fewbit.engine.decibel import sqnr
+from fewbit.engine.doctor import examine_layers
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Spec
 from fewbit.layers.attention import quantized_attentions

@@ -28,8 +28,14 @@ class Snapshot:
         self.state = tuple(slot[2:] for slot in self.slots)
 
     def holds(self) -> bool:
-        for tensors, name, pointer, version in self.slots:
-            if _state(tensors.get(name)) != (pointer, version):
+        for tensors, name, pointer, version in self.slots:  # without a Python call
+            tensor = tensors.get(name)
+            if tensor is None or pointer is None:
+                if tensor is not None or pointer is not None:
+                    return False
+            elif tensor.data_ptr() != pointer or tensor.is_inference() != (version is None):
+                return False
+            elif version is not None and tensor._version != version:
                 return False
         return True
 
