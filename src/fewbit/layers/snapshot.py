@@ -29,13 +29,12 @@ class Snapshot:
 
     def holds(self) -> bool:
         for tensors, name, pointer, version in self.slots:  # without a Python call
-            tensor = tensors.get(name)
+            tensor, same = tensors.get(name), False
             if tensor is None or pointer is None:
-                if tensor is not None or pointer is not None:
-                    return False
-            elif tensor.data_ptr() != pointer or tensor.is_inference() != (version is None):
-                return False
-            elif version is not None and tensor._version != version:
+                same = tensor is None and pointer is None
+            elif tensor.data_ptr() == pointer and tensor.is_inference() == (version is None):
+                same = version is None or tensor._version == version
+            if not same:
                 return False
         return True
 
