@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install native demo test lowest lint docs clean
+.PHONY: install native demo test quick lowest lint docs clean
 
 install: $(VENV)/.installed
 
@@ -22,9 +22,15 @@ native:
 demo: install
 	$(BIN)/python -m demos.show --output demo-output
 
+QUICK_TESTS := $(addprefix tests/,formats transforms rounding activations test_house.py)
+
 # Two processes of one thread: the tests' tensors are so small that threads only wait for each other.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The exact laws, in less than a minute: before each commit.
+quick: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK_TESTS)
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := $(VENV)-lowest
