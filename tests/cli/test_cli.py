@@ -269,6 +269,15 @@ def test_inspect_reads_headers_only(pipeline_folder, monkeypatch):
     assert "to_q" not in printed("inspect", "tiny")
 
 
+def test_no_picture_is_written_of_a_model_that_gives_nan(pipeline_folder):
+    pipe = pytest.importorskip("diffusers").DiTPipeline.from_pretrained("tiny")
+    pipe.transformer.transformer_blocks[0].ff.net[2].bias.data[3] = torch.nan
+    pipe.save_pretrained("broken")
+    said = refuses("generate", "broken", "--output", "nan.png", "--label", "1", "--steps", "2")
+    assert "no picture of broken: the output of transformer.transformer_blocks.0 is not" in said
+    assert not Path("nan.png").exists()
+
+
 def test_generate_one_picture_that_says_how_it_was_made(pipeline_folder):
     words = ["--label", "star", "--seed", "9", "--steps", "2", "--guidance", "3"]
     printed("generate", "tiny", "--output", "star.png", *words)

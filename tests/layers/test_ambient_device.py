@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fewbit
 from fewbit.activations.clock import Clock, TimeBins
 from fewbit.activations.dynamic import Dynamic
 from fewbit.activations.multi_region import MultiRegion
@@ -128,3 +129,11 @@ def ambient(tree: ast.AST) -> Iterator[int]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 def test_whoever_makes_a_tensor_at_run_time_says_where(file):
     assert not list(ambient(ast.parse(file.read_text())))
+
+
+@pytest.mark.parametrize("ambient", ["meta", "cpu"])
+def test_quantize_computes_where_the_model_is(ambient):
+    model = pytest.importorskip("tiny_transformers").make()
+    with torch.device(ambient):
+        fewbit.quantize(model, "rtn", progress=False)
+    assert all(tensor.device.type == "cpu" for tensor in model.state_dict().values())

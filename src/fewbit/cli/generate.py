@@ -18,6 +18,7 @@ from fewbit.cli.options import (
 )
 from fewbit.cli.places import refuse_files
 from fewbit.cli.saying import say
+from fewbit.errors import BadModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,21 +66,26 @@ def generate(
     files = [output] if one_file else [output.with_stem(f"{output.stem}-{s}") for s in seeds]
     refuse_files(files)
 
+    from fewbit.judge.finite import NotFinite, finite_outputs, outermost
     from fewbit.pages.images import common_facts, grid, psnr, save_png
     from fewbit.pipelines.generate import generate as draw
     from fewbit.pipelines.opening import device_named, open_model
 
     def pictures(name: str) -> list[Image]:
         pipe = open_model(name, dtype=dtype_named(dtype), device=device_named(device))
-        row = draw(
-            pipe,
-            seeds=seeds,
-            labels=labels,
-            prompts=prompts,
-            steps=steps,
-            guidance=guidance,
-            progress=not quiet,
-        )
+        try:
+            with finite_outputs(outermost(pipe)):
+                row = draw(
+                    pipe,
+                    seeds=seeds,
+                    labels=labels,
+                    prompts=prompts,
+                    steps=steps,
+                    guidance=guidance,
+                    progress=not quiet,
+                )
+        except NotFinite as error:
+            raise BadModel(f"no picture of {name}: {error}") from None
         for picture in row:
             picture.info["model"] = name
         return row

@@ -101,7 +101,7 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 def _seen_in(storage: UntypedStorage, like: Tensor) -> Tensor:
     """What `like` shows of its own storage, shown of this one."""
-    view = torch.empty(0, dtype=like.dtype)
+    view = torch.empty(0, dtype=like.dtype, device=storage.device)
     return view.set_(storage, like.storage_offset(), like.size(), like.stride())
 
 

@@ -48,4 +48,4 @@ def _room(storage: UntypedStorage) -> int:
 
 
 def _bytes(storage: UntypedStorage) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8).set_(storage)
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

@@ -99,7 +99,8 @@ def quantize(
     asked = _asked(chosen, calibration)
     _refuse_no_seed(seed)
     work = None if workdir is None else checked_path("workdir", workdir)
-    _refuse_unusable(device)
+    if device is not None:
+        _refuse_unusable(device)
     transformer: Any = transformer_of(model)
     plan = make_plan(transformer, chosen, spec, allow_unknown)
     _refuse_empty(transformer)
@@ -429,7 +430,7 @@ def _refuse_empty(model: nn.Module) -> None:
             )
 
 
-def _refuse_unusable(device: str | torch.device | None) -> None:
+def _refuse_unusable(device: str | torch.device) -> None:
     try:
         usable = torch.empty(0, device=device).device.type != "meta"
         reason = "it holds no data"

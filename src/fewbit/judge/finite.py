@@ -52,8 +52,9 @@ def finite_outputs(modules: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def networks(pipe: Any) -> dict[str, nn.Module]:
-    """The parts of a pipeline that have weights."""
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    """The parts of a pipeline that have weights; a transformer alone has no such parts."""
+    parts: Mapping[str, Any] = getattr(pipe, "components", {})
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def outermost(pipe: Any) -> dict[str, nn.Module]:
