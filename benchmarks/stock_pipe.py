@@ -1,7 +1,7 @@
 """Is a block as quick inside a stock `pipe(...)` as where `fewbit bench` calls it?
 
-Blocks of DiT-XL/2's size in bfloat16, two rows. Rounds of both take turns, and the medians are
-compared.  python benchmarks/stock_pipe.py [recipe:bits]
+Blocks of DiT-XL/2's size in bfloat16, two rows. Both take turns; the ratio of each round's medians
+is taken, and its spread is told.  python benchmarks/stock_pipe.py [recipe:bits]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,22 +30,25 @@ def main(recipe: str) -> None:
     pipe = pipeline(recipe)
     blocks = pipe.transformer.transformer_blocks
     given: list[dict[str, Any]] = []
-    in_pipe: list[float] = []
-    alone: list[float] = []
-    for number in range(WARM + ROUNDS):
+    ratios, medians = [], []
+    for _ in range(WARM + ROUNDS):
+        in_pipe: list[float] = []
         with timed(blocks, in_pipe, given):
             draw(pipe)
         with torch.no_grad():
-            for _ in range(STEPS):
-                for block in blocks:
-                    alone.append(seconds(lambda block=block: output(block, given[-1])))
-        if number < WARM:
-            in_pipe.clear(), alone.clear()
-    medians = {name: 1e3 * statistics.median(found) for name, found in
-               (("in pipe, ms", in_pipe), ("as bench, ms", alone))}  # fmt: skip
-    figures = {**medians, "ratio": medians["in pipe, ms"] / medians["as bench, ms"]}
-    print(recipe, figures)
-    write_result("stock_pipe", {"recipe": recipe, **figures})
+            turns = [partial(output, block, given[-1]) for _ in range(STEPS) for block in blocks]
+            alone = [seconds(turn) for turn in turns]
+        medians.append((statistics.median(in_pipe), statistics.median(alone)))
+        ratios.append(medians[-1][0] / medians[-1][1])
+    quartiles = statistics.quantiles(ratios[WARM:], n=4)
+    figures = {
+        "recipe": recipe,
+        "in pipe, ms": 1e3 * statistics.median(one for one, _ in medians[WARM:]),
+        "as bench, ms": 1e3 * statistics.median(one for _, one in medians[WARM:]),
+        "ratio": dict(zip(("lower quartile", "median", "upper quartile"), quartiles, strict=True)),
+    }
+    print(figures)
+    write_result("stock_pipe", figures)
 
 
 def pipeline(recipe: str) -> Any:

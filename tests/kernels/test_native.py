@@ -27,7 +27,7 @@ HERE = [isa for isa in ISAS if native.functions().fewbit_supports(isa.encode())]
 FP4 = ("e2m1", "e1m2", "e3m0")
 ACTIVATIONS = (*FP4, "e2m3", "int4", "int6", "int8", "e1m1", "e2m0", "int2")
 CHOICE = FormatChoice(tuple(FORMATS[name] for name in FP4))
-MOST_DEPTH = native.functions().fewbit_most_depth()
+MOST_DEPTH = native.most_depth()
 SHAPES = ((1, 1, 1), (7, 65, 33), (13, 64, 8), (8, 130, 384), (77, 200, 1160))
 
 

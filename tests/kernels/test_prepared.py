@@ -1,8 +1,5 @@
 """Prepared operations: cheap to call, safe to share, the same results as torch's operators."""
 
-import copy
-import gc
-import pickle
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -97,18 +94,13 @@ def test_they_are_what_the_operators_are():
     assert torch.equal(y, native.vector_linear(rows, *given))
 
 
-def test_threads_may_share_them_and_copies_are_their_own():
+def test_threads_may_share_them():
     layer = native.Rows(E2M1, rotation()), native.Linear(*weight())
     inputs = [torch.randn(m, K) for m in range(1, 40)]
     expected = list(map(forward(*layer), inputs))
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
             assert all(map(torch.equal, pool.map(forward(*layer), inputs), expected))
-    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
-    del layer
-    gc.collect()
-    for one in copies:
-        assert all(map(torch.equal, map(forward(*one), inputs), expected))
 
 
 def test_inputs_of_no_size_never_reach_the_library(monkeypatch):

@@ -365,3 +365,13 @@ def test_a_layer_that_cannot_be_bound_stays_as_it_was(monkeypatch):
     monkeypatch.setattr(QLinear, "_ready", ready)
     assert torch.equal(layer.codes, before)
     assert torch.equal(layer(tokens()), make(*PAIRS[0])(tokens()))
+
+
+@torch.no_grad()
+def test_a_layer_beyond_the_depth_of_int32_sums_takes_another_path(forced, monkeypatch):
+    """As many columns would take long: the bound is lowered instead."""
+    layer, other, x = make(*PAIRS[0]), make(*PAIRS[0]), tokens()
+    expected = layer(x)
+    monkeypatch.setattr("fewbit.kernels.native.ops.most_depth", lambda: 31)
+    assert (other(x) - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert forced != "native" or other.bound().weight.layout is None

@@ -26,7 +26,7 @@ ANSWERS: tuple[Answer, ...] = (fused, quick_attention, gelu_in_product, quick_ge
 
 
 def bind(model: nn.Module, structure: Structure | None = None) -> None:
-    """Whatever is quick already stays as it is."""
+    """Give each known module of the model its quick forward; one that has it keeps it."""
     structure = _known_structure(model) if structure is None else structure
     bind_attention(model, structure)
     for module in list(model.modules()):
@@ -38,13 +38,14 @@ def bind(model: nn.Module, structure: Structure | None = None) -> None:
 
 
 def bind_attention(model: nn.Module, structure: Structure | None) -> None:
-    """Of a model that need not be quantized."""
+    """Give attention modules the backend's attention; the model need not be quantized."""
     for name in () if structure is None else _attending(structure):
         if answer_of(model.get_submodule(name)) is None:
             swap(model.get_submodule(name), quick_attention)
 
 
 def unbind(model: nn.Module) -> None:
+    """Give all modules their own forwards back, and all layers their codes as they are stored."""
     for module in model.modules():
         if answer_of(module) in ANSWERS:
             swap_back(module)
@@ -61,7 +62,7 @@ def _answer_for(module: nn.Module) -> Answer | None:
 
 
 def _attending(structure: Structure) -> Iterator[str]:
-    """Modules that multiply queries with keys, but not blocks that do so themselves."""
+    """The modules that multiply queries with keys, without blocks that do so themselves."""
     for number, block in enumerate(structure.blocks):
         yield from (name for name in structure.attending(number) if name != block)
 

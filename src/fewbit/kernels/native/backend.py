@@ -255,7 +255,9 @@ def _has_vectors(spec: Spec) -> bool:
 
 
 def _takes(spec: Spec, columns: int) -> bool:
-    return has_integers(spec) and columns // spec.groups(columns) % LANES == 0
+    """Whether there are panels for it: groups of whole lanes whose sums fit into int32."""
+    width = columns // spec.groups(columns)
+    return has_integers(spec) and width % LANES == 0 and width <= native.most_depth()
 
 
 def _rests(spec: Spec) -> bool:

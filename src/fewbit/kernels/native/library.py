@@ -188,6 +188,12 @@ def has_bf16() -> bool:
     return bool(loaded.functions.fewbit_has_float_linear(DTYPES[torch.bfloat16]))
 
 
+@lru_cache(1)
+def most_depth() -> int:
+    """How many columns of a group an int32 sum of products of codes holds."""
+    return int(functions().fewbit_most_depth())
+
+
 def threads() -> int:
     """How many threads a large operation uses: as many as torch, but one in a forked child."""
     return int(functions().fewbit_threads())

@@ -38,6 +38,7 @@ from fewbit.kernels.native.library import (
     has_attention,
     has_bf16,
     isa,
+    most_depth,
     threads,
     why_not,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "layer_norm_modulate",
     "linear",
     "modulate_quantize_rows",
+    "most_depth",
     "pack_codes",
     "pack_levels",
     "quantize_rows",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from fewbit.kernels.native.library import (
     failure,
     functions,
     has_bf16,
+    most_depth,
 )
 from fewbit.kernels.native.packing import contents
 from fewbit.kernels.values import Rotation
@@ -43,7 +43,6 @@ class Rows:
     """Rounds the rows of an input to a format, after a rotation if there is one."""
 
     def __init__(self, fmt: Format, rotation: Rotation | None = None) -> None:
-        self._given: tuple[Any, ...] = fmt, rotation
         self._settle(rounding(fmt), rotation)
 
     @classmethod
@@ -96,16 +95,13 @@ class Rows:
         run_rows(self._run, task, x, shift, scale, eps)
         return codes, scales
 
-    def __reduce__(self) -> tuple[type[Rows], tuple[Any, ...]]:
-        return Rows, self._given
-
 
 class Linear:
     """Multiplies codes of rows by a packed weight with scales [N, G] and adds a bias."""
 
     def __init__(self, packed: Tensor, weight_scales: Tensor, bias: Tensor | None = None) -> None:
         channels, columns, groups = _sizes(packed, weight_scales)
-        most = functions().fewbit_most_depth()
+        most = most_depth()
         if columns // groups > most:
             raise BadArgument(
                 f"{columns} columns in {groups} groups: an int32 sum of products of codes holds "
@@ -178,9 +174,6 @@ class Linear:
             )
         task.gate, task.residual, task.tokens = address(gate), address(residual), tokens
 
-    def __reduce__(self) -> tuple[type[Linear], tuple[Any, ...]]:
-        return Linear, self._kept
-
 
 class FloatLinear:
     """Multiplies floats by a packed weight with scales [N, G] and adds a bias, with exact products
@@ -210,9 +203,6 @@ class FloatLinear:
         half = self._multiplies_bf16 and x.dtype == torch.bfloat16 and rows > self._few
         task = FloatLinearTask.from_buffer_copy(self._task)
         return _multiply_floats(task, x, half, out_dtype, self._kept[2])
-
-    def __reduce__(self) -> tuple[type[FloatLinear], tuple[Any, ...]]:
-        return FloatLinear, self._kept
 
 
 class VectorLinear:
@@ -265,9 +255,6 @@ class VectorLinear:
         task = FloatLinearTask.from_buffer_copy(self._task)
         task.codebook = address(self._codebooks[is_half])
         return _multiply_floats(task, x, self._half and is_half, out_dtype, self._kept[3])
-
-    def __reduce__(self) -> tuple[type[VectorLinear], tuple[Any, ...]]:
-        return VectorLinear, self._kept
 
 
 def rounding(fmt: Format) -> list[float]:
