@@ -8,7 +8,7 @@ T_k = W_k + E_<k·F_<k,k. No inverse is ever formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -92,7 +92,9 @@ class _Solve:
 
     def group_by_group(self) -> Tensor:
         count = len(self.columns)
-        self._from_left_to_right(0, count, self.rounder.group or count, self._group)
+        for start, stop in self._corrected(0, count, self.rounder.group or count):
+            self.rounder.begin(slice(start, stop), self._compensated(start, stop).T)
+            self._round(start, stop)
         return self.values
 
     def all_scales_first(self, weight: Tensor) -> Tensor:
@@ -101,26 +103,29 @@ class _Solve:
         for start in range(0, count, group):
             columns = slice(start, min(start + group, count))
             self.rounder.begin(columns, weight[:, columns].to(self.target))
-        self._from_left_to_right(0, count, FEW_COLUMNS, self._few_columns)
+        self._round(0, count)
         return self.values
 
-    def _from_left_to_right(
-        self, start: int, stop: int, unit: int, visit: Callable[[int, int], None]
-    ) -> None:
-        """Visit every `unit` columns; each half of a span corrects the other by one matmul."""
+    def _corrected(self, start: int, stop: int, unit: int) -> Iterator[tuple[int, int]]:
+        """Spans of `unit` columns from left to right, each corrected for the errors of all before
+        it: when one half of a span is rounded, a single matmul corrects the other half."""
         units = -(-(stop - start) // unit)
         if units == 1:
-            visit(start, stop)
+            yield start, stop
             return
         middle = start + unit * (units // 2)
-        self._from_left_to_right(start, middle, unit, visit)
+        yield from self._corrected(start, middle, unit)
         correction = self.feedback[start:middle, middle:stop].T
         self.target[middle:stop].addmm_(correction, self.error[start:middle])
-        self._from_left_to_right(middle, stop, unit, visit)
+        yield from self._corrected(middle, stop, unit)
 
-    def _group(self, start: int, stop: int) -> None:
-        self.rounder.begin(slice(start, stop), self._compensated(start, stop).T)
-        self._from_left_to_right(start, stop, FEW_COLUMNS, self._few_columns)
+    def _round(self, start: int, stop: int) -> None:
+        for first, last in self._corrected(start, stop, FEW_COLUMNS):
+            for k in range(first, last):
+                before = self.error[first:k].T
+                target = torch.addmv(self.target[k], before, self.feedback[first:k, k])
+                self.values[k] = self.rounder.round(target, self.columns[k])
+                torch.sub(self.weight[k], self.values[k], out=self.error[k])
 
     def _compensated(self, start: int, stop: int) -> Tensor:
         """Where the columns end up if none of them has to be rounded: W - E with E·(F + I) = W - T.
@@ -134,13 +139,6 @@ class _Solve:
         return weight + torch.linalg.solve_triangular(
             within, correction, upper=False, unitriangular=True
         )
-
-    def _few_columns(self, start: int, stop: int) -> None:
-        for k in range(start, stop):
-            before = self.error[start:k].T
-            target = torch.addmv(self.target[k], before, self.feedback[start:k, k])
-            self.values[k] = self.rounder.round(target, self.columns[k])
-            torch.sub(self.weight[k], self.values[k], out=self.error[k])
 
 
 def _feedback(hessian: Tensor, columns: Tensor, damping: float) -> tuple[Tensor, float]:
