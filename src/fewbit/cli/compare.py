@@ -7,24 +7,7 @@ from typing import Any
 
 import click
 
-from fewbit.cli.judging import (
-    clip_option,
-    command_line,
-    count_option,
-    environment,
-    fidelity_option,
-    guidance_option,
-    hpsv2_option,
-    inception_option,
-    judges_for,
-    lpips_option,
-    pictures_only_option,
-    prompts_for,
-    prompts_option,
-    real_option,
-    steps_option,
-    together_option,
-)
+from fewbit.cli.judging import Judging, command_line, environment, judging_options
 from fewbit.cli.options import (
     MODEL_HELP,
     device_option,
@@ -33,7 +16,6 @@ from fewbit.cli.options import (
     json_option,
     model_argument,
     quiet_option,
-    seed_option,
 )
 from fewbit.cli.places import refuse_unwritable
 from fewbit.cli.saying import show
@@ -45,19 +27,7 @@ from fewbit.cli.saying import show
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="Keeps all; resumes there."
 )
-@count_option
-@steps_option
-@guidance_option
-@together_option
-@prompts_option
-@real_option
-@inception_option
-@lpips_option
-@clip_option
-@hpsv2_option
-@fidelity_option
-@pictures_only_option
-@seed_option
+@judging_options
 @device_option
 @dtype_option
 @json_option
@@ -66,19 +36,7 @@ def compare(
     model: str,
     recipes: str,
     output: Path,
-    count: int,
-    steps: int | None,
-    guidance: float | None,
-    together: int,
-    prompts: Path | None,
-    real: Path | None,
-    inception: Path | None,
-    lpips: Path | None,
-    clip: str | None,
-    hpsv2: str | None,
-    fidelity_only: bool,
-    pictures_only: bool,
-    seed: int,
+    judging: Judging,
     device: str,
     dtype: str,
     as_json: bool,
@@ -95,7 +53,6 @@ def compare(
     from fewbit.judge.compare import PICTURES, asked
     from fewbit.judge.compare import compare as lay_side_by_side
     from fewbit.judge.drawing import REFERENCE
-    from fewbit.judge.evaluation import Setting
     from fewbit.judge.page import About, shown_of, write_page
     from fewbit.judge.reading import picture_files
     from fewbit.pipelines.opening import device_named, open_model
@@ -106,27 +63,15 @@ def compare(
         return open_model(model, dtype=dtype_named(dtype), device=device_named(device))
 
     reference = Named(opened(), model)
-    judges = judges_for(
-        reference.pipe,
-        model,
-        own_prompts=prompts is not None,
-        real=real,
-        inception=inception,
-        lpips=lpips,
-        clip=clip,
-        hpsv2=hpsv2,
-        fidelity_only=fidelity_only,
-        pictures_only=pictures_only,
-    )
-    texts = prompts_for(model, prompts, count)
-    setting = Setting(count, seed, steps, guidance, texts, together)
+    judges = judging.judges(reference.pipe, model)
+    setting = judging.setting(model)
     found = lay_side_by_side(reference, opened, wanted, setting, judges, output, not quiet)
     found.save(output / "comparison.json")
     pictures = output / PICTURES
-    drawn = {one.label: picture_files(pictures / one.folder)[:count] for one in wanted}
+    drawn = {one.label: picture_files(pictures / one.folder)[: judging.count] for one in wanted}
     about = About(
         f"{model}: {len(wanted)} recipes compared",
-        picture_files(pictures / REFERENCE)[:count],
+        picture_files(pictures / REFERENCE)[: judging.count],
         command_line(),
         environment(),
     )
