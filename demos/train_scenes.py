@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
 from demos import assemble_scenes, autoencoder, text_denoiser
+from demos.latents import latents
 from demos.loop import Steps, Training
 from fewbit.demo import check_scenes, language, scenes
 from fewbit.demo.assets import path
 from fewbit.demo.shapes import as_float
-from fewbit.files import replacing
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, PixArtAlphaPipeline
@@ -61,23 +61,6 @@ def train_reader(
 
     Training("reader", model, loss, Steps(steps), 3e-3, folder, memory=0.99).run()
     return model.encoder.eval().requires_grad_(False)
-
-
-def latents(folder: Path, model: AutoencoderKL, count: int = LATENTS) -> Tensor:
-    """The latents the denoiser learns from, encoded once."""
-    file = folder / "latents.safetensors"
-    if not file.exists():
-        parts = [_encode(model, range(i, min(i + 240, count))) for i in range(0, count, 240)]
-        with replacing(file) as aside:
-            save_file({"latents": torch.cat(parts)}, aside)
-    return load_file(file)["latents"]
-
-
-@torch.no_grad()
-def _encode(model: AutoencoderKL, index: range) -> Tensor:
-    image = as_float(scenes.pictures(DENOISER_SEED, index))
-    with torch.autocast("cpu", torch.bfloat16):
-        return model.encode(image).latent_dist.mean.float()
 
 
 def train_denoiser(
@@ -129,7 +112,9 @@ def train(folder: Path, steps: int) -> None:
         print(f"faithfulness {step} {right.float().mean():.1%} ({shares})", flush=True)
         assemble_scenes.assemble(folder / "scenes", pipeline)
 
-    train_denoiser(folder, pipeline, latents(folder, vae), steps, look)
+    pictures = partial(scenes.pictures, DENOISER_SEED)
+    latent = latents(folder / "latents.safetensors", vae, pictures, LATENTS)
+    train_denoiser(folder, pipeline, latent, steps, look)
     look(steps)
 
 

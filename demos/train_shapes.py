@@ -6,18 +6,18 @@ Stopped at any moment, the same command goes on from where it was. DIR/shapes is
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
 from demos import autoencoder, denoiser
 from demos.assemble import assemble
+from demos.latents import latents
 from demos.loop import Budget, Minutes, Training
 from fewbit.demo import shape_classifier, shapes
-from fewbit.files import replacing
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiTTransformer2DModel
@@ -57,23 +57,6 @@ def train_classifier(
     return model
 
 
-def latents(folder: Path, model: AutoencoderKL, count: int = LATENTS) -> Tensor:
-    """The latents the denoiser learns from, encoded once."""
-    file = folder / "latents.safetensors"
-    if not file.exists():
-        parts = [_encode(model, range(i, min(i + 240, count))) for i in range(0, count, 240)]
-        with replacing(file) as aside:
-            save_file({"latents": torch.cat(parts)}, aside)
-    return load_file(file)["latents"]
-
-
-@torch.no_grad()
-def _encode(model: AutoencoderKL, index: range) -> Tensor:
-    image = shapes.as_float(shapes.pictures(DENOISER_SEED, index))
-    with torch.autocast("cpu", torch.bfloat16):
-        return model.encode(image).latent_dist.mean.float()
-
-
 def train_denoiser(
     folder: Path, budget: Budget, latent: Tensor, batch: int = 48
 ) -> DiTTransformer2DModel:
@@ -94,7 +77,9 @@ def train_denoiser(
 def train(folder: Path, minutes: float) -> None:
     vae = train_autoencoder(folder, Minutes(0.14 * minutes))
     judge = train_classifier(folder, Minutes(0.03 * minutes))
-    transformer = train_denoiser(folder, Minutes(0.83 * minutes), latents(folder, vae))
+    pictures = partial(shapes.pictures, DENOISER_SEED)
+    latent = latents(folder / "latents.safetensors", vae, pictures, LATENTS)
+    transformer = train_denoiser(folder, Minutes(0.83 * minutes), latent)
     assemble(folder / "shapes", transformer, vae, judge)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import ceil, floor, log2, log10
+from math import log2
 from pathlib import Path
+
+from fewbit.pages.axes import around, ticks
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 380, 64, 150, 36, 56
 THICK, ADVANCE = 13, 6.6  # of a bar, and of a letter
@@ -19,7 +21,7 @@ def lines(file: Path, title: str, x_label: str, y_label: str, series: Series,
     """One line with dots for each of the series; `log` doubles x from tick to tick."""
     points = [point for one in series.values() for point in one]
     xs = [_place(x, log) for x, _ in points]
-    low, high = _range([y for _, y in points])
+    low, high = around([y for _, y in points])
     left, right = min(xs), max(xs) or 1.0
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -27,7 +29,7 @@ def lines(file: Path, title: str, x_label: str, y_label: str, series: Series,
         return LEFT + across * _inner_width(), _height(y, low, high)
 
     parts = [*_frame(title, x_label, y_label, low, high)]
-    for x in sorted({x for x, _ in points}) if log else _ticks(left, right):
+    for x in sorted({x for x, _ in points}) if log else ticks(left, right):
         parts.append(_text(at(x, low)[0], HEIGHT - BOTTOM + 18, f"{x:g}", "middle"))
     for number, (name, one) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
@@ -76,7 +78,7 @@ def _frame(title: str, x_label: str, y_label: str, low: float, high: float) -> l
         f'<text x="16" y="{HEIGHT / 2}" text-anchor="middle" '
         f'transform="rotate(-90 16 {HEIGHT / 2})">{escape(y_label)}</text>',
     ]
-    for y in _ticks(low, high):
+    for y in ticks(low, high):
         at = _height(y, low, high)
         parts.append(f'<path d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
         parts.append(_text(LEFT - 8, at + 4, f"{y:g}", "end"))
@@ -109,21 +111,3 @@ def _inner_width() -> int:
 
 def _height(y: float, low: float, high: float) -> float:
     return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Round numbers around all values."""
-    step = _step(min(values), max(values))
-    low, high = floor(min(values) / step) * step, ceil(max(values) / step) * step
-    return low, high if high > low else low + step
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    step = _step(low, high)
-    return [round(step * n, 10) for n in range(ceil(low / step), floor(high / step) + 1)]
-
-
-def _step(low: float, high: float) -> float:
-    raw = (high - low) / 6 or 1.0
-    power = 10.0 ** floor(log10(raw))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)

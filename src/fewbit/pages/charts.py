@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import ceil, floor, isfinite, log10
+from math import ceil, isfinite, log10
+
+from fewbit.pages.axes import around, ticks
 
 WIDTH, HEIGHT = 440, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 16, 44
@@ -68,7 +70,7 @@ class _Box:
 def scatter(title: str, axes: Axes, points: Sequence[Point], front: Sequence[int]) -> str:
     """Points with their intervals and names; a dashed step joins those on the front."""
     ends = [end for point in points for end in (point.low, point.high)]
-    frame = _Frame(*_range([0.0, *(p.x for p in points)]), *_range(ends))
+    frame = _Frame(*around([0.0, *(p.x for p in points)]), *around(ends))
     parts = [*_grid(frame, axes), *_front(frame, [points[i] for i in front])]
     spots = [(frame.x(point.x), frame.y(point.y)) for point in points]
     for number, (point, (x, y)) in enumerate(zip(points, spots, strict=True)):
@@ -89,7 +91,7 @@ def lines(title: str, axes: Axes, series: Mapping[str, Sequence[tuple[float, flo
     points = [point for one in known.values() for point in one]
     if not points:
         return ""
-    frame = _Frame(*_range([x for x, _ in points]), *_range([y for _, y in points]))
+    frame = _Frame(*around([x for x, _ in points]), *around([y for _, y in points]))
     parts = _grid(frame, axes)
     told = []
     for number, (name, one) in enumerate(known.items()):
@@ -195,11 +197,11 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
 
 def _grid(frame: _Frame, axes: Axes) -> list[str]:
     parts = []
-    for value in _ticks(frame.low, frame.high):
+    for value in ticks(frame.low, frame.high):
         y = frame.y(value)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(_text(LEFT - 7, y + 4, f"{value:g}", "end"))
-    for value in _ticks(frame.left, frame.right):
+    for value in ticks(frame.left, frame.right):
         parts.append(_text(frame.x(value), HEIGHT - BOTTOM + LABEL + 4, f"{value:g}", "middle"))
     middle = TOP + _inner_height() / 2
     parts.append(_text(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 6, axes.x, "middle"))
@@ -291,21 +293,3 @@ def _scale(low: float, high: float) -> str:
 
 def _inner_height() -> int:
     return HEIGHT - TOP - BOTTOM
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Round numbers around all values."""
-    step = _step(min(values), max(values))
-    low, high = floor(min(values) / step) * step, ceil(max(values) / step) * step
-    return low, high if high > low else low + step
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    step = _step(low, high)
-    return [round(step * n, 10) for n in range(ceil(low / step), floor(high / step) + 1)]
-
-
-def _step(low: float, high: float) -> float:
-    raw = (high - low) / 5 or 1.0
-    power = 10.0 ** floor(log10(raw))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
