@@ -49,7 +49,8 @@ def command(name: str, result: Mapping[str, Any]) -> str:
             f"{recipe}{arms}`"
         )
     isa = f"FEWBIT_ISA={result['figures']['isa']} " if "isa" in result["figures"] else ""
-    return f"`{isa}python benchmarks/{script(name).name}`"
+    recipe = f" {result['figures']['recipe']}" if "recipe" in result["figures"] else ""
+    return f"`{isa}python benchmarks/{script(name).name}{recipe}`"
 
 
 def script(name: str) -> Path:

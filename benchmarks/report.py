@@ -75,7 +75,7 @@ def _bench_row(row: Mapping[str, Any], bases: Sequence[str]) -> list[str]:
     return [
         row["arm"],
         f"{row['median_ms']:.1f}",
-        f"{min(row['times']['wall']):.1f}",
+        f"{row['least_ms']:.1f}",
         f"{100 * row['spread']:.0f} %",
         *("" if ratio is None else _ratio(ratio) for ratio in ratios),
         f"{row['resident_bytes'] / 1e6:.0f}",

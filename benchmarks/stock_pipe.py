@@ -1,4 +1,4 @@
-"""Is a block as quick inside a stock `pipe(...)` as where `fewbit bench` calls it?
+"""Whether a block is as quick in a stock call of its pipeline as where `fewbit bench` calls it.
 
 Blocks of DiT-XL/2's size in bfloat16, two rows. Both take turns; the ratio of each round's medians
 is taken, and its spread is told.  python benchmarks/stock_pipe.py [recipe:bits]

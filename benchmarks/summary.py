@@ -87,17 +87,14 @@ def _speeds(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _runs(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     size = "of a model of DiT-XL/2's size"
-    hq, tq = found["hq_dit"]["figures"], found["tq_dit"]["figures"]
-    yield (
-        f"`hq-dit` {hq['bits']} {size}, {hq['rows']} samples",
-        f"{hq['minutes_for_28_blocks']:.0f} min, {hq['peak_gib']:.1f} GiB",
-        "`python benchmarks/hq_dit.py`",
-    )
-    yield (
-        f"`tq-dit` {tq['bits']} {size}, {tq['rows']} samples",
-        f"{tq['minutes_for_28_blocks']:.0f} min on a busy machine, {tq['peak_gib']:.1f} GiB",
-        "`python benchmarks/tq_dit.py`",
-    )
+    for recipe, busy in (("hq-dit", ""), ("tq-dit", " on a busy machine")):
+        name = f"quantizing-{recipe}"
+        run = found[name]["figures"]
+        yield (
+            f"`{recipe}` {run['recipe'].partition(':')[2]} {size}, {run['rows']} samples",
+            f"{run['minutes_for_28_blocks']:.0f} min{busy}, {run['peak_gib']:.1f} GiB",
+            command(name, found[name]),
+        )
     demo, large = (found["fp4dit"]["figures"][key] for key in ("demo", "dit_xl_2"))
     fp4dit = "`python benchmarks/fp4dit.py`"
     yield (
