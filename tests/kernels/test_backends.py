@@ -27,6 +27,7 @@ copies = pytest.mark.parametrize("backend", COPIES, ids=lambda b: b.name)
 CODED = [name for name, fmt in FORMATS.items() if has_integer_rows(Spec(fmt))]
 WEIGHTS = ["e2m1/row/fp32", "e3m0/row/bf16", "e1m2/g64/fp16", "int8/row/fp32", "int4/tensor/fp32"]
 WEIGHTS += ["uint4/row/fp32", "int2/g8/fp32", "e2m3/row/fp32", "e3m0|e2m1|e1m2/row/fp32"]
+WEIGHTS += ["book4/row/fp32", "book2/g64/fp16"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -109,7 +110,7 @@ class TestQuantize:
 def test_the_rotation_is_the_same_to_the_last_bit(backend, width, block):
     x, rotation = normal(70, width) * normal(70, width, seed=4).exp(), rotation_of(width, block)
     assert torch.equal(backend.rotate(x, rotation), DEFINITION.rotate(x, rotation))
-    for fmt in (FORMATS["e2m1"], FORMATS["int8"]):
+    for fmt in (FORMATS["e2m1"], FORMATS["int8"], FORMATS["book4"]):
         same_codes(backend.quantize(x, fmt, rotation), DEFINITION.quantize(x, fmt, rotation))
         half = x.bfloat16()
         same_codes(backend.quantize(half, fmt, rotation), DEFINITION.quantize(half, fmt, rotation))

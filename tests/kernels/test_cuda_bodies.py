@@ -22,7 +22,8 @@ def packed(name: str, rows: int = 48, columns: int = 64) -> QTensor:
 
 
 def test_which_formats_are_fp8_up_to_a_power_of_two():
-    assert IN_FP8 == ["e1m1", "e2m0", "e2m1", "e1m2", "e3m0", "e2m3", "e3m2", "e4m3"]
+    floats = ["e1m1", "e2m0", "e2m1", "e1m2", "e3m0", "e2m3", "e3m2", "e4m3"]
+    assert ["book2", "book3", "book4", *floats] == IN_FP8
 
 
 @pytest.mark.parametrize("name", IN_FP8)
@@ -47,8 +48,8 @@ def test_inputs_become_the_levels_of_the_definition(name):
 
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("activation", ["e2m1", "e3m0", "e4m3", "int8"])
-@pytest.mark.parametrize("weight", ["e2m1", "e3m0", "e2m3", "int8", "int4"])
+@pytest.mark.parametrize("activation", ["e2m1", "e3m0", "e4m3", "int8", "book4"])
+@pytest.mark.parametrize("weight", ["e2m1", "e3m0", "e2m3", "int8", "int4", "book4"])
 def test_products_are_those_of_the_definition(weight, activation, dtype, fast):
     matrix, x = packed(weight), normal(5, 64)
     coded = CUDA.quantize(x, FORMATS[activation])

@@ -25,7 +25,8 @@ if not native.available():
 
 HERE = [isa for isa in ISAS if native.functions().fewbit_supports(isa.encode())]
 FP4 = ("e2m1", "e1m2", "e3m0")
-ACTIVATIONS = (*FP4, "e2m3", "int4", "int6", "int8", "e1m1", "e2m0", "int2")
+BOOKS = ("book2", "book3", "book4")
+ACTIVATIONS = (*FP4, *BOOKS, "e2m3", "int4", "int6", "int8", "e1m1", "e2m0", "int2")
 CHOICE = FormatChoice(tuple(FORMATS[name] for name in FP4))
 MOST_DEPTH = native.most_depth()
 SHAPES = ((1, 1, 1), (7, 65, 33), (13, 64, 8), (8, 130, 384), (77, 200, 1160))
@@ -129,7 +130,7 @@ def test_layer_norm_and_modulation(isa, dtype):
         assert torch.equal(scales, again[1])
 
 
-@pytest.mark.parametrize("name", [*FP4, "int4", "uint3", "int8", "e2m3", "e1m1"])
+@pytest.mark.parametrize("name", [*FP4, *BOOKS, "int4", "uint3", "int8", "e2m3", "e1m1"])
 def test_packing_is_invertible_for_every_code(name):
     fmt = FORMATS[name]
     codes = torch.randint(0, 1 << fmt.bits, (67, 37), dtype=torch.uint8)
@@ -141,7 +142,7 @@ def test_packing_is_invertible_for_every_code(name):
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
 @pytest.mark.parametrize(("weight", "activation"), [
     *((w, a) for w in FP4 for a in FP4), ("int4", "int4"), ("e2m1", "int8"), ("e2m1", "e2m3"),
-    ("int8", "int8"), ("e2m3", "int6"),
+    ("int8", "int8"), ("e2m3", "int6"), *((w, a) for w in BOOKS for a in ("book4", "int8")),
 ])  # fmt: skip
 def test_products_are_exact(isa, weight, activation, m, n, k):
     fmt = FORMATS[weight]

@@ -72,7 +72,7 @@ def levels_of(fmt, name, tensors, columns):
 
 def bits_of(fmt):
     numbers = [int(n) for n in re.findall(r"\d+", fmt)]
-    return numbers[0] if "int" in fmt else 1 + sum(numbers)
+    return numbers[0] if "int" in fmt or "book" in fmt else 1 + sum(numbers)
 
 
 def unpack(rows, bits, columns):
@@ -80,8 +80,14 @@ def unpack(rows, bits, columns):
     return stream.reshape(len(rows), columns, bits).astype(int) @ (1 << np.arange(bits))
 
 
+BOOKS = {2: (1, 3), 3: (1, 3, 5, 8), 4: (1, 3, 5, 7, 9, 12, 15, 20)}
+
+
 def level(fmt, code):
     bits = bits_of(fmt)
+    if "book" in fmt:
+        positive, last = BOOKS[bits], (1 << bits) - 1
+        return positive[code] if code < len(positive) else -positive[last - code]
     if "int" in fmt:
         return code - (1 << bits) if fmt[0] == "i" and code >= 1 << (bits - 1) else code
     x, y = (int(n) for n in re.findall(r"\d+", fmt))
@@ -121,7 +127,9 @@ def test_a_strangers_reader_gets_the_same_weights(case, tmp_path):
         assert np.array_equal(weight(name, entry, tensors), expected), name
 
 
-@pytest.mark.parametrize("spec", ["int3/row/bf16", "e3m2/tensor/fp16", "e2m3/g16/e4m3row"])
+@pytest.mark.parametrize(
+    "spec", ["int3/row/bf16", "e3m2/tensor/fp16", "e2m3/g16/e4m3row", "book3/row/fp32"]
+)
 def test_specs_that_no_recipe_writes_yet(spec, tmp_path):
     from fewbit.formats import QTensor, Spec
 

@@ -10,7 +10,7 @@ from math import gcd, isfinite, nan
 import torch
 from torch import Tensor
 
-from fewbit.formats.scale import Scales
+from fewbit.formats.scale import SMALLEST, Scales
 
 MOST_COLUMNS = 16  # that one code may stand for
 
@@ -104,6 +104,11 @@ class Format(ABC):
         return self.levels[0]
 
     @property
+    def zero_scale(self) -> float:
+        """The scale of a row of zeros: 1, or the smallest there is where zero is no level."""
+        return 1.0 if 0.0 in self.levels else SMALLEST
+
+    @property
     def integer_max(self) -> int:
         """The largest magnitude in units of `step`: how wide an exact integer product must be."""
         return int(max(abs(self.min), self.max) / self.step)
@@ -155,6 +160,11 @@ class Format(ABC):
     def step_of_rows(self, scales: Scales) -> Tensor | float:
         """The smallest step, [rows, 1] where rows differ."""
         return self.step
+
+    @property
+    def boundaries(self) -> list[float]:
+        """The largest float32 that still rounds down, for every two neighbouring levels."""
+        return self._tables[2].tolist()
 
     def neighbours(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The levels that a value lies between, itself the lower one; beyond an end twice that."""

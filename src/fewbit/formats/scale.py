@@ -31,9 +31,9 @@ class ScaleFormat:
     dtype: torch.dtype
     outer: str | None = None  # what one outer float32 scale spans: None, "tensor" or "row"
 
-    def from_absmax(self, absmax: Tensor, top: float) -> Tensor:
-        """The scale that puts `absmax` on the format's largest level `top` (1 where all is 0)."""
-        return torch.where(absmax == 0, 1.0, absmax / top).clamp_(min=SMALLEST)
+    def from_absmax(self, absmax: Tensor, top: float, zero: float = 1.0) -> Tensor:
+        """The scale that puts `absmax` on the largest level of a format (`zero` where it is 0)."""
+        return torch.where(absmax == 0, zero, absmax / top).clamp_(min=SMALLEST)
 
     def outer_scale(self, scale: Tensor) -> Tensor | None:
         return None
@@ -55,11 +55,11 @@ class ScaleFormat:
 class PowerOfTwo(ScaleFormat):
     """OCP E8M0: the byte is the exponent plus 127; 255 is NaN. Other scales are rounded down."""
 
-    def from_absmax(self, absmax: Tensor, top: float) -> Tensor:
+    def from_absmax(self, absmax: Tensor, top: float, zero: float = 1.0) -> Tensor:
         """The OCP MX rule: the block's largest exponent minus the format's largest exponent."""
         power = torch.ldexp(torch.ones_like(absmax), torch.frexp(absmax).exponent - 1)
         scale = (power / 2.0 ** (math.frexp(top)[1] - 1)).clamp_(min=2.0**-127)
-        return torch.where(absmax == 0, 1.0, torch.where(absmax.isfinite(), scale, torch.nan))
+        return torch.where(absmax == 0, zero, torch.where(absmax.isfinite(), scale, torch.nan))
 
     def store(self, scale: Tensor, outer: Tensor | None = None) -> Tensor:
         byte = (torch.frexp(scale).exponent + 126).clamp(0, 254)
@@ -77,7 +77,7 @@ class PowerOfTwo(ScaleFormat):
 class Fp8Scale(ScaleFormat):
     """E4M3 under an outer float32 scale that puts the largest scale of its span on 448."""
 
-    def from_absmax(self, absmax: Tensor, top: float) -> Tensor:
+    def from_absmax(self, absmax: Tensor, top: float, zero: float = 1.0) -> Tensor:
         """Where all is 0 the scale is 0, so that it has no say in the outer scale."""
         return absmax / top
 

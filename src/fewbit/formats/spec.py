@@ -95,7 +95,11 @@ class Spec:
         if not self.symmetric:
             return self._fit_asymmetric(grouped)
         absmax = self._reduce(grouped.abs(), "amax")
-        return self.store(self.scale.from_absmax(absmax, self.format.max))
+        return self.store(self.scale_of(absmax))
+
+    def scale_of(self, absmax: Tensor) -> Tensor:
+        """The scale at which the largest level lies on `absmax`."""
+        return self.scale.from_absmax(absmax, self.format.max, self.format.zero_scale)
 
     def store(self, scale: Tensor, outer: Tensor | None = None) -> Scales:
         """Float scales as this spec keeps them; one that is not finite becomes NaN, and with it
@@ -172,7 +176,7 @@ class Spec:
         """The range always holds 0, so that 0 is exact; both ends are met within half a step."""
         low = self._reduce(grouped, "amin").clamp(max=0)
         high = self._reduce(grouped, "amax").clamp(min=0)
-        scales = self.store(self.scale.from_absmax(high - low, self.format.max))
+        scales = self.store(self.scale_of(high - low))
         zeros = self.format.encode(-low * self.load(scales).reciprocal())
         return Scales(scales.stored, scales.outer, zeros)
 

@@ -102,7 +102,7 @@ class Reference:
         x = self.rows(x)
         x = x.float() if rotation is None else self.rotate(x, rotation).float()
         largest = x.abs().amax(1, keepdim=True) if x.numel() else x.new_ones(len(x), 1)
-        scales = FP32.from_absmax(largest, fmt.max)
+        scales = FP32.from_absmax(largest, fmt.max, fmt.zero_scale)
         scales = scales.masked_fill(scales.isinf(), torch.nan)
         levels = fmt.round(x * scales.reciprocal()) / fmt.step
         integers = levels.masked_fill(scales.isnan(), 0).to(torch.int8)

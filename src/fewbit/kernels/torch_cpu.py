@@ -74,7 +74,7 @@ class Portable(Reference):
         self, x: Tensor | AdaLNInput, fmt: Format, rotation: Rotation | None = None
     ) -> QuantizedRows:
         given = x.x if isinstance(x, AdaLNInput) else x
-        if fmt.arithmetic is None or not given.numel():
+        if not given.numel():
             return super().quantize(x, fmt, rotation)
         if torch.compiler.is_compiling() or given.device.type != "cpu":
             return _quantize(self.rows(x), fmt, rotation)
@@ -283,13 +283,14 @@ def to_levels(
 
 def _scales(x: Tensor, fmt: Format, along: int) -> Tensor:
     largest = torch.maximum(x.amax(along, keepdim=True), -x.amin(along, keepdim=True))
-    scales = torch.where(largest == 0, 1.0, largest / fmt.max).clamp_(min=SMALLEST)
+    scales = torch.where(largest == 0, fmt.zero_scale, largest / fmt.max).clamp_(min=SMALLEST)
     return scales.masked_fill_(scales.isinf(), torch.nan)
 
 
 def _nearest(units: Tensor, fmt: Format, out: Tensor | None) -> Tensor:
     how = fmt.arithmetic
-    assert how is not None
+    if how is None:
+        return fmt.round(units).masked_fill_(units.isnan(), 0)
     return units.round_() if how.normal == inf else _minifloat(units, how, out)
 
 

@@ -44,7 +44,7 @@ def _full_scale(weight: Tensor, spec: Spec) -> Tensor:
     else:
         low, high = weight.aminmax(dim=1, keepdim=True)
         most = high.clamp(min=0) - low.clamp(max=0)
-    return spec.scale.from_absmax(most, spec.format.max)
+    return spec.scale_of(most)
 
 
 def _row_error(weight: Tensor, spec: Spec, scales: Scales) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from fewbit.formats import Format, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels.native import ops as native
-from fewbit.kernels.native.prepared import FloatLinear, Linear, Rows, VectorLinear
+from fewbit.kernels.native.prepared import FloatLinear, Linear, Rows, VectorLinear, has_rows
 from fewbit.kernels.precision import is_traced
 from fewbit.kernels.reference import Coder, Multiplier
 from fewbit.kernels.torch_cpu import Portable
@@ -61,7 +61,7 @@ class Native(Portable):
     ) -> QuantizedRows:
         given = x.x if isinstance(x, AdaLNInput) else x
         compiling = torch.compiler.is_compiling()  # a compiler fuses passes itself
-        if compiling or not given.numel() or not fmt.exact_in(8) or not fmt.arithmetic:
+        if compiling or not given.numel() or not has_rows(fmt):
             return super().quantize(x, fmt, rotation)
         given = given if given.dtype in native.DTYPES else given.float()
         rotating = None if rotation is None else (rotation.signs, rotation.matrices)
@@ -76,8 +76,7 @@ class Native(Portable):
         return QuantizedRows(*coded, fmt.integer_max)
 
     def coder(self, fmt: Format, rotation: Rotation | None) -> Coder:
-        unknown = fmt.arithmetic is None or not fmt.exact_in(8)
-        if unknown or is_traced():  # what traces operators sees no prepared calls
+        if not has_rows(fmt) or is_traced():  # what traces operators sees no prepared calls
             return super().coder(fmt, rotation)
         return _Coder(fmt, rotation)
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 6
+ABI = 7
 ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
@@ -63,11 +63,11 @@ class FloatLinearTask(Structure):
 
 class RowsTask(Structure):
     _fields_ = (
-        *_fields(_P, "x shift scale signs matrices codes scales out"),
+        *_fields(_P, "x shift scale signs matrices ladder codes scales out"),
         *_fields(_L, "m k tokens"),
         ("orders", _I * MOST_MATRICES),
         *_fields(_I, "count dtype mantissa"),
-        *_fields(_F, "norm top step smallest_normal"),
+        *_fields(_F, "norm top step smallest_normal zero"),
         ("eps", c_double),
     )
 

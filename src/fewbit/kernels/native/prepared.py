@@ -12,7 +12,7 @@ call the same object. An object keeps the tensors alive to which its struct poin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from math import inf, prod
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from fewbit.kernels.native.packing import contents
 from fewbit.kernels.values import Rotation
 
 MOST_ELEMENTS = 2**31 - 1
+MOST_LEVELS = 16  # of a format that is no arithmetic
 MOST_ENTRIES = 256  # of a codebook, because an assignment is a byte
 OTHER_SHAPE = 2  # the status of a weight that does not belong to its input
 
@@ -53,7 +54,8 @@ class Rows:
         return rows
 
     def _settle(self, numbers: Sequence[float], rotation: Rotation | None) -> None:
-        mantissa, top, self._step, smallest_normal = numbers
+        mantissa, top, self._step, smallest_normal, zero, *ladder = numbers
+        self._ladder = torch.tensor(ladder, dtype=torch.float32, device="cpu")
         self._run = functions().fewbit_rows
         self._task = RowsTask(
             tokens=1,
@@ -62,6 +64,8 @@ class Rows:
             top=top,
             step=self._step,
             smallest_normal=smallest_normal,
+            zero=zero,
+            ladder=address(self._ladder) if ladder else None,
         )
         self._rotated = None if rotation is None else rotation.signs.numel()
         if rotation is None:
@@ -258,14 +262,38 @@ class VectorLinear:
 
 
 def rounding(fmt: Format) -> list[float]:
-    """Mantissa bits, the largest level, the step, and where subnormal numbers end."""
+    """Mantissa bits, the largest level, the step, where subnormal numbers end, and the scale of
+    zeros; then the ladder of a format without arithmetic, which csrc/rows.inc describes."""
+    if not has_rows(fmt):
+        raise BadArgument(
+            f"activations in {fmt} have no native kernel: it takes signed integers, few-bit floats "
+            f"and up to {MOST_LEVELS} levels, all of them integers of 8 bits"
+        )
     how = fmt.arithmetic
-    if how is not None and fmt.exact_in(8):
-        return [how.mantissa, fmt.max, fmt.step, how.normal]
-    raise BadArgument(
-        f"activations in {fmt} have no native kernel: it takes signed integers and few-bit floats "
-        "whose levels are integers of 8 bits"
-    )
+    if how is not None:
+        return [how.mantissa, fmt.max, fmt.step, how.normal, fmt.zero_scale]
+    return [0, fmt.max, fmt.step, 1, fmt.zero_scale, *_heap(fmt), *_steps(fmt)]
+
+
+def has_rows(fmt: Format) -> bool:
+    """Whether `Rows` rounds to it."""
+    few = fmt.signed and len(fmt.levels) <= MOST_LEVELS
+    return fmt.exact_in(8) and (few or fmt.arithmetic is not None)
+
+
+def _heap(fmt: Format) -> list[float]:
+    """The boundaries between its levels, ascending where the nodes are read from left to right."""
+    ascending = [*fmt.boundaries, *[inf] * (MOST_LEVELS - len(fmt.levels))]
+    heap = [0.0] * MOST_LEVELS
+    for depth in range(MOST_LEVELS.bit_length() - 1):
+        first, apart = 1 << depth, MOST_LEVELS >> depth
+        heap[first : 2 * first] = ascending[apart // 2 - 1 :: apart]
+    return heap
+
+
+def _steps(fmt: Format) -> list[float]:
+    levels = [level / fmt.step for level in fmt.levels]
+    return levels + levels[-1:] * (MOST_LEVELS - len(levels))
 
 
 def run_rows(

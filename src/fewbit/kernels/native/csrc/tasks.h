@@ -45,13 +45,14 @@ struct RowsTask {  // what is done to every row before a product
     const float* scale;     // [m / tokens, k]
     const float* signs;     // [k] or null: no rotation
     const float* matrices;  // each transposed, from left to right in the Kronecker product
+    const float* ladder;    // [2][16] or null: the format is not arithmetic, see rows.inc
     int8_t* codes;          // [m, k] or null: no quantizer
     float* scales;          // [m]
     void* out;              // [m, k], the floats, where there are no codes
     int64_t m, k, tokens;
     int32_t orders[kMatrices];
     int32_t count, dtype, mantissa;  // count: of the matrices
-    float norm, top, step, smallest_normal;
+    float norm, top, step, smallest_normal, zero;  // zero: the scale of a row of zeros
     double eps;
 };
 
