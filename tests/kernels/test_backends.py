@@ -14,6 +14,7 @@ from fewbit.kernels.values import (
     Epilogue,
     QuantizedRows,
     Rotation,
+    SplitRows,
     Weight,
     has_integer_rows,
     has_integers,
@@ -140,6 +141,60 @@ class TestModulate:
         same_codes(ours, DEFINITION.quantize(given, FORMATS["e2m1"]))
 
 
+def directions_of(rank: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randint(-127, 128, (rank, width), generator=generator, dtype=torch.int8)
+
+
+def same_split(ours: SplitRows, exact: SplitRows) -> None:
+    same_codes(ours.side, exact.side)
+    assert torch.equal(ours.main, exact.main)
+
+
+SPLITTING = [b for b in BACKENDS if b.name != "reference"]  # also the GPU's operations, here
+
+
+@pytest.mark.parametrize("backend", SPLITTING, ids=lambda b: b.name)
+class TestSplit:
+    @settings(max_examples=60, deadline=None)
+    @given(rows=st.integers(0, 40), width=st.integers(1, 90), rank=st.integers(1, 90))
+    def test_both_parts_are_the_same_to_the_last_bit(self, backend, rows, width, rank):
+        x, directions = normal(rows, width), directions_of(min(rank, width), width)
+        same_split(backend.split(x, directions), DEFINITION.split(x, directions))
+
+    @pytest.mark.parametrize("width", [1152, 4608])
+    def test_so_they_are_where_float32_would_not_hold_the_sums(self, backend, width):
+        x, directions = normal(9, width) * normal(9, 1).exp(), directions_of(16, width)
+        x[0], x[1:3] = 1.0, directions[:2].sign()
+        same_split(backend.split(x, directions), DEFINITION.split(x, directions))
+
+    def test_a_lost_row_is_lost_in_both_parts_and_spoils_no_other(self, backend):
+        x, directions = normal(5, 64), directions_of(8, 64)
+        x[1, 3], x[3, 9] = torch.nan, torch.inf
+        split = backend.split(x, directions)
+        lost = [False, True, False, True, False]
+        assert split.side.scales.isnan()[:, 0].tolist() == lost
+        assert split.main.isnan().all(1).tolist() == split.main.isnan().any(1).tolist() == lost
+
+
+def test_a_split_loses_nothing():
+    """x is what both parts stand for, to a float32 rounding of each."""
+    x, directions = normal(40, 72), directions_of(6, 72)
+    split = DEFINITION.split(x, directions)
+    together = split.main.double() + split.side.values().double() @ directions.double()
+    assert (together - x).abs().max() <= 2 * torch.finfo(torch.float32).eps * x.abs().max()
+
+
+def test_a_split_by_hand():
+    """Of (3, 1) along (127, 0) and (0, -127): components 3 / 127 and -1 / 127, as 127 and -42
+    steps of 3 / 127²."""
+    x = torch.tensor([[3.0, 1.0, 0.5]])
+    split = DEFINITION.split(x, torch.tensor([[127, 0, 0], [0, -127, 0]], dtype=torch.int8))
+    assert split.side.integers.tolist() == [[127, -42]]
+    alike(split.side.scales, torch.tensor([[3 / 127**2]]))
+    alike(split.main, torch.tensor([[0.0, 1 - 42 * 3 / 127, 0.5]]))
+
+
 def test_the_definition_of_modulation_is_torchs_layer_norm():
     given = modulated(torch.float32)
     exact = layer_norm(given.x.double(), (192,), eps=1e-6)
@@ -167,6 +222,26 @@ class TestAfter:
         ours, exact = self.both(backend, weight, activation, dtype, Epilogue(gelu=True))
         alike(ours, exact)
 
+    @pytest.mark.parametrize("gelu", [False, True])
+    def test_an_addend(self, backend, weight, activation, dtype, gelu):
+        addend = 100 * normal(38, 1160, seed=9)
+        epilogue = Epilogue(gelu).plus(addend)
+        ours, exact = self.both(backend, weight, activation, dtype, epilogue)
+        alike(ours, exact, addend)
+
+    def test_an_addend_of_few_channels(self, backend, weight, activation, dtype):
+        packed, x, addend = weight_of(weight, 3, 128), normal(5, 128).to(dtype), normal(5, 3)
+        given = x if activation is None else DEFINITION.quantize(x, FORMATS[activation])
+        ours = backend.linear(given, Weight(packed), None, dtype, Epilogue().plus(addend))
+        alike(ours, DEFINITION.linear(given, Weight(packed), None, dtype, Epilogue().plus(addend)))
+
+    @pytest.mark.parametrize("tokens", [19, 300])
+    def test_all_of_it(self, backend, weight, activation, dtype, tokens):
+        residual = normal(2 * tokens, 1160, seed=8).to(dtype)
+        gated = Epilogue(gate=normal(2, 1160, seed=7), residual=residual)
+        epilogue = gated.plus(normal(2 * tokens, 1160, seed=9))
+        alike(*self.both(backend, weight, activation, dtype, epilogue, tokens))
+
     @pytest.mark.parametrize("tokens", [19, 300])
     def test_gate_and_residual(self, backend, weight, activation, dtype, tokens):
         residual = normal(2 * tokens, 1160, seed=8).to(dtype)
@@ -183,6 +258,12 @@ def test_after_is_what_its_words_say():
         some = Epilogue(gate=gate, residual=residual)(product[part], part.start)
         assert torch.equal(some, gated[part])
     assert Epilogue()(product) is product
+    addend = normal(6, 5, seed=3)
+    whole = product + addend
+    assert torch.equal(Epilogue().plus(addend)(product), whole)
+    assert torch.equal(Epilogue(gelu=True).plus(addend)(product), Epilogue(gelu=True)(whole))
+    last = Epilogue(gate=gate, residual=residual).plus(addend)(product[3:], 3)
+    assert torch.equal(last, Epilogue(gate=gate, residual=residual)(whole)[3:])
 
 
 @copies

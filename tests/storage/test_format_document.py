@@ -16,7 +16,7 @@ import fewbit
 from fewbit.formats import FORMATS, SCALES
 from fewbit.layers.linear import QLinear
 
-DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1", "BF16": "<u2", "F8_E4M3": "u1"}
+DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1", "I8": "i1", "BF16": "<u2", "F8_E4M3": "u1"}
 
 
 def read(path):

@@ -469,7 +469,7 @@ def _layer_report(
         role=str(layer.role),
         weight=str(packed.spec),
         activation=None if activation is None else str(activation),
-        bits_per_weight=8 * packed.nbytes / weight.numel(),
+        bits_per_weight=8 * solved.layer.weight_bytes / weight.numel(),
         bytes_before=layer.bytes,
         bytes=solved.layer.nbytes(),
         weight_db=weight_db,

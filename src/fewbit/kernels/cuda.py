@@ -79,6 +79,12 @@ class Cuda(Portable):
         levels, scales = to_levels(x, fmt, rotation)
         return QuantizedRows(levels.to(FP8).contiguous(), scales, fmt.integer_max)
 
+    def sums(self, rows: Tensor, others: Tensor) -> Tensor:
+        count, deeper = len(rows), -rows.shape[1] % SIXTEEN
+        padded = pad(rows, (0, deeper, 0, max(FEWEST_ROWS - count, 0)))
+        found = super().sums(padded, pad(others, (0, deeper, 0, -len(others) % SIXTEEN)))
+        return found[:count, : len(others)]
+
     def integer_linear(
         self,
         x: QuantizedRows,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
-from fewbit.formats import Format, QTensor, Spec
+from fewbit.formats import FORMATS, Format, QTensor, Spec
 from fewbit.formats.scale import FP32
 from fewbit.kernels.values import (
     NOTHING,
@@ -22,6 +22,7 @@ from fewbit.kernels.values import (
     Epilogue,
     QuantizedRows,
     Rotation,
+    SplitRows,
     Weight,
     has_integer_rows,
     has_integers,
@@ -29,6 +30,8 @@ from fewbit.kernels.values import (
 )
 
 TILE = 1 << 20  # weights of a codebook that exist decoded at a time
+
+INT8 = FORMATS["int8"]
 
 _EXACT_FLOAT32 = 1 << 24
 
@@ -107,6 +110,22 @@ class Reference:
         levels = fmt.round(x * scales.reciprocal()) / fmt.step
         integers = levels.masked_fill(scales.isnan(), 0).to(torch.int8)
         return QuantizedRows(integers, scales * fmt.step, fmt.integer_max)
+
+    def split(self, x: Tensor, directions: Tensor) -> SplitRows:
+        """Rows x [rows, columns] as their components along `directions`, int8 [r, columns], and a
+        rest. The components are taken of x in int8, and the rest with the components as they were
+        rounded, so all sums are exact and no rounding is lost."""
+        refuse_other_width(x, directions.shape[1])
+        rows, squares = self.quantize(x, INT8), directions.double().square().sum(1).float()
+        along = self.sums(rows.integers, directions).float() * rows.scales
+        side = self.quantize(along / squares, INT8)
+        together = self.sums(side.integers, directions.T).float() * side.scales
+        return SplitRows(x.float() - together, side)
+
+    def sums(self, rows: Tensor, others: Tensor) -> Tensor:
+        """rows · othersᵀ of int8, exactly, in whatever type holds it."""
+        wide = _exact(rows.shape[1] << 14)
+        return rows.to(wide) @ others.to(wide).T
 
     def linear(
         self,

@@ -31,6 +31,7 @@ SMALLEST_GROUP = 64  # columns: below, a product for each group costs more than 
 SHORT = 512  # tokens; beyond, the table of attention weights leaves the cache
 GELU_LINEAR = 2 * (2 / pi) ** 0.5
 GELU_CUBIC = 0.044715 * GELU_LINEAR
+DEEPEST = (1 << 17) - 1  # columns of int8 products whose sums fit into int32
 DIGITS = 3  # of 8 bits, that together hold a float32 row to 2^-22 of its largest
 
 
@@ -92,6 +93,11 @@ class Portable(Reference):
             integers[part] = levels if unit == 1 else levels.mul_(1 / unit)
         scales *= unit
         return QuantizedRows(integers, scales, fmt.integer_max)
+
+    def sums(self, rows: Tensor, others: Tensor) -> Tensor:
+        if not rows.numel() or not 1 < rows.shape[1] <= DEEPEST:
+            return super().sums(rows, others)
+        return torch._int_mm(rows, others.t())
 
     def integer_linear(
         self,
@@ -353,7 +359,8 @@ def scaled(
     for part in _cached(sums, epilogue.tokens):
         product = sums[part].float().mul_(rows[part]).mul_(columns)
         product = product if bias is None else product.add_(bias)
-        out[part] = _gelu(product) if epilogue.gelu else epilogue(product, part.start)
+        product = epilogue.complete(product, part.start)
+        out[part] = _gelu(product) if epilogue.gelu else epilogue.gated(product, part.start)
     return out
 
 

@@ -36,6 +36,20 @@ class QuantizedRows:
 
 
 @dataclass(frozen=True)
+class SplitRows:
+    """An input in two parts that are multiplied apart and added: its components along a few
+    directions, in int8, and what they leave of it."""
+
+    main: QuantizedRows | Tensor  # [rows, columns]
+    side: QuantizedRows  # [rows, directions]
+
+    def values(self) -> Tensor:
+        """float32 [rows, columns + directions]"""
+        main = self.main.values() if isinstance(self.main, QuantizedRows) else self.main
+        return torch.cat([main, self.side.values()], 1)
+
+
+@dataclass(frozen=True)
 class AdaLNInput:
     """Tokens before an adaptive layer norm, and the vectors that it shifts and scales them with:
     LayerNorm(x) * (1 + scale) + shift, in float32."""
@@ -52,12 +66,13 @@ class AdaLNInput:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """The float32 operations on a product before it is rounded to its dtype: GELU by its tanh, or
-    residual + gate * product."""
+    """The float32 operations on a product before it is rounded to its dtype: product + addend, of
+    that GELU by its tanh, or residual + gate * that."""
 
     gelu: bool = False
     gate: Tensor | None = None  # float32 [images, columns]
     residual: Tensor | None = None  # [rows, columns], as many rows of each image
+    addend: Tensor | None = None  # float32 [rows, columns], a part of the product made before
 
     @property
     def tokens(self) -> int | None:
@@ -66,10 +81,21 @@ class Epilogue:
             return None
         return len(self.residual) // len(self.gate)
 
+    def plus(self, addend: Tensor) -> Epilogue:
+        """The same of a product that lacks `addend`."""
+        return Epilogue(self.gelu, self.gate, self.residual, addend)
+
     def __call__(self, product: Tensor, first: int = 0) -> Tensor:
         """Of the rows from `first` on, which are whole images or part of one."""
-        if self.gelu:
-            return gelu(product, approximate="tanh")
+        product = self.complete(product, first)
+        return gelu(product, approximate="tanh") if self.gelu else self.gated(product, first)
+
+    def complete(self, product: Tensor, first: int = 0) -> Tensor:
+        if self.addend is None:
+            return product
+        return product + self.addend[first : first + len(product)]
+
+    def gated(self, product: Tensor, first: int = 0) -> Tensor:
         if self.gate is None or self.residual is None:
             return product
         end, tokens = first + len(product), len(self.residual) // len(self.gate)

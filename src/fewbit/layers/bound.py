@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fewbit.kernels.precision import without_autocast, without_function_modes
-from fewbit.kernels.reference import Coder, Reference
-from fewbit.kernels.values import NOTHING, AdaLNInput, Epilogue, Weight, refuse_other_width
+from fewbit.kernels.reference import Reference
+from fewbit.kernels.values import (
+    NOTHING,
+    AdaLNInput,
+    Epilogue,
+    QuantizedRows,
+    SplitRows,
+    Weight,
+    refuse_other_width,
+)
+
+RowsOf = Callable[[Tensor | AdaLNInput], QuantizedRows | Tensor | SplitRows]
 
 
 class Bound:
     """One callable for a layer whose weight lies where it lay when this was made."""
 
     def __init__(
-        self, backend: Reference, code: Coder, weight: Weight, bias: Tensor | None
+        self,
+        backend: Reference,
+        code: RowsOf,
+        weight: Weight,
+        multiply: Callable[[Any, torch.dtype, Epilogue], Tensor],
     ) -> None:
-        self.backend, self.code, self.weight = backend, code, weight
+        self.backend, self.code, self.weight, self.multiply = backend, code, weight, multiply
         self.shape = weight.packed.shape
-        self.multiply = backend.multiplier(weight, bias)
         self.kind = weight.packed.packed.device.type
 
     def __call__(self, x: Tensor | AdaLNInput, epilogue: Epilogue = NOTHING) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -16,14 +16,21 @@ from fewbit.activations.activation import Activation
 from fewbit.kernels.choose import backend_for
 from fewbit.kernels.precision import without_autocast
 from fewbit.kernels.reference import Coder, Reference
-from fewbit.kernels.values import AdaLNInput, QuantizedRows
+from fewbit.kernels.values import AdaLNInput, QuantizedRows, SplitRows
+from fewbit.layers.bound import RowsOf
 from fewbit.layers.offload import brought, is_offloaded
 from fewbit.layers.snapshot import Snapshot
+from fewbit.transforms.principal import Principal
 from fewbit.transforms.transform import Transform
+
+Coded = QuantizedRows | Tensor | SplitRows
 
 
 class InputStage(nn.Module):
     """Transform, then quantize, to what a product wants: integers where the format has them.
+
+    `principal` keeps the transformed input's components along a few directions in int8, and only
+    what they leave of it is quantized.
 
     `folded` describes a transform that needs no run time: whoever gives x has it in its weights.
     Layers that read one tensor, as q, k and v do, hold the same stage and share its codes.
@@ -34,28 +41,37 @@ class InputStage(nn.Module):
         transform: Transform | None = None,
         activation: Activation | None = None,
         folded: str | None = None,
+        principal: Principal | None = None,
     ) -> None:
         super().__init__()
         self.transform = transform
+        self.principal = principal
         self.activation = activation
         self.folded = folded
         self._shared: SharedCodes | None = None
 
-    def forward(self, x: Tensor) -> QuantizedRows | Tensor:
+    def forward(self, x: Tensor) -> Coded:
         with without_autocast(x):
             return self.coder(backend_for(x))(x)
 
     def values(self, x: Tensor, consumer: object = None) -> Tensor:
-        """What a layer multiplies in place of x, as float32 like x: for whoever calibrates. It is
-        computed once for all consumers of x that say who they are."""
+        """What a layer multiplies in place of x, as float32 like x, components along directions
+        behind it: for whoever calibrates. It is computed once for all consumers of x that say who
+        they are."""
         code = self if consumer is None else self.shared(backend_for(x), consumer)
         with without_autocast(x):
             result = code(x)
-        rows = result.values() if isinstance(result, QuantizedRows) else result
-        return rows.view(x.shape)
+        rows = result if isinstance(result, Tensor) else result.values()
+        return rows.view(*x.shape[:-1], -1)
 
-    def coder(self, backend: Reference) -> Coder:
+    def coder(self, backend: Reference) -> RowsOf:
         """The whole stage as one callable, bound to a backend."""
+        if self.principal is None:
+            return self._plain_coder(backend)
+        code = None if self.activation is None else self.activation.coder(backend, None)
+        return partial(_split, self.transform, self.principal, code, backend)
+
+    def _plain_coder(self, backend: Reference) -> Coder:
         if self.activation is None:
             return partial(_unrounded, self.transform, backend)
         if self.transform is None:
@@ -64,7 +80,7 @@ class InputStage(nn.Module):
         code = self.activation.coder(backend, rotation)
         return code if first is None else partial(_after, first, code, backend)
 
-    def shared(self, backend: Reference, consumer: object) -> Coder:
+    def shared(self, backend: Reference, consumer: object) -> RowsOf:
         """As `coder`, for one of the layers that hold this stage."""
         if any(map(is_offloaded, self.modules())):
             return partial(_brought, self, backend)
@@ -84,20 +100,24 @@ class InputStage(nn.Module):
 
     def check_width(self, columns: int) -> None:
         """Refuse to be the stage of a layer that reads this many columns."""
-        for part in (self.transform, self.activation):
+        for part in (self.transform, self.principal, self.activation):
             if part is not None:
                 part.check_width(columns)
 
     def __str__(self) -> str:
         """What an input goes through, as `inspect` shows it."""
-        parts = [self.transform, self.activation]
+        parts = [self.transform, self.principal, self.activation]
         shown = [part.extra_repr() for part in parts if part is not None]
         return " > ".join(shown if self.folded is None else [f"({self.folded})", *shown])
 
     def config(self) -> dict[str, Any]:
         """The parts that are there, each by its own config."""
-        parts = {"transform": self.transform, "activation": self.activation}
-        config = {name: part.config() for name, part in parts.items() if part is not None}
+        named = {
+            "transform": self.transform,
+            "principal": self.principal,
+            "activation": self.activation,
+        }
+        config = {name: part.config() for name, part in named.items() if part is not None}
         return config if self.folded is None else {**config, "folded": self.folded}
 
     @classmethod
@@ -106,8 +126,10 @@ class InputStage(nn.Module):
         folded = config.get("folded")
         if not isinstance(folded, str | None):
             raise TypeError(f"folded must be a text, got {folded!r}")
-        parts = {name: part for name, part in config.items() if name != "folded"}
+        principal = config.get("principal")
+        parts = {name: config[name] for name in config if name not in ("folded", "principal")}
         built = {name: registry.build(homes[name], part) for name, part in parts.items()}
+        built["principal"] = None if principal is None else Principal.from_config(principal)
         return cls(**built, folded=folded)
 
 
@@ -117,7 +139,7 @@ class _Last:
 
     x: ref[Tensor | AdaLNInput]
     version: int
-    codes: QuantizedRows | Tensor
+    codes: Coded
     left: set[int]
 
     def is_for(self, consumer: int, x: Tensor | AdaLNInput, version: int) -> bool:
@@ -144,7 +166,7 @@ class SharedCodes:
         self.consumers: set[int] = set()
         self.last: _Last | None = None
 
-    def of(self, consumer: object) -> Coder:
+    def of(self, consumer: object) -> RowsOf:
         self.consumers.add(id(consumer))
         return partial(self.codes, id(consumer))
 
@@ -152,7 +174,7 @@ class SharedCodes:
         self.consumers.discard(id(consumer))
         self.last = None
 
-    def codes(self, consumer: int, x: Tensor | AdaLNInput) -> QuantizedRows | Tensor:
+    def codes(self, consumer: int, x: Tensor | AdaLNInput) -> Coded:
         tensor = x.x if isinstance(x, AdaLNInput) else x
         if len(self.consumers) == 1 or torch.is_grad_enabled() or tensor.is_inference():
             return self.code(x)
@@ -184,9 +206,19 @@ def _after(
     return code(first(backend.tokens(x)))
 
 
-def _brought(
-    stage: InputStage, backend: Reference, x: Tensor | AdaLNInput
-) -> QuantizedRows | Tensor:
+def _split(
+    transform: Transform | None,
+    principal: Principal,
+    code: Coder | None,
+    backend: Reference,
+    x: Tensor | AdaLNInput,
+) -> SplitRows:
+    parts = backend.split(_unrounded(transform, backend, x), principal.directions)
+    assert isinstance(parts.main, Tensor)
+    return parts if code is None else replace(parts, main=code(parts.main.view(x.shape)))
+
+
+def _brought(stage: InputStage, backend: Reference, x: Tensor | AdaLNInput) -> Coded:
     """Parts of the stage are used by other ways than their forward, which would bring them."""
-    with brought(stage.transform, stage.activation):
+    with brought(stage.transform, stage.principal, stage.activation):
         return stage.coder(backend)(x)

@@ -9,7 +9,8 @@ No code was published. Where the paper is silent: formats are compared on a loga
 rows are divided by their own scale; the rotation's signs are random, the scale of a row may lie
 below its largest weight (`clip`), and the modulation linear, which sees one row per image, keeps
 its input and takes `adaln` weights. Beyond the paper each input may be smoothed, before the
-rotation or instead of it, where that loses less (`transform`).
+rotation or instead of it, where that loses less (`transform`), and may keep its strongest
+`directions` in int8.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fewbit.calibration.observe import InputStats
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import FORMATS, FormatChoice, QTensor, Spec
 from fewbit.layers.linear import QLinear
+from fewbit.layers.side import SIDE
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule
 from fewbit.methods.settings import Calibrated, setting
@@ -35,6 +37,7 @@ from fewbit.rounding.grid import ChoiceGrid, Grid, round_to_nearest
 from fewbit.rounding.selection import best_for_all, by_error, by_ratio, in_scale
 from fewbit.transforms.chain import Chain
 from fewbit.transforms.hadamard import Block, Hadamard, HadamardTransform
+from fewbit.transforms.principal import Principal, check_rank, principal
 from fewbit.transforms.smooth import Smooth, smoothing_scales
 from fewbit.transforms.transform import Transform
 
@@ -107,6 +110,9 @@ class Settings(Calibrated):
         allowed=(None,),
         help="strength of the smoothing of channels, before a rotation; None: no smoothing",
     )
+    directions: int = setting(
+        0, least=0, help="so many of the strongest directions of each input are kept in int8"
+    )
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
@@ -115,8 +121,11 @@ def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
 
 
 def _check_width(layer: Layer, settings: Settings) -> None:
+    width = layer.shape[1]
     try:
-        _rotation(layer.shape[1], 0, settings)
+        _rotation(width, 0, settings)
+        if settings.directions:
+            check_rank(settings.directions, width)
     except BadArgument as error:
         raise BadArgument(f"{layer.name}: {error}") from None
 
@@ -185,7 +194,7 @@ def _solve_group(
     settings: Settings,
 ) -> None:
     """All layers that read one tensor: one transform and one quantized input for them."""
-    spec, transform, stage = job.rules[consumers[0]].activation, None, None
+    spec, transform, apart, stage = job.rules[consumers[0]].activation, None, None, None
     if spec is not None and folded is None:
         rotation = _rotation(job.linear(consumers[0]).in_features, seed, settings)
         transform = _transform(job, dict.fromkeys(consumers, seen), rotation, settings)
@@ -194,11 +203,20 @@ def _solve_group(
         weight = job.weight(name).float()
         targets[name] = weight if transform is None else transform.weight(weight)
     if spec is not None:
+        apart = _directions(seen, settings)
+        seen = seen if apart is None else seen.after(apart.rest)
         spec = _activation_spec(spec, seen, targets.values(), settings)
-        stage = InputStage(transform, Dynamic(spec), folded)
+        stage = InputStage(transform, Dynamic(spec), folded, apart)
     for name, target in targets.items():
         packed = _round(job, name, target, seen.moments, settings)
-        job.replace(name, QLinear(packed, job.linear(name).bias, stage), target)
+        side = None if apart is None else QTensor.quantize(apart.side(target), SIDE)
+        job.replace(name, QLinear(packed, job.linear(name).bias, stage, side), target)
+
+
+def _directions(seen: InputStats, settings: Settings) -> Principal | None:
+    """An input and a weight apart: components and rest have nothing in common in the second
+    moments, nor have the components among themselves, so each column of a side is best alone."""
+    return principal(seen.moments, settings.directions) if settings.directions else None
 
 
 def _rotation(width: int, seed: int, settings: Settings) -> Hadamard | None:
@@ -219,33 +237,41 @@ def _transform(
     both = [Chain(parts)] if len(parts) == 2 else []
     if settings.transform == "all":
         transform = next(iter(both or parts), None)
-        _warn_where_worse(job, seen, transform)
+        _warn_where_worse(job, seen, transform, settings)
         return transform
     options = (*both, *reversed(parts), None)
-    return min(options, key=lambda option: sum(_losses(job, seen, option).values()))
+    return min(options, key=lambda option: sum(_losses(job, seen, option, settings).values()))
 
 
 def _losses(
-    job: BlockJob, seen: Mapping[str, InputStats], transform: Transform | None
+    job: BlockJob,
+    seen: Mapping[str, InputStats],
+    transform: Transform | None,
+    settings: Settings,
 ) -> dict[str, float]:
     """The share of each layer's output that plain rounding of input and weight loses."""
     lost = {}
     for name, look in seen.items():
-        x, weight, rule = look.sample, job.weight(name).float(), job.rules[name]
-        exact = x @ weight.T
-        if transform is not None:
-            x, weight = transform(x), transform.weight(weight)
+        weight, rule, look = job.weight(name).float(), job.rules[name], look.after(transform)
+        weight = weight if transform is None else transform.weight(weight)
+        exact = look.sample @ weight.T
+        apart = _directions(look, settings)
+        rest = look.sample if apart is None else apart.rest(look.sample)
         assert rule.activation is not None
-        rounded = rule.activation.round(x) @ rule.weight.round(weight).T
-        lost[name] = float((rounded - exact).square().sum() / exact.square().sum())
+        error = rule.activation.round(rest) @ rule.weight.round(weight).T - rest @ weight.T
+        lost[name] = float(error.square().sum() / exact.square().sum())
     return lost
 
 
 def _warn_where_worse(
-    job: BlockJob, seen: Mapping[str, InputStats], transform: Transform | None
+    job: BlockJob,
+    seen: Mapping[str, InputStats],
+    transform: Transform | None,
+    settings: Settings,
 ) -> None:
     """Where plain rounding of input and weight loses more with the transform than without."""
-    before, after = _losses(job, seen, None), _losses(job, seen, transform)
+    before = _losses(job, seen, None, settings)
+    after = _losses(job, seen, transform, settings)
     worse = [
         f"{job.path(name)} ({100 * before[name]:.2g}% -> {100 * after[name]:.2g}%)"
         for name in seen

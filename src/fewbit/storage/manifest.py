@@ -21,12 +21,13 @@ from fewbit.activations.activation import Activation
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.formats import QTensor
 from fewbit.layers.adapters import refuse_adapted
-from fewbit.layers.linear import QLinear
+from fewbit.layers.packed_matrix import PackedMatrix
 from fewbit.storage.blueprint import Entry, blueprint_of, stored_as_is
 from fewbit.storage.header import Header, Stored
 from fewbit.storage.provenance import Provenance
 from fewbit.storage.strict_json import parse_table
 from fewbit.storage.tensors import stored_once
+from fewbit.transforms.principal import Principal
 
 SCHEMA_VERSION = 1
 KEY, DIGEST_KEY = "fewbit", "fewbit_sha256"
@@ -172,9 +173,9 @@ def validate(model: nn.Module, manifest: Manifest, headers: Iterable[Header]) ->
 def check_values(model: nn.Module) -> None:
     """Numbers no writer would write would spread through every image."""
     for name, module in model.named_modules():
-        if isinstance(module, QLinear):
+        if isinstance(module, PackedMatrix):
             _check_numbers(name, module.packed_weight)
-        elif isinstance(module, Activation):
+        elif isinstance(module, Activation | Principal):
             module.check(name)
 
 

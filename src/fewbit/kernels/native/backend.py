@@ -108,6 +108,7 @@ class Native(Portable):
             gelu=epilogue.gelu,
             gate=epilogue.gate,
             residual=epilogue.residual,
+            addend=epilogue.addend,
             out_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
         ).to(dtype)
 
@@ -216,7 +217,13 @@ class _Multiplier:
             return self.general(x, dtype, epilogue)
         else:
             product = self.integers(
-                x.integers, x.scales, out, epilogue.gelu, epilogue.gate, epilogue.residual
+                x.integers,
+                x.scales,
+                out,
+                epilogue.gelu,
+                epilogue.gate,
+                epilogue.residual,
+                epilogue.addend,
             )
         return product.to(dtype)
 

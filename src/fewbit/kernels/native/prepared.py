@@ -133,11 +133,13 @@ class Linear:
         gelu: bool = False,
         gate: Tensor | None = None,
         residual: Tensor | None = None,
+        addend: Tensor | None = None,
     ) -> Tensor:
         """Codes [M, K] with scales [M, 1] to [M, N].
 
-        In float32, before it is rounded, GELU may be taken of the result, or what comes of it is
-        residual [M, N] + gate [images, N] * result, an image having as many rows as another.
+        In float32, before it is rounded, addend [M, N] is added to the result; then GELU may be
+        taken of it, or what comes of it is residual [M, N] + gate [images, N] * result, an image
+        having as many rows as another.
         """
         if codes.numel() > MOST_ELEMENTS:
             raise too_large(codes)
@@ -154,6 +156,9 @@ class Linear:
         if gate is not None and residual is not None:
             gate, residual = gate.float().contiguous(), residual.to(out_dtype).contiguous()
             self._add_gate(task, rows, gate, residual, gelu)
+        if addend is not None:
+            addend = self._floats_of_results(rows, addend)
+            task.addend = address(addend)
         out = codes.new_empty(rows, self._channels, dtype=out_dtype)
         if not out.numel():
             return out
@@ -164,6 +169,14 @@ class Linear:
         if status:
             raise failure(status)
         return out
+
+    def _floats_of_results(self, rows: int, addend: Tensor) -> Tensor:
+        if addend.shape != (rows, self._channels):
+            raise BadArgument(
+                f"a result [{rows}, {self._channels}] is added to as many numbers, got "
+                f"{list(addend.shape)}"
+            )
+        return _floats(addend)
 
     def _add_gate(
         self, task: LinearTask, rows: int, gate: Tensor, residual: Tensor, gelu: bool

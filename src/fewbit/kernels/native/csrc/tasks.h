@@ -20,6 +20,7 @@ struct LinearTask {  // integers times integers
     const uint8_t* weight;       // packed, of `weight_bytes` bytes
     const float* weight_scales;  // [n, groups]
     const float* bias;           // [n] or null
+    const float* addend;         // [m, n] or null: added to a result before all else
     const float* gate;           // [m / tokens, n] or null: a result is residual + gate * it
     const void* residual;        // [m, n], of the type of the results
     void* out;                   // [m, n]
