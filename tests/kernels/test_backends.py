@@ -28,7 +28,8 @@ copies = pytest.mark.parametrize("backend", COPIES, ids=lambda b: b.name)
 CODED = [name for name, fmt in FORMATS.items() if has_integer_rows(Spec(fmt))]
 WEIGHTS = ["e2m1/row/fp32", "e3m0/row/bf16", "e1m2/g64/fp16", "int8/row/fp32", "int4/tensor/fp32"]
 WEIGHTS += ["uint4/row/fp32", "int2/g8/fp32", "e2m3/row/fp32", "e3m0|e2m1|e1m2/row/fp32"]
-WEIGHTS += ["book4/row/fp32", "book2/g64/fp16"]
+WEIGHTS += ["book4/row/fp32", "book2/g64/fp16", "book4/g64/factor", "e2m1/g16/factor"]
+WEIGHTS += ["int4/g32/factor", "book3/g64/factor"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

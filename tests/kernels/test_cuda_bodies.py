@@ -62,6 +62,22 @@ def test_products_are_those_of_the_definition(weight, activation, dtype, fast):
     assert (ours.float() - exact).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["e2m1", "book4", "int8"])
+def test_factors_of_groups_make_integers_and_no_fp8(activation, dtype, fast):
+    matrix = QTensor.quantize(normal(48, 64, seed=1), Spec.parse("book4/g16/factor"))
+    x, rounded = normal(5, 64), Spec(FORMATS[activation])
+    laid = Weight(matrix, CUDA.layout(matrix, rounded, fast))
+    coded = CUDA.quantize(x, rounded.format)
+    exact = DEFINITION.linear(coded.values(), Weight(matrix), None, torch.float32)
+    ours = CUDA.linear(coded, laid, None, dtype).float()
+    assert (ours - exact).abs().max() <= (
+        1e-6 if dtype == torch.float32 else 2 * HALF
+    ) * exact.abs().max()
+    assert (laid.layout is not None) == (fast and activation == "int8")
+
+
 @pytest.mark.parametrize("weight", ["e2m1", "e3m0", "e1m2"])
 @pytest.mark.parametrize("activation", ["e2m1", "e3m0", "e1m2"])
 def test_fp8_sums_of_few_bit_floats_are_the_integers(weight, activation):

@@ -19,6 +19,7 @@ SPECS = [
     MXFP4,
     NVFP4,
     NVFP4_TOKEN,
+    *map(Spec.parse, ("book4/g16/factor", "e2m1/g32/factor", "uint4/g16/factor")),
 ]
 
 

@@ -52,7 +52,7 @@ def weight(name, entry, tensors):
     out, columns = entry["shape"]
     levels = levels_of(fmt, name, tensors, columns)
     scale = floats(*tensors[f"{name}.scales"], scale_format)
-    if scale_format.startswith("e4m3"):
+    if scale_format.startswith("e4m3") or scale_format == "factor":
         scale = scale * tensors[f"{name}.outer_scales"][1]
     width = int(span[1:]) if span[0] == "g" else columns
     if fmt[0] == "u":
@@ -128,7 +128,8 @@ def test_a_strangers_reader_gets_the_same_weights(case, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spec", ["int3/row/bf16", "e3m2/tensor/fp16", "e2m3/g16/e4m3row", "book3/row/fp32"]
+    "spec",
+    ["int3/row/bf16", "e3m2/tensor/fp16", "e2m3/g16/e4m3row", "book3/row/fp32", "book4/g16/factor"],
 )
 def test_specs_that_no_recipe_writes_yet(spec, tmp_path):
     from fewbit.formats import QTensor, Spec

@@ -1,15 +1,16 @@
-"""How a scale is stored: a cast, a power of two, or FP8 under an outer float32 scale."""
+"""How a scale is stored: a cast, a power of two, or small numbers times an outer float32 scale."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 SMALLEST = torch.finfo(torch.float32).tiny  # its reciprocal is still finite
 SMALLEST_E4M3 = 2.0**-9
+INT8_END = 127  # of the symmetric integers
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class ScaleFormat:
     name: str
     dtype: torch.dtype
     outer: str | None = None  # what one outer float32 scale spans: None, "tensor" or "row"
+    factors: int = 0  # the largest integer factor of the outer scale; 0 where a scale is a float
+
+    def beside(self, integer_max: int) -> ScaleFormat:
+        """This scale beside levels of that magnitude in units of their step."""
+        return self
 
     def from_absmax(self, absmax: Tensor, top: float, zero: float = 1.0) -> Tensor:
         """The scale that puts `absmax` on the largest level of a format (`zero` where it is 0)."""
@@ -45,6 +51,10 @@ class ScaleFormat:
 
     def load(self, stored: Tensor, outer: Tensor | None = None) -> Tensor:
         return stored.float()
+
+    def split(self, stored: Tensor, outer: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """Integer factors of levels, if there are any, and float scales; `load` is the product."""
+        return None, self.load(stored, outer)
 
     def sound(self, stored: Tensor, outer: Tensor | None = None) -> bool:
         """Whether all are positive and finite."""
@@ -100,11 +110,54 @@ class Fp8Scale(ScaleFormat):
         return positive and FP32.sound(outer * 448.0) and FP32.sound(outer * SMALLEST_E4M3)
 
 
+@dataclass(frozen=True)
+class IntegerFactor(ScaleFormat):
+    """A positive integer times the outer float32 scale of its row.
+
+    Its product with a level, in units of the step, is at most 127. So the row is one of int8 with
+    one scale. An outer scale has 17 significant bits: times a factor it is exact, and a level is
+    the same float whether the factor is multiplied with it first or with the outer scale.
+    """
+
+    def beside(self, integer_max: int) -> ScaleFormat:
+        return replace(self, factors=INT8_END // integer_max)
+
+    def from_absmax(self, absmax: Tensor, top: float, zero: float = 1.0) -> Tensor:
+        """Where all is 0 the scale is 0, so that it has no say in the outer scale."""
+        return absmax / top
+
+    def outer_scale(self, scale: Tensor) -> Tensor:
+        """The least at which the largest factor clips nothing."""
+        exact = (scale.amax(-1, keepdim=True) / self.factors).clamp_(min=SMALLEST)
+        return (exact.view(torch.int32) + 127 & -128).view(torch.float32)
+
+    def store(self, scale: Tensor, outer: Tensor | None = None) -> Tensor:
+        """The least factor that clips nothing; 0 is NaN."""
+        assert outer is not None
+        factors = (scale / outer).ceil().clamp(1, self.factors)
+        return factors.nan_to_num(0).to(torch.uint8)
+
+    def load(self, stored: Tensor, outer: Tensor | None = None) -> Tensor:
+        assert outer is not None
+        return (stored.float() * outer).masked_fill(stored == 0, torch.nan)
+
+    def split(self, stored: Tensor, outer: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert outer is not None
+        return stored, outer
+
+    def sound(self, stored: Tensor, outer: Tensor | None = None) -> bool:
+        assert outer is not None
+        in_range = bool(((stored > 0) & (stored <= self.factors)).all())
+        return in_range and FP32.sound(outer) and FP32.sound(outer * self.factors)
+
+
 FP32 = ScaleFormat("fp32", torch.float32)
 FP16 = ScaleFormat("fp16", torch.float16)
 BF16 = ScaleFormat("bf16", torch.bfloat16)
 E8M0 = PowerOfTwo("e8m0", torch.uint8)
 E4M3_PER_TENSOR = Fp8Scale("e4m3", torch.float8_e4m3fn, outer="tensor")
 E4M3_PER_ROW = Fp8Scale("e4m3row", torch.float8_e4m3fn, outer="row")
+FACTOR = IntegerFactor("factor", torch.uint8, outer="row", factors=INT8_END)
 
-SCALES = {s.name: s for s in (FP32, FP16, BF16, E8M0, E4M3_PER_TENSOR, E4M3_PER_ROW)}
+_ALL = (FP32, FP16, BF16, E8M0, E4M3_PER_TENSOR, E4M3_PER_ROW, FACTOR)
+SCALES = {scale.name: scale for scale in _ALL}

@@ -24,6 +24,7 @@ from fewbit.formats.scale import (
     E4M3_PER_TENSOR,
     E8M0,
     FP32,
+    INT8_END,
     SCALES,
     ScaleFormat,
     Scales,
@@ -37,6 +38,19 @@ class Spec:
     format: Format
     span: str | int = "row"  # one scale per "tensor", per "row", or per that many columns
     scale: ScaleFormat = FP32
+
+    def __post_init__(self) -> None:
+        """Integer factors are as large as the levels leave room for."""
+        if not self.scale.factors:
+            return
+        narrow = self.format.exact_in(8) and len(self.format.options) == 1
+        scale = self.scale.beside(self.format.integer_max if narrow else INT8_END)
+        object.__setattr__(self, "scale", scale)
+        if scale.factors < 2 or self.span == "tensor":
+            raise BadArgument(
+                f"{self.format}/{self.span} has no integer factors: groups of a row have them, "
+                "where twice the largest level, in steps of its one format, is at most 127"
+            )
 
     def __str__(self) -> str:
         span = f"g{self.span}" if isinstance(self.span, int) else self.span
@@ -77,6 +91,21 @@ class Spec:
             )
         return columns // self.span
 
+    @property
+    def float_group(self) -> int | None:
+        """How many columns share a float scale, once integer factors are multiplied into levels;
+        None for all."""
+        return None if self.scale.factors or isinstance(self.span, str) else self.span
+
+    def float_groups(self, columns: int) -> int:
+        """How many float scales a row then has."""
+        return 1 if self.float_group is None else self.groups(columns)
+
+    @property
+    def integer_max(self) -> int:
+        """The largest magnitude of an integer that float scales are multiplied with."""
+        return self.format.integer_max * max(self.scale.factors, 1)
+
     def codes(self, columns: int) -> int:
         """How many codes a row of `columns` has."""
         each = self.format.columns_per_code
@@ -87,15 +116,16 @@ class Spec:
             )
         return columns // each
 
-    def fit(self, matrix: Tensor) -> Scales:
-        """The scales at which nothing is clipped (but for the rounding of the scale itself)."""
+    def fit(self, matrix: Tensor, outer: Tensor | None = None) -> Scales:
+        """The scales at which nothing is clipped (but for the rounding of the scale itself), under
+        an outer scale of their own if none is given."""
         if self.format.learned:
             raise BadArgument(f"{self} has no scales to fit: its levels must be learned")
         grouped = self._grouped(matrix.float())
         if not self.symmetric:
-            return self._fit_asymmetric(grouped)
+            return self._fit_asymmetric(grouped, outer)
         absmax = self._reduce(grouped.abs(), "amax")
-        return self.store(self.scale_of(absmax))
+        return self.store(self.scale_of(absmax), outer)
 
     def scale_of(self, absmax: Tensor) -> Tensor:
         """The scale at which the largest level lies on `absmax`."""
@@ -172,11 +202,11 @@ class Spec:
             levels = levels - scales.zeros[..., None].float()
         return levels * self.load(scales)[..., None]
 
-    def _fit_asymmetric(self, grouped: Tensor) -> Scales:
+    def _fit_asymmetric(self, grouped: Tensor, outer: Tensor | None) -> Scales:
         """The range always holds 0, so that 0 is exact; both ends are met within half a step."""
         low = self._reduce(grouped, "amin").clamp(max=0)
         high = self._reduce(grouped, "amax").clamp(min=0)
-        scales = self.store(self.scale_of(high - low))
+        scales = self.store(self.scale_of(high - low), outer)
         zeros = self.format.encode(-low * self.load(scales).reciprocal())
         return Scales(scales.stored, scales.outer, zeros)
 

@@ -58,14 +58,14 @@ class Cuda(Portable):
         if activation is None or not self.accepts_codes(activation):
             return None
         if is_fp8(activation.format) and _has_fp8(device):
-            return FP8 if is_fp8(weight.format) else None
+            return FP8 if _is_fp8(weight) else None
         return torch.int8 if has_integers(weight) else None
 
     def accepts_codes(self, spec: Spec) -> bool:
         return has_integer_rows(spec) or (is_fp8(spec.format) and scaled_by_row(spec))
 
     def multiplies_codes(self, weight: Spec) -> bool:
-        return has_integers(weight) or is_fp8(weight.format)
+        return has_integers(weight) or _is_fp8(weight)
 
     def quantize(
         self, x: Tensor | AdaLNInput, fmt: Format, rotation: Rotation | None = None
@@ -97,7 +97,7 @@ class Cuda(Portable):
             return epilogue(self.integer_linear(x, weight, bias, torch.float32)).to(dtype)
         sizes = weight.packed.shape
         if x.integers.numel() and fits_tensor_cores(weight.spec, *sizes):
-            if x.integers.dtype == FP8 and is_fp8(weight.spec.format):
+            if x.integers.dtype == FP8 and _is_fp8(weight.spec):
                 return self._fp8_linear(x, weight, bias, dtype)
             if x.integers.dtype == torch.int8 and has_integers(weight.spec):
                 return self._int8_linear(x, weight, bias, dtype)
@@ -124,7 +124,7 @@ class Cuda(Portable):
         packed, one = weight.packed, x.scales.new_ones(())
         levels = fp8_levels(packed) if weight.layout is None else weight.layout
         scales = weight.integer_scales() / weight.spec.format.step
-        quick = max(x.largest, weight.spec.format.integer_max) <= SMALL_INTEGER
+        quick = max(x.largest, weight.spec.integer_max) <= SMALL_INTEGER
         if dtype == torch.bfloat16:
             return torch._scaled_mm(
                 x.integers,
@@ -151,7 +151,12 @@ class Cuda(Portable):
 
 
 def fits_tensor_cores(spec: Spec, rows: int, columns: int) -> bool:
-    return not isinstance(spec.span, int) and rows % SIXTEEN == 0 and columns % SIXTEEN == 0
+    return spec.float_group is None and rows % SIXTEEN == 0 and columns % SIXTEEN == 0
+
+
+def _is_fp8(weight: Spec) -> bool:
+    """A factor makes levels wider than that."""
+    return is_fp8(weight.format) and not weight.scale.factors
 
 
 @lru_cache

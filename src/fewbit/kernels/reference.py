@@ -166,7 +166,7 @@ class Reference:
         integers, scales = weight.integers(), weight.integer_scales()
         products = x.scales.new_zeros(len(x.integers), len(integers))
         width = integers.shape[1] // scales.shape[1]
-        wide = _exact(width * int(weight.spec.format.integer_max) * x.largest)
+        wide = _exact(width * weight.spec.integer_max * x.largest)
         for group, scale in enumerate(scales.unbind(1)):
             columns = slice(group * width, (group + 1) * width)
             sums = x.integers[:, columns].to(wide) @ integers[:, columns].to(wide).T

@@ -121,8 +121,11 @@ class Portable(Reference):
     ) -> Tensor:
         """Rows cut into digits of 8 bits, each of which multiplies like any integer input; a few
         rows at a time, for all that is made of them is larger than they are."""
-        many_scales = isinstance(weight.spec.span, int)
-        if many_scales or not x.numel() or not _worth_it(weight.spec, x.shape[1]):
+        if (
+            weight.spec.float_group is not None
+            or not x.numel()
+            or not _worth_it(weight.spec, x.shape[1])
+        ):
             return super().float_linear(x, weight, bias, dtype)
         integers, columns = self._integers(weight), weight.integer_scales().reshape(1, -1)
         out = x.new_empty(len(x), len(integers), dtype=dtype)
@@ -179,7 +182,7 @@ def integers_of(packed: QTensor) -> Tensor:
         found = pairs.new_empty(len(pairs), dtype=torch.int32)
         for some, out in zip(pairs.split(LOOKED_UP), found.split(LOOKED_UP), strict=True):
             torch.index_select(table, 0, some.int(), out=out)
-    return found.view(torch.int8).view(packed.shape)
+    return Weight(packed).times_factors(found.view(torch.int8).view(packed.shape))
 
 
 def _four_at_once(fmt: Format) -> Tensor:
@@ -371,9 +374,9 @@ def _gelu(x: Tensor) -> Tensor:
 
 
 def _worth_it(weight: Spec, columns: int) -> bool:
-    wide = not isinstance(weight.span, int) or weight.span >= SMALLEST_GROUP
+    wide = weight.float_group is None or weight.float_group >= SMALLEST_GROUP
     return has_integers(weight) and wide and columns > 1  # of one, torch._int_mm reads beyond
 
 
 def _is_int8(spec: Spec) -> bool:
-    return spec.format.codes_are_levels and spec.format.bits == 8
+    return spec.format.codes_are_levels and spec.format.bits == 8  # so there is no factor

@@ -142,24 +142,37 @@ class Weight:
         if self.kept_scales is not None:
             return self.kept_scales
         rows, columns = self.packed.shape
-        scales = self.spec.load(self.packed.scales) * self._step()
-        return scales.expand(rows, self.spec.groups(columns))
+        scales = self._split()[1] * self._step()
+        return scales.expand(rows, self.spec.float_groups(columns))
 
     def integers(self) -> Tensor:
-        """Levels as int8 [rows, columns], in units of their format's smallest step and counted from
-        the zero point where there is one."""
-        packed = self.packed
+        """Levels as int8 [rows, columns], in units of their format's smallest step, counted from
+        the zero point where there is one and times the factor of their group."""
+        packed, zeros = self.packed, self.packed.scales.zeros
         levels = self.spec.format.decode_rows(packed.codes(), packed.scales) / self._step()
-        if packed.scales.zeros is not None:
-            rows, columns = packed.shape
-            groups = packed.scales.zeros.shape[1]
-            grouped = levels.view(rows, groups, columns // groups)
-            levels = (grouped - packed.scales.zeros[..., None]).view(rows, columns)
-        return levels.to(torch.int8)
+        if zeros is not None:
+            levels = (_grouped(levels, zeros) - zeros[..., None]).flatten(1)
+        return self.times_factors(levels).to(torch.int8)
+
+    def times_factors(self, levels: Tensor) -> Tensor:
+        """Levels [rows, columns] times the integer factors of their groups, if those have any."""
+        factors, _ = self._split()
+        if factors is None:
+            return levels
+        return (_grouped(levels, factors) * factors.to(levels.dtype)[..., None]).flatten(1)
+
+    def _split(self) -> tuple[Tensor | None, Tensor]:
+        """Integer factors and float scales."""
+        scales = self.packed.scales
+        return self.spec.scale.split(scales.stored, scales.outer)
 
     def _step(self) -> Tensor | float:
         """The smallest step, of each row where formats differ."""
         return self.spec.format.step_of_rows(self.packed.scales)
+
+
+def _grouped(levels: Tensor, groups: Tensor) -> Tensor:
+    return levels.unflatten(1, (groups.shape[1], -1))
 
 
 def refuse_other_width(x: Tensor, columns: int) -> None:

@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fewbit.formats import Scales, Spec
+from fewbit.formats.scale import FP32
 
 SHRINKS = tuple(1 - 0.05 * step for step in range(1, 13))  # 0.95 … 0.4 of the largest value
-
-Fit = Callable[[Tensor, Spec, Tensor | None], Scales]  # a group's weight, its spec, outer scale
-
-
-def no_clipping(weight: Tensor, spec: Spec, outer: Tensor | None) -> Scales:
-    """The largest code lies on the largest value of each row."""
-    if not spec.symmetric:
-        return spec.fit(weight)
-    return spec.store(_full_scale(weight, spec), outer)
+RATIOS = (*reversed(SHRINKS), 1.0)
+FAR = 1e6  # times the full scale: further out are groups of zeros
 
 
-def least_error(weight: Tensor, spec: Spec, outer: Tensor | None) -> Scales:
-    """For each row the scale, full or shrunk, at which its squared rounding error is smallest;
-    a zero point stays where it is."""
-    best = no_clipping(weight, spec, outer)
-    full, least = _full_scale(weight, spec), _row_error(weight, spec, best)
-    for shrink in SHRINKS:
-        candidate = replace(spec.store(full * shrink, outer), zeros=best.zeros)
-        error = _row_error(weight, spec, candidate)
-        better = error < least
-        least = torch.where(better, error, least)
-        stored = torch.where(better, candidate.stored, best.stored)
-        best = replace(candidate, stored=stored)
-    return best
+@dataclass(frozen=True)
+class Fit:
+    """For each row the scale, full or shrunk, at which its squared rounding error is smallest; a
+    zero point stays where it is."""
+
+    shrinks: tuple[float, ...] = ()
+
+    def __call__(self, weight: Tensor, spec: Spec, outer: Tensor | None) -> Scales:
+        """Of one group of columns, whose outer scale is known."""
+        best = spec.fit(weight, outer)
+        if not self.shrinks:
+            return best
+        full, least = _full_scale(weight, spec), _row_error(weight, spec, best)
+        for shrink in self.shrinks:
+            candidate = replace(spec.store(full * shrink, outer), zeros=best.zeros)
+            error = _row_error(weight, spec, candidate)
+            better = error < least
+            least = torch.where(better, error, least)
+            stored = torch.where(better, candidate.stored, best.stored)
+            best = replace(candidate, stored=stored)
+        return best
+
+    def outer(self, weight: Tensor, spec: Spec) -> Tensor | None:
+        """The outer scale of all groups. Integer factors of it are few, so the one is chosen at
+        which they lose least."""
+        full = spec.fit(weight).outer
+        if full is None or not spec.scale.factors or not self.shrinks:
+            return full
+        tried = [full, *(spec.fit(weight * shrink).outer for shrink in self.shrinks)]
+        outers = torch.cat([outer for outer in tried if outer is not None], 1)
+        least = _Losses(weight, spec).at(outers).argmin(1, keepdim=True)
+        return outers.gather(1, least)
+
+
+no_clipping, least_error = Fit(), Fit(SHRINKS)
 
 
 def _full_scale(weight: Tensor, spec: Spec) -> Tensor:
@@ -49,3 +64,35 @@ def _full_scale(weight: Tensor, spec: Spec) -> Tensor:
 
 def _row_error(weight: Tensor, spec: Spec, scales: Scales) -> Tensor:
     return (spec.round(weight, scales) - weight).square().sum(1, keepdim=True)
+
+
+class _Losses:
+    """What each group loses, tabulated at evenly spaced scales: so that many outer scales can be
+    compared, each with the best factor for every group, without rounding the weight anew."""
+
+    def __init__(self, weight: Tensor, spec: Spec) -> None:
+        self.groups, self.factors = spec.groups(weight.shape[1]), spec.scale.factors
+        parts, plain = (
+            weight.reshape(len(weight) * self.groups, -1),
+            replace(spec.one_group, scale=FP32),
+        )
+        self.full, zeros = _full_scale(parts, plain), plain.fit(parts).zeros
+        scales = (replace(plain.store(self.full * ratio), zeros=zeros) for ratio in RATIOS)
+        self.table = torch.cat([_row_error(parts, plain, scale) for scale in scales], 1)
+
+    def at(self, outers: Tensor) -> Tensor:
+        """[rows, outer scales]"""
+        least = torch.full((len(self.full), outers.shape[1]), torch.inf, device=outers.device)
+        for factor in range(1, self.factors + 1):
+            scales = outers.repeat_interleave(self.groups, 0) * factor
+            least = least.minimum(self._interpolated(scales / self.full))
+        return least.unflatten(0, (-1, self.groups)).sum(1)
+
+    def _interpolated(self, ratio: Tensor) -> Tensor:
+        """Beyond the full scale a loss grows with its square; below the table none is known."""
+        place = (ratio - RATIOS[0]) / (RATIOS[1] - RATIOS[0])
+        below = place.long().clamp(0, len(RATIOS) - 2)
+        low, high = self.table.gather(1, below), self.table.gather(1, below + 1)
+        loss = low + (high - low) * (place - below).clamp(0, 1)
+        loss = loss * ratio.clamp(1, FAR).square()
+        return loss.masked_fill(place < 0, torch.inf)

@@ -18,7 +18,8 @@ class Grid:
         self.spec = spec
         self.group = spec.span if isinstance(spec.span, int) else None
         self.fit = fit
-        self.whole = spec.fit(weight)  # an outer scale, or the one scale of a tensor, stays
+        # An outer scale, or the one scale of a tensor, stays.
+        self.whole = replace(spec.fit(weight), outer=fit.outer(weight, spec))
         self.fitted: dict[int, Scales] = {}
 
     def begin(self, columns: slice, weight: Tensor) -> None:
@@ -70,11 +71,14 @@ class ChoiceGrid:
         return rounded
 
     def scales(self) -> Scales:
-        parts = [grid.scales().stored for grid in self.grids]
-        stored = parts[0].new_empty(len(self.choices), parts[0].shape[1])
-        for part, rows in zip(parts, self.rows, strict=True):
-            stored[rows] = part
-        return Scales(stored, choices=self.choices[:, None].to(torch.uint8))
+        parts = [grid.scales() for grid in self.grids]
+        order = torch.cat(self.rows).argsort()
+        outer = [part.outer for part in parts if part.outer is not None]
+        return Scales(
+            torch.cat([part.stored for part in parts])[order],
+            torch.cat(outer)[order] if outer else None,
+            choices=self.choices[:, None].to(torch.uint8),
+        )
 
 
 def round_to_nearest(weight: Tensor, grid: Grid | ChoiceGrid) -> QTensor:

@@ -262,14 +262,15 @@ def _has_vectors(spec: Spec) -> bool:
 
 def _takes(spec: Spec, columns: int) -> bool:
     """Whether there are panels for it: groups of whole lanes whose sums fit into int32."""
-    width = columns // spec.groups(columns)
+    width = columns // spec.float_groups(columns)
     return has_integers(spec) and width % LANES == 0 and width <= native.most_depth()
 
 
 def _rests(spec: Spec) -> bool:
     """Whether panels hold the codes themselves, in 4 bits or, of integers, in 8."""
-    return spec.symmetric and (spec.format.bits <= 4 or spec.format.codes_are_levels)
+    plain = spec.symmetric and not spec.scale.factors
+    return plain and (spec.format.bits <= 4 or spec.format.codes_are_levels)
 
 
 def _bits(spec: Spec) -> int:
-    return 4 if spec.format.bits <= 4 and spec.symmetric else 8
+    return 4 if _rests(spec) and spec.format.bits <= 4 else 8
