@@ -18,6 +18,7 @@ from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, Format, FormatChoice, Spec
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.native.library import FILE, ISAS, LinearTask, failure, load
+from fewbit.kernels.values import Epilogue
 from fewbit.transforms.hadamard import Hadamard
 
 if not native.available():
@@ -113,6 +114,54 @@ def test_rotation_sums_in_ascending_order(isa, width, block):
     codes, scales = native.hadamard_quantize_rows(x, signs, matrices, fmt)
     assert torch.equal(codes, quantized(expected, fmt)[0])
     assert torch.equal(scales, quantized(expected, fmt)[1])
+
+
+@pytest.mark.parametrize("after", ["nothing", "gelu", "gated"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 8, 12, 64])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("rows", [1, 14, 131])
+def test_a_side_is_a_product_that_is_added_first(isa, rows, groups, rank, dtype, after):
+    """To the last bit: both products, the bias, the sum, and then what follows."""
+    n, k = 70, 96
+    main, by_group = native.pack_codes(*_codes(n, k)), torch.rand(n, groups)
+    beside, by_row = native.pack_levels(_int8(n, rank)), torch.rand(n, 1)
+    linear, side = native.Linear(main, by_group, torch.randn(n)), native.Linear(beside, by_row)
+    given, aside = (_int8(rows, k), torch.rand(rows, 1)), (_int8(rows, rank), torch.rand(rows, 1))
+    gate, residual = torch.randn(1, n), torch.randn(rows, n).to(dtype)
+    epilogue = {
+        "nothing": Epilogue(),
+        "gelu": Epilogue(gelu=True),
+        "gated": Epilogue(gate=gate, residual=residual),
+    }[after]
+    ours = linear(*given, dtype, epilogue.gelu, epilogue.gate, epilogue.residual, (side, *aside))
+    alone = linear(*given, torch.float32) + side(*aside, torch.float32)
+    expected = epilogue(alone).to(dtype)
+    if after == "gelu":  # whose tanh is its own
+        identity = native.gelu(alone).to(dtype)
+        assert (ours.float() - identity.float()).abs().max() <= 2**-7 * identity.abs().max()
+    else:
+        assert torch.equal(ours, expected)
+
+
+def _codes(rows: int, columns: int) -> tuple[Tensor, Format]:
+    return torch.randint(0, 16, (rows, columns), dtype=torch.uint8), FORMATS["e2m1"]
+
+
+def _int8(rows: int, columns: int) -> Tensor:
+    return torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
+
+
+def test_a_side_of_other_sizes_is_refused():
+    linear = native.Linear(native.pack_codes(*_codes(70, 96)), torch.rand(70, 1))
+    given = _int8(5, 96), torch.rand(5, 1)
+    for channels, groups, rows in ((71, 1, 5), (70, 2, 5), (70, 1, 4)):
+        beside = native.Linear(
+            native.pack_levels(_int8(channels, 16)), torch.rand(channels, groups)
+        )
+        side = beside, _int8(rows, 16), torch.rand(rows, 1)
+        with pytest.raises(BadArgument, match="another shape"):
+            linear(*given, torch.float32, side=side)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

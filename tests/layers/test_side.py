@@ -107,6 +107,19 @@ def test_it_is_the_sum_of_both_products(kind, dtype, forced):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("after", [Epilogue(), Epilogue(gelu=True)], ids=["plain", "gelu"])
+def test_both_products_in_one_pass_are_both_products(after, monkeypatch):
+    native = backend_named("native")
+    if native.why_not(CPU) is not None:
+        pytest.skip(str(native.why_not(CPU)))
+    monkeypatch.setenv(VARIABLE, "native")
+    layer, x = make(), tokens()
+    both = layer.bound().multiply
+    assert both.general(layer.bound().code(x), torch.float32, after).shape == (10, OUT)
+    near(layer(x, after).view(10, OUT), both.general(layer.bound().code(x), torch.float32, after))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("rank", [1, 3, 8, WIDTH])
 def test_any_number_of_directions(rank, forced):
     stage = stage_of("e2m1/row/fp32", rank)

@@ -38,6 +38,7 @@ _EXACT_FLOAT32 = 1 << 24
 
 Coder = Callable[[Tensor | AdaLNInput], QuantizedRows | Tensor]  # an input to the rows of a product
 Multiplier = Callable[[QuantizedRows | Tensor, torch.dtype, Epilogue], Tensor]  # rows to the result
+SplitMultiplier = Callable[[SplitRows, torch.dtype, Epilogue], Tensor]
 
 
 class Reference:
@@ -97,6 +98,10 @@ class Reference:
     def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
         """`linear`, bound to a weight and a bias."""
         return partial(_multiply, self, weight, bias)
+
+    def added(self, main: Multiplier, side: Multiplier) -> SplitMultiplier:
+        """What multiplies both parts of an input; the side is added first in the epilogue."""
+        return partial(_added, main, side)
 
     def quantize(
         self, x: Tensor | AdaLNInput, fmt: Format, rotation: Rotation | None = None
@@ -225,6 +230,12 @@ class Reference:
     def replaces_codes(self, spec: Spec) -> bool:
         """Whether a layout holds the codes bit for bit, so that it can stand in for them."""
         return False
+
+
+def _added(
+    main: Multiplier, side: Multiplier, x: SplitRows, dtype: torch.dtype, epilogue: Epilogue
+) -> Tensor:
+    return main(x.main, dtype, epilogue.plus(side(x.side, torch.float32, NOTHING)))
 
 
 def _multiply(

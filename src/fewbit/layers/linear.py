@@ -25,7 +25,7 @@ from fewbit.kernels.values import (
 from fewbit.layers.bound import Bound, RowsOf, plain
 from fewbit.layers.packed_matrix import PackedMatrix
 from fewbit.layers.packed_weight import PackedWeight
-from fewbit.layers.side import Side, WithSide
+from fewbit.layers.side import Side
 from fewbit.layers.stage import InputStage
 
 
@@ -73,13 +73,15 @@ class QLinear(PackedMatrix):
         super().unbind()
 
     def _ready(self, backend: Reference, weight: Weight) -> Bound:
-        multiply = self._with_side(backend.multiplier(weight, self.bias))
-        if self.side is not None and not self._is_fleeting():
-            self.side.bound()  # now: this layer watches the tensors of its side as its own
+        multiply: Any = backend.multiplier(weight, self.bias)
+        if self.side is not None:
+            multiply = backend.added(multiply, self._side(self.side))
         return Bound(backend, self._coder(backend), weight, multiply)
 
-    def _with_side(self, multiply: Multiplier) -> Multiplier | WithSide:
-        return multiply if self.side is None else WithSide(multiply, self.side)
+    def _side(self, side: Side) -> Multiplier:
+        """Bound now, since this layer watches the tensors of its side as its own; or a module whose
+        tensors are brought."""
+        return side if self._is_fleeting() else side.bound().multiply
 
     def _coder(self, backend: Reference) -> RowsOf:
         if self.stage is None:
@@ -95,9 +97,9 @@ class QLinear(PackedMatrix):
         with without_autocast(given):
             backend = backend_for(given) if self._bound is None else self._bound.backend
             code = partial(plain, backend) if self.stage is None else self.stage.coder(backend)
-            multiply: Any = self._with_side(
-                Reference.multiplier(backend, self._resting(), self.bias)
-            )
+            multiply: Any = Reference.multiplier(backend, self._resting(), self.bias)
+            if self.side is not None:
+                multiply = Reference.added(backend, multiply, self.side)
             product: Tensor = multiply(code(x), given.dtype, epilogue)
         return product.view(*given.shape[:-1], self.out_features)
 

@@ -10,7 +10,7 @@ from fewbit.formats.pack import pack
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.native.prepared import FloatLinear, Linear, Rows, VectorLinear, has_rows
 from fewbit.kernels.precision import is_traced
-from fewbit.kernels.reference import Coder, Multiplier
+from fewbit.kernels.reference import Coder, Multiplier, SplitMultiplier
 from fewbit.kernels.torch_cpu import Portable
 from fewbit.kernels.values import (
     NOTHING,
@@ -18,6 +18,7 @@ from fewbit.kernels.values import (
     Epilogue,
     QuantizedRows,
     Rotation,
+    SplitRows,
     Weight,
     has_integer_rows,
     has_integers,
@@ -86,6 +87,12 @@ class Native(Portable):
             return _Multiplier(weight.layout, weight.integer_scales(), bias, general)
         return _of_vectors(weight.packed, bias, general)
 
+    def added(self, main: Multiplier, side: Multiplier) -> SplitMultiplier:
+        general = super().added(main, side)
+        if isinstance(main, _Multiplier) and isinstance(side, _Multiplier):
+            return _Both(main, side, general)
+        return general
+
     def integer_linear(
         self,
         x: QuantizedRows,
@@ -96,6 +103,8 @@ class Native(Portable):
     ) -> Tensor:
         if x.integers.dtype != torch.int8:
             return epilogue(self._wide_linear(x, weight, bias)).to(dtype)
+        if epilogue.addend is not None:
+            return epilogue(self.integer_linear(x, weight, bias, torch.float32)).to(dtype)
         layout = self._layout(weight)
         if layout is None or not x.integers.numel():
             return super().integer_linear(x, weight, bias, dtype, epilogue)
@@ -108,7 +117,6 @@ class Native(Portable):
             gelu=epilogue.gelu,
             gate=epilogue.gate,
             residual=epilogue.residual,
-            addend=epilogue.addend,
             out_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
         ).to(dtype)
 
@@ -213,19 +221,39 @@ class _Multiplier:
                 return self.general(x, dtype, epilogue)
             exact = out if epilogue is NOTHING else torch.float32
             product = epilogue(self.floats(x, exact))
-        elif x.parts > 1 or x.integers.dtype != torch.int8:
-            return self.general(x, dtype, epilogue)
+        elif _is_plain(x) and epilogue.addend is None:
+            return self.exactly(x, dtype, epilogue)
         else:
-            product = self.integers(
-                x.integers,
-                x.scales,
-                out,
-                epilogue.gelu,
-                epilogue.gate,
-                epilogue.residual,
-                epilogue.addend,
-            )
+            return self.general(x, dtype, epilogue)
         return product.to(dtype)
+
+    def exactly(
+        self,
+        x: QuantizedRows,
+        dtype: torch.dtype,
+        epilogue: Epilogue,
+        side: tuple[Linear, Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        out = dtype if dtype in native.DTYPES else torch.float32
+        after = epilogue.gelu, epilogue.gate, epilogue.residual
+        return self.integers(x.integers, x.scales, out, *after, side).to(dtype)
+
+
+class _Both:
+    """`Native.added`, both products in one pass over the results."""
+
+    def __init__(self, main: _Multiplier, side: _Multiplier, general: SplitMultiplier) -> None:
+        self.main, self.side, self.general = main, side.integers, general
+
+    def __call__(self, x: SplitRows, dtype: torch.dtype, epilogue: Epilogue) -> Tensor:
+        if isinstance(x.main, Tensor) or not _is_plain(x.main):
+            return self.general(x, dtype, epilogue)
+        side = self.side, x.side.integers, x.side.scales
+        return self.main.exactly(x.main, dtype, epilogue, side)
+
+
+def _is_plain(x: QuantizedRows) -> bool:
+    return x.parts == 1 and x.integers.dtype == torch.int8
 
 
 def _of_vectors(packed: QTensor, bias: Tensor | None, general: Multiplier) -> Multiplier:

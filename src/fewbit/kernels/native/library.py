@@ -47,9 +47,10 @@ def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
 
 class LinearTask(Structure):
     _fields_ = (
-        *_fields(_P, "codes scales weight weight_scales bias addend gate residual out"),
+        *_fields(_P, "codes scales weight weight_scales bias gate residual out"),
         *_fields(_L, "weight_bytes m n k tokens"),
         *_fields(_I, "groups gelu out_dtype"),
+        ("side", _P),
     )
 
 

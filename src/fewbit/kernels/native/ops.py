@@ -188,12 +188,10 @@ def linear(
     gelu: bool = False,
     gate: Tensor | None = None,
     residual: Tensor | None = None,
-    addend: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Codes [M, K] with scales [M, 1] times a packed weight with scales [N, G]; see `Linear`."""
-    product = Linear(packed, weight_scales, bias)
-    return product(codes, scales, out_dtype, gelu, gate, residual, addend)
+    return Linear(packed, weight_scales, bias)(codes, scales, out_dtype, gelu, gate, residual)
 
 
 @_operator(

@@ -12,6 +12,7 @@ call the same object. An object keeps the tensors alive to which its struct poin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ctypes import addressof
 from math import inf, prod
 
 import torch
@@ -133,14 +134,35 @@ class Linear:
         gelu: bool = False,
         gate: Tensor | None = None,
         residual: Tensor | None = None,
-        addend: Tensor | None = None,
+        side: tuple[Linear, Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Codes [M, K] with scales [M, 1] to [M, N].
 
-        In float32, before it is rounded, addend [M, N] is added to the result; then GELU may be
-        taken of it, or what comes of it is residual [M, N] + gate [images, N] * result, an image
-        having as many rows as another.
+        In float32, before it is rounded, a `side` is added to the result: a product of as many rows
+        and channels, its codes and scales. Then GELU may be taken of it, or what comes of it is
+        residual [M, N] + gate [images, N] * result, an image having as many rows as another.
         """
+        if out_dtype not in DTYPES:
+            raise unknown(out_dtype)
+        task, *_kept = self._given(codes, row_scales)
+        rows = codes.shape[0]
+        if side is not None:
+            beside, *_also_kept = side[0]._given(*side[1:])
+            task.side = addressof(beside)
+        if gate is not None and residual is not None:
+            gate, residual = gate.float().contiguous(), residual.to(out_dtype).contiguous()
+            self._add_gate(task, rows, gate, residual, gelu)
+        out = codes.new_empty(rows, self._channels, dtype=out_dtype)
+        if not out.numel():
+            return out
+        task.out, task.gelu, task.out_dtype = out.data_ptr(), gelu, DTYPES[out_dtype]
+        status = self._run(task)
+        if status:
+            raise failure(status)
+        return out
+
+    def _given(self, codes: Tensor, row_scales: Tensor) -> tuple[LinearTask, Tensor, Tensor]:
+        """A task of this input, and the tensors it points to."""
         if codes.numel() > MOST_ELEMENTS:
             raise too_large(codes)
         rows, columns = codes.shape
@@ -150,33 +172,10 @@ class Linear:
             raise BadArgument(f"{rows} rows need scales [{rows}, 1], got {list(row_scales.shape)}")
         if codes.dtype != torch.int8:
             raise _not_int8(codes)
-        if out_dtype not in DTYPES:
-            raise unknown(out_dtype)
-        task = LinearTask.from_buffer_copy(self._task)
-        if gate is not None and residual is not None:
-            gate, residual = gate.float().contiguous(), residual.to(out_dtype).contiguous()
-            self._add_gate(task, rows, gate, residual, gelu)
-        if addend is not None:
-            addend = self._floats_of_results(rows, addend)
-            task.addend = address(addend)
-        out = codes.new_empty(rows, self._channels, dtype=out_dtype)
-        if not out.numel():
-            return out
         codes, row_scales = codes.contiguous(), row_scales.float().contiguous()
-        task.codes, task.scales, task.out = address(codes), address(row_scales), out.data_ptr()
-        task.m, task.gelu, task.out_dtype = rows, gelu, DTYPES[out_dtype]
-        status = self._run(task)
-        if status:
-            raise failure(status)
-        return out
-
-    def _floats_of_results(self, rows: int, addend: Tensor) -> Tensor:
-        if addend.shape != (rows, self._channels):
-            raise BadArgument(
-                f"a result [{rows}, {self._channels}] is added to as many numbers, got "
-                f"{list(addend.shape)}"
-            )
-        return _floats(addend)
+        task = LinearTask.from_buffer_copy(self._task)
+        task.codes, task.scales, task.m = address(codes), address(row_scales), rows
+        return task, codes, row_scales
 
     def _add_gate(
         self, task: LinearTask, rows: int, gate: Tensor, residual: Tensor, gelu: bool

@@ -244,17 +244,27 @@ EXPORT int32_t fewbit_unpack(const uint8_t* bytes, int64_t size, uint8_t* codes)
     return kDone;
 }
 
-EXPORT int32_t fewbit_linear(const LinearTask* asked) {
-    Linear task = {*asked, nullptr, up(asked->k, kDepth), 0, 0};
-    const int64_t m = task.m, n = task.n, k = task.k, groups = task.groups, pitch = task.pitch;
-    if (!is_packed(task.weight, task.weight_bytes)) return kNotPacked;
-    Packed packed(task.weight);
-    if (packed.header->n != n || packed.header->k != k) return kNotPacked;
-    if (k / groups > kMostDepth) return kTooDeep;
-    if (m == 0 || n == 0) return kDone;
-    int64_t padded = pitch == k ? 0 : up(m * pitch, 64);
-    uint8_t* memory = inputs.at_least(padded + m * groups * int64_t(sizeof(int32_t)) + 64);
-    if (!memory) return kNoMemory;
+static int32_t check(const LinearTask& asked) {
+    if (!is_packed(asked.weight, asked.weight_bytes)) return kNotPacked;
+    const Header& h = *reinterpret_cast<const Header*>(asked.weight);
+    if (h.n != asked.n || h.k != asked.k) return kNotPacked;
+    return asked.k / asked.groups > kMostDepth ? kTooDeep : kDone;
+}
+
+static int64_t padded_bytes(const Linear& t) { return t.pitch == t.k ? 0 : up(t.m * t.pitch, 64); }
+
+static int64_t input_bytes(const Linear& t) {
+    return up(padded_bytes(t) + t.m * t.groups * int64_t(sizeof(int32_t)) + 64, 64);
+}
+
+static int64_t panel_scratch(const Linear& t) {
+    return (t.groups + 1) * kPanel * int64_t(sizeof(float)) + opened_bytes(t.pitch);
+}
+
+// Codes padded to whole steps, and their sums, in `memory`.
+static int32_t lay_input(Linear& task, uint8_t* memory) {
+    const int64_t m = task.m, k = task.k, groups = task.groups, pitch = task.pitch;
+    const int64_t padded = padded_bytes(task);
     if (padded) {
         std::memset(memory, 0, padded);
         for (int64_t i = 0; i < m; ++i) std::memcpy(memory + i * pitch, task.codes + i * k, k);
@@ -262,7 +272,6 @@ EXPORT int32_t fewbit_linear(const LinearTask* asked) {
     }
     int32_t* sums = reinterpret_cast<int32_t*>(memory + padded);
     task.sums = sums;
-    task.threads = threads_for(panels(n));
     const Kernels* kernels = chosen;
     constexpr int64_t kAtOnce = 64;  // many, because a row takes less than handing out a task
     std::atomic<int32_t> largest{0};
@@ -275,10 +284,32 @@ EXPORT int32_t fewbit_linear(const LinearTask* asked) {
         for (int32_t seen = largest; own > seen && !largest.compare_exchange_weak(seen, own);) {
         }
     });
-    if (status) return status;
     task.largest = largest;
+    return status;
+}
+
+EXPORT int32_t fewbit_linear(const LinearTask* asked) {
+    Linear task = {*asked, nullptr, up(asked->k, kDepth), 0, 0, nullptr}, side = task;
+    const int64_t m = task.m, n = task.n;
+    if (int32_t wrong = check(task)) return wrong;
+    if (asked->side) {
+        side = {*asked->side, nullptr, up(asked->side->k, kDepth), 0, 0, nullptr};
+        if (int32_t wrong = check(side)) return wrong;
+        if (side.m != m || side.n != n || side.groups != 1) return kNotPacked;
+        task.beside = &side;
+    }
+    if (m == 0 || n == 0) return kDone;
+    const int64_t own_bytes = input_bytes(task);
+    uint8_t* memory = inputs.at_least(own_bytes + (task.beside ? input_bytes(side) : 0));
+    if (!memory) return kNoMemory;
+    if (int32_t status = lay_input(task, memory)) return status;
+    if (task.beside)
+        if (int32_t status = lay_input(side, memory + own_bytes)) return status;
+    task.threads = threads_for(panels(n));
+    const Kernels* kernels = chosen;
+    const Packed packed(task.weight);
     int64_t rows = rows_at_once(m, kIntegerRows, n), count = panels(n);
-    int64_t wanted = (groups + 1) * kPanel * int64_t(sizeof(float)) + pitch * (3 * kPanel + 2 * kMaxRows);
+    int64_t wanted = panel_scratch(task) + (task.beside ? panel_scratch(side) : 0);
     return for_each(count * (up(m, rows) / rows), wanted, [&](int64_t i, uint8_t* own) {
         int64_t row = i / count * rows;
         kernels->linear(task, packed, i % count, row, m - row < rows ? m - row : rows, own);

@@ -18,6 +18,7 @@ struct Linear : LinearTask {  // `codes` are [m, pitch], zeros beyond k
     const int32_t* sums;      // [m, groups], of the codes
     int64_t pitch;
     int32_t largest, threads;  // largest: of the codes' magnitudes
+    const Linear* beside;      // `side`, or null
 };
 
 struct FloatLinear : FloatLinearTask {  // `x` is [m, pitch], zeros beyond k

@@ -31,6 +31,9 @@ static_assert(sizeof(Header) == 128, "the panels begin on a cache line");
 
 inline int64_t up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
+// Scratch of an open panel: the bytes, wider ones where those are needed, and rows as wide.
+inline int64_t opened_bytes(int64_t pitch) { return up(pitch * (3 * kPanel + 2 * kMaxRows), 64); }
+
 struct Packed {
     const Header* header;
     const uint8_t* choices;  // [padded n], which table a channel uses

@@ -20,13 +20,13 @@ struct LinearTask {  // integers times integers
     const uint8_t* weight;       // packed, of `weight_bytes` bytes
     const float* weight_scales;  // [n, groups]
     const float* bias;           // [n] or null
-    const float* addend;         // [m, n] or null: added to a result before all else
     const float* gate;           // [m / tokens, n] or null: a result is residual + gate * it
     const void* residual;        // [m, n], of the type of the results
     void* out;                   // [m, n]
     int64_t weight_bytes, m, n, k, tokens;
     int32_t groups, gelu, out_dtype;
-};
+    const LinearTask* side;      // a product of the same size that is added to the results, or null:
+};                               // of one group, and nothing is done to its own
 
 struct FloatLinearTask {  // floats times a weight that is decoded, or looked up in a codebook
     const void* x;               // [m, k]; bfloat16 only where there is such a kernel
