@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from fewbit.formats import FORMATS, Spec
+from fewbit.formats.scale import BF16
 from fewbit.kernels.choose import backend_on
 from fewbit.kernels.values import NOTHING, Epilogue, QuantizedRows
 from fewbit.layers.packed_matrix import PackedMatrix
 
-SIDE = Spec(FORMATS["int8"])  # how a method stores it
+SIDE = Spec(FORMATS["int8"], "row", BF16)  # how a method stores it
 
 
 class Side(PackedMatrix):
