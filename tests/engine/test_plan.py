@@ -98,10 +98,9 @@ def test_what_has_no_role_is_unknown_until_allowed():
     assert len(make_plan(model, recipe, spec, allow_unknown=True).rules) == 2
 
 
-def test_a_strange_model_is_told_about_model_spec():
-    with pytest.raises(
-        BadModel, match=r"no adapter knows the class Tower; give spec=fewbit\.ModelSpec"
-    ):
+def test_a_model_without_blocks_is_told_about_model_spec():
+    message = r"no list of Tower holds blocks, .*give spec=fewbit\.ModelSpec\(.*lists: blocks"
+    with pytest.raises(BadModel, match=message):
         plan_for(Tower())
 
 

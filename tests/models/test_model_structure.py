@@ -129,15 +129,17 @@ def test_what_is_not_a_model_is_refused(model):
         describe(model)
 
 
-def test_a_class_nobody_knows_needs_a_spec():
-    message = r"no adapter knows the class Homemade; .*ModelSpec.*DiTTransformer2DModel"
+def test_a_model_without_blocks_needs_a_spec():
+    model = nn.Module()
+    model.head = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    message = r"no list of Module holds blocks, .*give spec=fewbit\.ModelSpec\(.*lists: head"
     with pytest.raises(BadModel, match=message):
-        describe(Homemade())
+        describe(model)
 
 
 @pytest.mark.parametrize("blocks", ["layrs", "head"])
 def test_blocks_must_name_a_list(blocks):
-    message = f"'{blocks}', which is not a list of modules in Homemade; its lists: layers"
+    message = f"'{blocks}', which is neither a list .* in Homemade; its lists: layers"
     with pytest.raises(BadModel, match=message):
         describe(Homemade(), ModelSpec(blocks, ROLES))
 

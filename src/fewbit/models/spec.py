@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import Any
 
 from fewbit.errors import BadArgument
+
+SPEC = "fewbit_spec"  # the attribute of a quantized model that holds its spec
 
 
 class Role(StrEnum):
@@ -23,10 +26,12 @@ class Role(StrEnum):
     CROSS_V = "cross_v"
     CROSS_OUT = "cross_out"
     FC1 = "fc1"
+    GATE = "gate"  # of a gated MLP: multiplied with fc1 after its activation
     FC2 = "fc2"
     FUSED_OUT = "fused_out"  # attn_out and fc2 in one: reads the inputs of both, in this order
     ADALN = "adaln"
     SKIP = "skip"
+    LINEAR = "linear"  # of no known use: nothing but its shape and its input is relied on
 
 
 _READS_TOGETHER = {
@@ -43,21 +48,24 @@ class ModelSpec:
     """Where the blocks of a model are and what the linear layers in them do.
 
     Attributes:
-        blocks: Dotted paths of the lists that hold the blocks, in order of execution. A single
-            path may stand alone.
+        blocks: Dotted paths of the lists that hold the blocks, in order of execution. A path may
+            also name a single block, for lists whose blocks take turns. A single path may stand
+            alone.
         roles: Maps the path of a linear inside its block (an fnmatch pattern) to its `Role`. The
-            first match counts.
+            first match counts. A pattern may also be of full module paths.
         keep: Patterns of full module paths that stay in high precision; stronger than `roles`.
-        heads: The number of attention heads. Give it only where nothing but attention stands
+        heads: The number of attention heads, or a table from patterns of the path of an attention
+            inside its block to its number. Give it only where nothing but attention stands
             between a value projection and its out projection.
-        shared: Groups of patterns inside a block whose linears read one tensor. Linears of the
-            roles q, k, v (and cross_k, cross_v) with one parent form such a group by themselves.
+        shared: Groups of patterns, as in `roles`, whose linears in one block read one tensor.
+            Linears of the roles q, k, v (and cross_k, cross_v) with one parent form such a group
+            by themselves.
     """
 
     blocks: Sequence[str]
     roles: Mapping[str, str]
     keep: Sequence[str] = ()
-    heads: int | None = None
+    heads: int | Mapping[str, int] | None = None
     shared: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
@@ -75,26 +83,65 @@ class ModelSpec:
             object.__setattr__(self, field, value)
         if not self.blocks or not self.roles:
             raise BadArgument("ModelSpec needs at least one path in blocks and one entry in roles")
-        if self.heads is not None and not (isinstance(self.heads, int) and self.heads > 0):
-            raise BadArgument(f"ModelSpec.heads must be a positive integer, got {self.heads!r}")
+        _refuse_no_heads(self.heads)
 
-    def role(self, path: str) -> Role | None:
-        """The role of the linear at `path` inside its block."""
-        return next((Role(r) for p, r in self.roles.items() if fnmatchcase(path, p)), None)
+    def role(self, path: str, block: str = "") -> Role | None:
+        """The role of the linear at `path` inside its block, which is called `block`."""
+        return next((Role(r) for p, r in self.roles.items() if matches(p, path, block)), None)
 
     def keeps(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.keep)
 
-    def source(self, path: str) -> str:
+    def heads_of(self, path: str, block: str = "") -> int | None:
+        """The number of heads of the attention at `path` inside its block, if it may be used."""
+        if not isinstance(self.heads, Mapping):
+            return self.heads
+        return next((n for p, n in self.heads.items() if matches(p, path, block)), None)
+
+    def source(self, path: str, block: str = "") -> str:
         """A name for the tensor that feeds the linear at `path`: same name, same tensor."""
-        for group in self.shared:
-            if any(fnmatchcase(path, pattern) for pattern in group):
-                return " ".join(group)
-        together = _READS_TOGETHER.get(self.role(path) or Role.SKIP)
+        group = self.sharers(path, block)
+        if group is not None:
+            return " ".join(group)
+        together = _READS_TOGETHER.get(self.role(path, block) or Role.SKIP)
         return f"{path.rpartition('.')[0]} {together}" if together else path
+
+    def sharers(self, path: str, block: str = "") -> Sequence[str] | None:
+        """The group of `shared` that the linear belongs to."""
+        return next(
+            (group for group in self.shared if any(matches(p, path, block) for p in group)), None
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it; what is empty is left out."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ModelSpec:
+        """From a table that a person or a file gives."""
+        fields = ", ".join(cls.__dataclass_fields__)
+        if not isinstance(content, Mapping) or not content.keys() <= set(cls.__dataclass_fields__):
+            raise BadArgument(f"a spec is a table of {fields}, got {content!r:.80}")
+        try:
+            return cls(**content)
+        except TypeError:
+            raise BadArgument(f"a spec needs blocks and roles, got {content!r:.80}") from None
+
+
+def matches(pattern: str, path: str, block: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(f"{block}.{path}", pattern)
+
+
+def _refuse_no_heads(heads: object) -> None:
+    numbers = list(heads.values()) if isinstance(heads, Mapping) else [heads]
+    wrong = [n for n in numbers if n is not None and not (type(n) is int and n > 0)]
+    if wrong or (None in numbers and isinstance(heads, Mapping)):
+        raise BadArgument(f"ModelSpec.heads must be a positive integer, got {heads!r}")
 
 
 def _names(field: str, value: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(value, str | Sequence):
+        raise BadArgument(f"ModelSpec.{field} must hold non-empty strings, got {value!r:.80}")
     names = (value,) if isinstance(value, str) else tuple(value)
     wrong = [name for name in names if not (isinstance(name, str) and name)]
     if wrong:

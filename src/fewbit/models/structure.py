@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -10,12 +10,15 @@ from typing import Any, Literal
 from torch import Size, Tensor, nn
 
 from fewbit.errors import BadArgument, BadModel
-from fewbit.models.families import recognise
-from fewbit.models.spec import ModelSpec, Role
+from fewbit.models.lists import lists_of
+from fewbit.models.recognise import Origin, recognise
+from fewbit.models.spec import SPEC, ModelSpec, Role
 
 Status = Literal["quantize", "keep", "unknown"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LINEAR_SIDES = 2
+_LEAST_SIDE = 8  # of a matrix: what is smaller is a table of shifts or the like
 _OUT_OF_VALUE = {
     Role.V: Role.ATTN_OUT,
     Role.QKV: Role.ATTN_OUT,
@@ -47,11 +50,37 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Matrices:
+    """A parameter of a block that holds several matrices and belongs to no layer, such as those of
+    all experts."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: bool  # by name
+
+    @property
+    def parameters(self) -> int:
+        return Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What stays in high precision, and whether somebody who knows the model said so."""
+
+    what: str
+    names: tuple[str, ...]
+    parameters: int
+    intended: bool
+
+
+@dataclass(frozen=True)
 class Structure:
     family: str
     spec: ModelSpec
+    origin: Origin
     blocks: tuple[str, ...]  # module names, in order of execution
     layers: tuple[Layer, ...]
+    matrices: tuple[Matrices, ...]
     other_parameters: int  # norms, embedding tables, free parameters
     other_bytes: int
 
@@ -68,6 +97,26 @@ class Structure:
         """Linears that are neither mapped to a role nor kept."""
         return tuple(layer for layer in self.layers if layer.status == "unknown")
 
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """All weights that a method is not asked about, by what they are."""
+        kinds: dict[tuple[str, bool], list[Layer | Matrices]] = {}
+        for layer in self.layers:
+            if layer.status != "quantize":
+                kinds.setdefault(self._kind(layer), []).append(layer)
+        for one in self.matrices:
+            kinds.setdefault(("matrices of experts", one.kept), []).append(one)
+        return tuple(
+            LeftOut(what, tuple(one.name for one in ones), sum(o.parameters for o in ones), said)
+            for (what, said), ones in kinds.items()
+        )
+
+    @property
+    def unknown_share(self) -> float:
+        """Of all parameters, those that stay in high precision although nobody said so."""
+        unknown = sum(one.parameters for one in self.left_out if not one.intended)
+        return unknown / max(self.parameters, 1)
+
     def quantizable(self, block: int) -> tuple[Layer, ...]:
         return tuple(layer for layer in self._inside(block) if layer.status == "quantize")
 
@@ -79,16 +128,15 @@ class Structure:
         consumers: dict[str, list[Layer]] = {}
         for layer in self._inside(block):
             if layer.role:
-                path = layer.name.removeprefix(f"{self.blocks[block]}.")
-                consumers.setdefault(self.spec.source(path), []).append(layer)
+                source = self.spec.source(*self._place(layer.name, block))
+                consumers.setdefault(source, []).append(layer)
         for group in consumers.values():
-            _refuse_if_not_one_input(group)
+            told = self.spec.sharers(*self._place(group[0].name, block)) is not None
+            _refuse_if_not_one_input(group, told)
         return tuple(tuple(layer.name for layer in group) for group in consumers.values())
 
     def attentions(self, block: int) -> tuple[Attention, ...]:
         """The attentions whose value and out projections face each other directly."""
-        if self.spec.heads is None:
-            return ()
         values: dict[tuple[str, Role], list[str]] = {}
         for layer in self._inside(block):
             if layer.role in _OUT_OF_VALUE:
@@ -101,8 +149,9 @@ class Structure:
                 for layer in self._inside(block)
                 if layer.role is role and layer.name.startswith(f"{parent}.")
             ]
-            if outs:
-                width = _head_width(outs[0], self.spec.heads)
+            heads = self.spec.heads_of(*self._place(parent, block))
+            if outs and heads is not None:
+                width = _head_width(outs[0], heads)
                 found.append(Attention(tuple(names), tuple(out.name for out in outs), width))
         return tuple(found)
 
@@ -115,28 +164,55 @@ class Structure:
         )
         return tuple(dict.fromkeys(holders))
 
+    def _place(self, name: str, block: int) -> tuple[str, str]:
+        """The path inside its block, and the block."""
+        at = self.blocks[block]
+        return name.removeprefix(at).removeprefix("."), at
+
+    def _kind(self, layer: Layer) -> tuple[str, bool]:
+        """What a layer that is left out is, and whether that is intended. What a person or a family
+        keeps is; so is a convolution outside of the blocks, which makes patches of an image."""
+        told = self.origin not in (Origin.FORWARD, Origin.NAMES)
+        kept = layer.status == "keep" and self.spec.keeps(layer.name)
+        kind = "linears" if len(layer.shape) == LINEAR_SIDES else "convolutions"
+        if layer.block is None:
+            return f"{kind} outside of the blocks", (told and kept) or kind == "convolutions"
+        return f"{kind} inside of the blocks", kept
+
     def _inside(self, block: int) -> tuple[Layer, ...]:
         return tuple(layer for layer in self.layers if layer.block == block)
 
 
-def describe(model: object, spec: ModelSpec | None = None) -> Structure:
-    """The structure of a pipeline, a transformer, or any module that comes with a spec."""
+def describe(
+    model: object, spec: ModelSpec | None = None, call: Mapping[str, Any] | None = None
+) -> Structure:
+    """The structure of a pipeline, a transformer, or any module.
+
+    It is what `spec` says, else what the model carries since it was quantized, else what its family
+    knows, else what one forward on the keyword arguments `call` shows, else what names tell.
+    """
     transformer = transformer_of(model)
-    family = type(transformer).__name__
-    if spec is None:
-        family, spec = recognise(transformer)
+    family, origin = type(transformer).__name__, Origin.GIVEN
+    if spec is None and hasattr(transformer, SPEC):
+        spec, origin = getattr(transformer, SPEC), Origin.STORED
+    elif spec is None:
+        family, spec, origin = recognise(transformer, call)
     elif not isinstance(spec, ModelSpec):
         raise BadArgument(f"spec must be a fewbit.ModelSpec, got {type(spec).__name__}")
     blocks = _block_names(transformer, spec)
     layers: list[Layer] = []
+    matrices: list[Matrices] = []
     parameters = size = 0
     for name, module in _leaves(transformer):
         if _is_layer(module):
             layers.append(_layer(name, module, spec, blocks))
         else:
+            matrices += _matrices(name, module, spec, blocks)
             parameters += sum(p.numel() for p in module.parameters(recurse=False))
             size += _bytes(module, recurse=False)
-    structure = Structure(family, spec, blocks, tuple(layers), parameters, size)
+    structure = Structure(
+        family, spec, origin, blocks, tuple(layers), tuple(matrices), parameters, size
+    )
     for block in range(len(blocks)):
         structure.shared_inputs(block)
         structure.attentions(block)
@@ -155,18 +231,26 @@ def transformer_of(model: object) -> nn.Module:
 
 
 def _block_names(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
-    lists = {
-        name: len(module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-    }
+    modules, lists = dict(model.named_modules()), lists_of(model)
     for path in spec.blocks:
-        if path not in lists:
+        if path not in lists and not _is_member(path, lists, modules):
             raise BadModel(
-                f"ModelSpec.blocks names {path!r}, which is not a list of modules in "
-                f"{type(model).__name__}; its lists: {', '.join(lists) or 'none'}"
+                f"ModelSpec.blocks names {path!r}, which is neither a list of modules nor a member "
+                f"of one in {type(model).__name__}; its lists: {', '.join(lists) or 'none'}"
             )
-    return tuple(f"{path}.{index}" for path in spec.blocks for index in range(lists[path]))
+    names = [
+        name
+        for path in spec.blocks
+        for name in ([f"{path}.{i}" for i in range(lists[path])] if path in lists else [path])
+    ]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadModel(f"ModelSpec.blocks names the block {twice!r} twice; name it once")
+    return tuple(names)
+
+
+def _is_member(path: str, lists: Mapping[str, int], modules: Mapping[str, nn.Module]) -> bool:
+    return path in modules and path.rpartition(".")[0] in lists
 
 
 def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -190,13 +274,29 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _layer(name: str, module: Any, spec: ModelSpec, blocks: tuple[str, ...]) -> Layer:
-    block = next((i for i, at in enumerate(blocks) if name.startswith(f"{at}.")), None)
-    role = None if block is None else spec.role(name.removeprefix(f"{blocks[block]}."))
+    block = _block_of(name, blocks)
+    at = "" if block is None else blocks[block]
+    role = None if block is None else spec.role(name.removeprefix(f"{at}."), at)
     shape = _shape(module)
     bias = getattr(module, "bias", None)
     count = shape.numel() + (bias.numel() if isinstance(bias, Tensor) else 0)
     size = module.nbytes() if hasattr(module, "nbytes") else _bytes(module, recurse=True)
     return Layer(name, role, _status(name, module, role, spec), block, tuple(shape), count, size)
+
+
+def _block_of(name: str, blocks: tuple[str, ...]) -> int | None:
+    return next((i for i, at in enumerate(blocks) if f"{name}.".startswith(f"{at}.")), None)
+
+
+def _matrices(
+    name: str, module: nn.Module, spec: ModelSpec, blocks: tuple[str, ...]
+) -> Iterator[Matrices]:
+    if _block_of(name, blocks) is None:
+        return
+    for own, parameter in module.named_parameters(recurse=False):
+        sides, path = parameter.shape, f"{name}.{own}"
+        if len(sides) > LINEAR_SIDES and min(sides[-2:]) >= _LEAST_SIDE and sides[0] > 1:
+            yield Matrices(path, tuple(sides), spec.keeps(path))
 
 
 def _status(name: str, module: nn.Module, role: Role | None, spec: ModelSpec) -> Status:
@@ -216,14 +316,15 @@ def _bytes(module: nn.Module, *, recurse: bool) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _refuse_if_not_one_input(group: list[Layer]) -> None:
-    """Two linears of one role, or of two input widths, betray two inputs taken for one."""
+def _refuse_if_not_one_input(group: list[Layer], told: bool) -> None:
+    """Two linears of one role, or of two input widths, betray two inputs taken for one. What
+    `ModelSpec.shared` says is believed."""
     names = ", ".join(layer.name for layer in group)
     if len({layer.shape[1] for layer in group}) > 1:
         widths = ", ".join(str(layer.shape[1]) for layer in group)
         raise BadModel(f"{names} are said to read one tensor but read widths {widths}")
     roles = [layer.role for layer in group if layer.role is not Role.ADALN]
-    if len(set(roles)) < len(roles):
+    if len(set(roles)) < len(roles) and not told:
         raise BadModel(
             f"{names} would read one tensor although a role occurs twice among them; "
             "say in ModelSpec.shared which of them do"

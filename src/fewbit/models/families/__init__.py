@@ -9,7 +9,6 @@ from types import ModuleType
 
 from torch import nn
 
-from fewbit.errors import BadModel
 from fewbit.models.spec import ModelSpec
 
 
@@ -21,14 +20,11 @@ def families() -> dict[str, ModuleType]:
     return {known: module for module in modules for known in getattr(module, "CLASSES", ())}
 
 
-def recognise(model: nn.Module) -> tuple[str, ModelSpec]:
+def family_of(model: nn.Module) -> tuple[str, ModelSpec] | None:
     """The family's name and the spec of this model; a subclass counts as its parent."""
     known = families()
     for ancestor in type(model).__mro__:
         if ancestor.__name__ in known:
             family = known[ancestor.__name__]
             return family.__name__.rpartition(".")[2], family.spec(model)
-    raise BadModel(
-        f"no adapter knows the class {type(model).__name__}; give spec=fewbit.ModelSpec(...), "
-        f"known classes: {', '.join(sorted(known))}"
-    )
+    return None

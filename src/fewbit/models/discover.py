@@ -1,0 +1,57 @@
+"""The spec of a model that no family knows, from one of its forwards."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewbit.errors import BadModel
+from fewbit.models.lists import candidates, linears_in, lists_of
+from fewbit.models.merge import spec_of
+from fewbit.models.roles import BlockRoles, roles_in
+from fewbit.models.spec import ModelSpec
+from fewbit.models.timestep import time_argument
+from fewbit.models.trace import BlockTrace, trace
+
+WITHOUT_ATTENTION = 3  # linears that make a block of a module that does not attend
+
+
+def discover(model: nn.Module, call: Mapping[str, Any]) -> ModelSpec:
+    """Blocks, roles and shared inputs, from one forward on the keyword arguments `call`.
+
+    What lies outside of the blocks is kept.
+    """
+    found: list[BlockRoles] = []
+    blocks, batch = candidates(model), _rows_of_images(model, call)
+
+    def read(block: BlockTrace) -> None:
+        if block.attended or len(linears_in(blocks[block.name])) >= WITHOUT_ATTENTION:
+            found.append(roles_in(block, batch))
+
+    trace(model, blocks, call, read)
+    if not found:
+        raise no_blocks(model)
+    return spec_of(model, found)
+
+
+def no_blocks(model: nn.Module) -> BadModel:
+    lists = ", ".join(lists_of(model)) or "none"
+    return BadModel(
+        f"no list of {type(model).__name__} holds blocks, modules that attend or have "
+        f"{WITHOUT_ATTENTION} linears or more; give spec=fewbit.ModelSpec(...), its lists: {lists}"
+    )
+
+
+def _rows_of_images(model: nn.Module, call: Mapping[str, Any]) -> frozenset[int]:
+    """How many rows there are where each image has one, or each of its times."""
+    first = next((call[n] for n in inspect.signature(model.forward).parameters if n in call), ())
+    time = time_argument(model)
+    times = call.get(time[0]) if time else None
+    return frozenset({len(first) if hasattr(first, "__len__") else 1, _count(times)})
+
+
+def _count(times: object) -> int:
+    return times.numel() if isinstance(times, Tensor) else 1
