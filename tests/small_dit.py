@@ -2,7 +2,7 @@
 
 import torch
 
-from fewbit.calibration import CalibrationSet
+from fewbit.calibration import RowSet
 
 
 def rows(count=12, seed=0):
@@ -18,7 +18,7 @@ def rows(count=12, seed=0):
 
 
 def run(model):
-    given = CalibrationSet.from_items(rows(4, seed=9)).take(range(4))
+    given = RowSet.from_items(rows(4, seed=9)).take(range(4))
     with torch.no_grad():
         return model(**given).sample
 

@@ -8,7 +8,7 @@ from small_models import FAMILIES, arguments, blocks_of, make
 from torch import nn
 from torch.testing import assert_close
 
-from fewbit.calibration import BlockStream, CalibrationSet
+from fewbit.calibration import BlockStream, RowSet
 from fewbit.calibration.tree import tensors
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.storage.entries import Entries
@@ -27,7 +27,7 @@ def dit():
 
 
 def stream_of(model, family="DiTTransformer2DModel", blocks=None, **options):
-    data = CalibrationSet.from_items([arguments(family, ROWS)])
+    data = RowSet.from_items([arguments(family, ROWS)])
     options = {"batch": BATCH} | options
     return BlockStream(model, blocks_of(model) if blocks is None else blocks, data, **options)
 
@@ -144,25 +144,6 @@ def test_only_outputs_that_are_still_read_wait():
     assert held["HunyuanDiT2DModel"] == [[], [0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 4], [5]]
 
 
-@pytest.mark.parametrize(
-    ("family", "store"),
-    [
-        ("DiTTransformer2DModel", None),
-        ("DiTTransformer2DModel", torch.bfloat16),
-        ("HunyuanDiT2DModel", None),
-        ("SD3Transformer2DModel", torch.float16),
-    ],
-)
-def test_the_memory_needed_is_stated_before(family, store):
-    stream = stream_of(make(family), family, store=store)
-    stated, most = stream.bytes_needed(), 0
-    for step in stream.steps():
-        step.advance()
-        waiting = [part for block in stream.outputs.blocks.values() for part in block]
-        most = max(most, sum(tensor.nbytes for part in waiting for tensor in part.values()))
-    assert stated == most > 0
-
-
 def test_outputs_may_wait_in_half_precision(dit):
     exact, _ = walk(stream_of(dit))
     stream = stream_of(dit, store=torch.bfloat16)
@@ -231,7 +212,7 @@ def test_other_data_or_another_batch_never_resumes(dit, tmp_path: Path):
     assert stream_of(dit, workdir=Entries(tmp_path)).ready() == 4
     assert stream_of(dit, workdir=Entries(tmp_path), batch=3).ready() == 0
     assert stream_of(dit, workdir=Entries(tmp_path), store=torch.float16).ready() == 0
-    other = CalibrationSet.from_items([arguments("DiTTransformer2DModel", ROWS, seed=1)])
+    other = RowSet.from_items([arguments("DiTTransformer2DModel", ROWS, seed=1)])
     assert (
         BlockStream(dit, blocks_of(dit), other, batch=BATCH, workdir=Entries(tmp_path)).ready() == 0
     )
@@ -383,7 +364,7 @@ class Chain(nn.Module):
 
 def chain_stream(order, batch=4):
     chain = Chain(order)
-    data = CalibrationSet.from_items([{"x": torch.ones(2, 3)}])
+    data = RowSet.from_items([{"x": torch.ones(2, 3)}])
     return chain, BlockStream(chain, list(chain.blocks), data, batch=batch)
 
 

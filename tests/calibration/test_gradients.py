@@ -5,7 +5,7 @@ import small_models
 import torch
 from torch import nn
 
-from fewbit.calibration import CalibrationSet
+from fewbit.calibration import RowSet
 from fewbit.calibration.gradients import squared_gradients
 from fewbit.errors import BadCalibration
 from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
@@ -35,7 +35,7 @@ def rows(count=6):
         }
         for i in range(count)
     ]
-    return CalibrationSet.from_items(items)
+    return RowSet.from_items(items)
 
 
 def noise_of(data, seed, batch=4):
@@ -86,7 +86,7 @@ def original_rows(count=5):
         }
         for i in range(count)
     ]
-    return CalibrationSet.from_items(items)
+    return RowSet.from_items(items)
 
 
 def of_original(model, groups=None, **changes):
@@ -180,7 +180,7 @@ def test_every_family_has_gradients_everywhere(family):
     blocks = range(len(structure.blocks))
     names = [layer.name for block in blocks for layer in structure.quantizable(block)]
     attending = [name for block in blocks for name in structure.attending(block)]
-    data = CalibrationSet.from_items([small_models.arguments(family, 3)])
+    data = RowSet.from_items([small_models.arguments(family, 3)])
     found = squared_gradients(
         model,
         {name: model.get_submodule(name) for name in names},
@@ -199,7 +199,7 @@ def padded(tokens):
     text, mask = inputs["encoder_hidden_states"], torch.arange(5) < torch.arange(1, 6)[:, None]
     inputs["encoder_hidden_states"] = nn.functional.pad(text, (0, 0, 0, tokens - 5), value=3.0)
     inputs["encoder_attention_mask"] = nn.functional.pad(mask.long(), (0, tokens - 5))
-    return CalibrationSet.from_items([inputs])
+    return RowSet.from_items([inputs])
 
 
 def test_padding_has_no_say():

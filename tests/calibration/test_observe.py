@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_models import arguments, blocks_of, make
 
-from fewbit.calibration import BlockStream, CalibrationSet
+from fewbit.calibration import BlockStream, RowSet
 from fewbit.calibration.observe import SAMPLE_ROWS, Observer, observe
 
 LAYERS = {"attn1.to_q": 16, "ff.net.2": 64}
@@ -14,7 +14,7 @@ LAYERS = {"attn1.to_q": 16, "ff.net.2": 64}
 def heard():
     """What `observe` says of the first block of a DiT, and what its layers were given."""
     model = make("DiTTransformer2DModel")
-    data = CalibrationSet.from_items([arguments("DiTTransformer2DModel", 1, s) for s in range(20)])
+    data = RowSet.from_items([arguments("DiTTransformer2DModel", 1, s) for s in range(20)])
     stream = BlockStream(model, blocks_of(model), data, batch=8)
     step = next(stream.steps())
     given = {name: [] for name in LAYERS}

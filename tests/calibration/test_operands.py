@@ -4,7 +4,7 @@ import pytest
 import small_models
 import torch
 
-from fewbit.calibration import BlockStream, CalibrationSet
+from fewbit.calibration import BlockStream, RowSet
 from fewbit.calibration import operands as module
 from fewbit.calibration.operands import sample_operands
 from fewbit.models import describe
@@ -19,7 +19,7 @@ def few(monkeypatch):
 def sampled(family, batch=2, rows=5, some=(0, 3), seed=7):
     model = small_models.make(family)
     structure = describe(model)
-    data = CalibrationSet.from_items([small_models.arguments(family, rows)])
+    data = RowSet.from_items([small_models.arguments(family, rows)])
     blocks = small_models.blocks_of(model)
     step = next(BlockStream(model, blocks, data, batch=batch).steps())
     prefix = f"{structure.blocks[0]}."

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fewbit.calibration import BlockStream, CalibrationSet
+from fewbit.calibration import BlockStream, RowSet
+from fewbit.calibration.along import Along
+from fewbit.calibration.pool import RowPool
 from fewbit.calibration.reconstruction import Minibatch, Reconstruction
 from fewbit.calibration.training import Group, Schedule, train, trainable_copy
 from fewbit.errors import BadCalibration
@@ -47,7 +49,7 @@ def data(paired=True):
         for row in range(ROWS // 2)
     ]
     pair = torch.arange(ROWS // 2).repeat_interleave(2) if paired else None
-    return CalibrationSet.from_items(items, pair=pair)
+    return RowSet.from_items(items, pair=pair)
 
 
 def second_block(model, changed=0.5, paired=True):
@@ -62,6 +64,12 @@ def second_block(model, changed=0.5, paired=True):
     return Reconstruction.of_block(step, exact)
 
 
+def only(minibatches):
+    (minibatch,) = minibatches
+    (example,) = minibatch.examples
+    return example
+
+
 def by_hand(changed):
     model, given = Tower(), data().take(range(ROWS))
     hidden, time = given["hidden_states"], given["timestep"]
@@ -74,20 +82,19 @@ def by_hand(changed):
 def test_inputs_come_from_the_changed_block_and_targets_from_the_unchanged():
     rows = second_block(Tower())
     inputs, (hidden, pooled) = by_hand(0.5)
-    (minibatch,) = rows.minibatches(1, ROWS, seed=0)
-    order = [int((inputs == x).flatten(1).all(1).nonzero()) for x in minibatch.args[0]]
+    example = only(rows.minibatches(1, ROWS, seed=0))
+    order = [int((inputs == x).flatten(1).all(1).nonzero()) for x in example.args[0]]
     assert sorted(order) == list(range(ROWS))
-    assert torch.equal(minibatch.kwargs["time"], data().take(order)["timestep"])
-    assert torch.equal(minibatch.targets["0"], hidden[order])
-    assert torch.equal(minibatch.targets["1"], pooled[order])
+    assert torch.equal(example.kwargs["time"], data().take(order)["timestep"])
+    assert torch.equal(example.targets["0"].value, hidden[order])
+    assert torch.equal(example.targets["1"].value, pooled[order])
 
 
 def test_with_nothing_changed_the_loss_is_zero():
     model = Tower()
     rows = second_block(model, changed=1.0)
     for minibatch in rows.minibatches(3, 4, seed=1):
-        output = model.blocks[1](*minibatch.args, **minibatch.kwargs)
-        assert minibatch.loss(output).item() == 0
+        assert minibatch.loss(model.blocks[1]).item() == 0
 
 
 def test_every_row_comes_once_before_any_comes_again_and_halves_stay_together():
@@ -95,10 +102,9 @@ def test_every_row_comes_once_before_any_comes_again_and_halves_stay_together():
     seen = []
     for minibatch in rows.minibatches(6, 4, seed=3):
         found = [
-            [int((rows.inputs.columns["0"] == x).flatten(1).all(1).nonzero())]
-            for x in minibatch.args[0]
+            int((rows.pool.arguments[0][0] == x).flatten(1).all(1).nonzero())
+            for x in only([minibatch]).args[0]
         ]
-        found = [row for (row,) in found]
         assert all(row ^ 1 in found for row in found)
         seen.append(found)
     first, second = (sorted(chain(*part)) for part in (seen[:3], seen[3:]))
@@ -108,14 +114,13 @@ def test_every_row_comes_once_before_any_comes_again_and_halves_stay_together():
 
 def test_without_pairs_rows_are_shuffled_one_by_one():
     rows = second_block(Tower(), paired=False)
-    (minibatch,) = rows.minibatches(1, 5, seed=0)
-    assert len(minibatch.args[0]) == 5
+    assert len(only(rows.minibatches(1, 5, seed=0)).args[0]) == 5
 
 
 def test_the_same_seed_the_same_minibatches():
     rows = second_block(Tower())
     first, same, other = (
-        [minibatch.args[0] for minibatch in rows.minibatches(4, 4, seed)] for seed in (0, 0, 1)
+        [only([one]).args[0] for one in rows.minibatches(4, 4, seed)] for seed in (0, 0, 1)
     )
     assert all(map(torch.equal, first, same))
     assert not all(map(torch.equal, first, other))
@@ -123,36 +128,44 @@ def test_the_same_seed_the_same_minibatches():
 
 def test_an_error_is_a_share_of_the_energy_at_its_timestep():
     rows = second_block(Tower())
-    (minibatch,) = rows.minibatches(1, ROWS, seed=0)
-    lost = {path: 0.9 * target for path, target in minibatch.targets.items()}
-    assert minibatch.loss(lost).item() == pytest.approx(2 * 0.01)  # of two tensors
-    time = minibatch.kwargs["time"]
-    energy = minibatch.targets["0"].square().flatten(1).mean(1)
+    example = only(rows.minibatches(1, ROWS, seed=0))
+    lost = {path: 0.9 * target.value for path, target in example.targets.items()}
+    assert example.loss(lost).item() == pytest.approx(2 * 0.01)  # of two tensors
+    time = example.kwargs["time"]
+    energy = example.targets["0"].value.square().flatten(1).mean(1)
     for moment in time.unique():
-        weights = minibatch.weights["0"][time == moment]
+        weights = example.targets["0"].weights[time == moment]
         assert torch.allclose(weights, 1 / energy[time == moment].mean())
 
 
 def test_rows_of_a_whole_model():
-    outputs = [torch.randn(4, 3).bfloat16() for _ in range(3)]
-    rows = Reconstruction.of_model(data(), outputs, torch.device("cpu"))
-    (minibatch,) = rows.minibatches(1, ROWS, seed=0)
-    assert not minibatch.args
-    assert minibatch.kwargs.keys() == {"hidden_states", "timestep"}
-    assert minibatch.targets[""].dtype == torch.float32
+    class Halved(Tower):
+        def forward(self, **inputs):
+            return super().forward(**inputs).bfloat16()
+
+    model = Halved()
+    stream = BlockStream(model, list(model.blocks), data(), batch=5)
+    for step in stream.steps():
+        step.advance()
+    example = only(Reconstruction.of_model(stream).minibatches(1, ROWS, seed=0))
+    assert not example.args
+    assert example.kwargs.keys() == {"hidden_states", "timestep"}
+    assert example.targets[""].value.shape == (ROWS, 4, 8)
+    assert example.targets[""].value.dtype == torch.float32
 
 
 def problem():
     """Rows whose targets are twice their inputs."""
     x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
-    given = CalibrationSet.from_items([{"x": x}])
-    return Reconstruction(given, [2 * x], None, None, torch.device("cpu"))
+    rows = {"1.x": Along(0, 1)}, {"": Along(0, 1)}
+    pool = RowPool([((), {"x": x})], [2 * x], rows, None)
+    return Reconstruction(pool, [[row] for row in range(16)], torch.device("cpu"))
 
 
 def test_training_finds_what_the_targets_were_made_with():
     factor, idle = nn.Parameter(torch.zeros(3)), SimpleNamespace(calls=[])
     train(
-        lambda minibatch, _: minibatch.loss(minibatch.kwargs["x"] * factor),
+        lambda minibatch, _: minibatch.loss(lambda x: x * factor),
         problem(),
         [Group([factor], 0.1), Group([], 1.0)],
         Schedule(200, 4, seed=0),
@@ -166,7 +179,7 @@ def test_a_loss_that_is_no_number_ends_the_training():
     factor = nn.Parameter(torch.zeros(3))
 
     def loss(minibatch: Minibatch, progress: float) -> torch.Tensor:
-        return minibatch.loss(minibatch.kwargs["x"] * factor) / (0.5 - progress > 0)
+        return minibatch.loss(lambda x: x * factor) / (0.5 - progress > 0)
 
     with pytest.raises(BadCalibration, match="diverged: the loss is inf after 5 of 10 steps"):
         train(loss, problem(), [Group([factor], 0.1)], Schedule(10, 4, seed=0))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fewbit
-from fewbit.calibration import CalibrationSet
+from fewbit.calibration import RowSet
 from fewbit.engine.run import stored_bytes
 from fewbit.judge.cost import Cost, cost_of
 
@@ -13,7 +13,7 @@ def test_bytes_and_seconds_beside_bfloat16(small):
     reference = small()
     network = copy.deepcopy(reference)
     fewbit.quantize(network, "rtn", progress=False)
-    rows = CalibrationSet.from_items(
+    rows = RowSet.from_items(
         [
             {
                 "hidden_states": torch.randn(2, 4, 8, 8),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fewbit
-from fewbit.calibration import CalibrationSet
+from fewbit.calibration import RowSet
 from fewbit.engine.decibel import sqnr
 from fewbit.judge.layers import LayerErrors, turned_layers
 from fewbit.judge.trajectory import trajectory_fidelity
@@ -24,7 +24,7 @@ def reference(small):
 @pytest.fixture
 def rows():
     random = torch.Generator().manual_seed(0)
-    return CalibrationSet.from_items(
+    return RowSet.from_items(
         [
             {
                 "hidden_states": torch.randn(6, 4, 8, 8, generator=random),

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fewbit.calibration import CalibrationSet
+from fewbit.calibration import RowSet
 from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument
 from fewbit.judge.trajectory import noise_prediction, picture_fidelity, trajectory_fidelity
@@ -29,7 +29,7 @@ def rows():
     random = torch.Generator().manual_seed(0)
     latent = torch.randn(12, 4, 8, 8, generator=random)
     times = torch.tensor([100, 10, 50] * 4)
-    return CalibrationSet.from_items([{"hidden_states": latent, "timestep": times}])
+    return RowSet.from_items([{"hidden_states": latent, "timestep": times}])
 
 
 def test_overall_and_by_timestep():

@@ -9,7 +9,7 @@ from killed import blocks_solved, kill_at
 from small_dit import bits_of, rows, run
 
 import fewbit
-from fewbit.calibration import CalibrationSet
+from fewbit.calibration import RowSet
 from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import FORMATS
@@ -185,7 +185,7 @@ def test_an_image_does_not_depend_on_its_batch(small, monkeypatch):
     monkeypatch.setenv("FEWBIT_BACKEND", "reference")
     model = small()
     quantize(model)
-    given = CalibrationSet.from_items(rows(4, seed=9))
+    given = RowSet.from_items(rows(4, seed=9))
     with torch.no_grad():
         together = model(**given.take(range(4))).sample
         alone = model(**given.take([2])).sample
@@ -195,7 +195,7 @@ def test_an_image_does_not_depend_on_its_batch(small, monkeypatch):
 @pytest.mark.parametrize("family", small_models.FAMILIES)
 def test_every_family_learns(family):
     model = small_models.make(family)
-    data = CalibrationSet.from_items([small_models.arguments(family, 6)])
+    data = RowSet.from_items([small_models.arguments(family, 6)])
     fewbit.quantize(model, "fp4dit", calibration=data, progress=False, **{**QUICK, "steps": 40})
     plain = small_models.make(family)
     fewbit.quantize(plain, "fp4dit", calibration=data, progress=False, steps=0)
@@ -216,7 +216,7 @@ def test_what_stands_in_padding_changes_nothing(ranges):
         padding = given["encoder_attention_mask"] == 0
         given["encoder_hidden_states"][padding] = filling
         model = small_models.make(family)
-        data = CalibrationSet.from_items([given])
+        data = RowSet.from_items([given])
         given = {"calibration": data, "progress": False, "ranges": ranges, **QUICK}
         reports.append(fewbit.quantize(model, "fp4dit", **given))
         states.append(model.state_dict())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewbit.activations.fixed_dtype import FixedDtype
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
-from fewbit.models.timestep import TIMES, time_argument
+from fewbit.models.timestep import TIMES, time_argument, time_of_rows
 
 MOST_GROUPS = 1000
 EARLIEST, LATEST = 0.0, 1000.0  # what the transformers of diffusion schedules are told
@@ -45,7 +45,7 @@ class Clock:
     def read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         time = kwargs[self.name] if self.name in kwargs else args[self.position]
         time = time if isinstance(time, Tensor) else torch.tensor(time, device="cpu")
-        self.time = time.detach().float().reshape(-1)
+        self.time = time_of_rows(time.detach())
 
     def __reduce__(self) -> tuple[type[Clock], tuple[str, int]]:
         return Clock, (self.name, self.position)

@@ -25,6 +25,7 @@ from fewbit.activations.static import (
     in_steps,
     non_finite_as_nan,
     non_finite_rows,
+    of_rows,
     row_scales,
     times,
 )
@@ -54,9 +55,9 @@ class MultiRegion(Activation, FixedDtype):
         self.register_buffer("steps", steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = (self.bins.pick(steps)[..., None] for steps in self.steps)
+        low, high = (of_rows(self.bins.pick(steps), x)[..., None] for steps in self.steps)
         rounded = two_regions(by_part(x, low), low, high, self.spec, self.regions, self.whole)
-        return non_finite_as_nan(rounded.view(x.shape), x)
+        return non_finite_as_nan(rounded.reshape(x.shape), x)
 
     @property
     def code_spec(self) -> Spec | None:

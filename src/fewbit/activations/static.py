@@ -31,8 +31,8 @@ class Static(Activation, FixedDtype):
         self.register_buffer("steps", steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        step = self.bins.pick(self.steps)[..., None]
-        return non_finite_as_nan(one_region(by_part(x, step), step, self.spec).view(x.shape), x)
+        step = of_rows(self.bins.pick(self.steps), x)[..., None]
+        return non_finite_as_nan(one_region(by_part(x, step), step, self.spec).reshape(x.shape), x)
 
     @property
     def code_spec(self) -> Spec | None:
@@ -89,14 +89,21 @@ def by_part(x: Tensor, step: Tensor) -> Tensor:
     return x.float().flatten(2)
 
 
+def of_rows(step: Tensor, x: Tensor) -> Tensor:
+    """step [rows or 1, parts], which several of x share where it has more rows: frames, windows."""
+    if step.shape[-1] == 1 or len(step) in (1, len(x)):
+        return step
+    return step.repeat_interleave(len(x) // len(step), 0)
+
+
 def in_steps(x: Tensor, step: Tensor) -> Tensor:
     """[rows, columns], of one step for each image or for all."""
-    return (by_part(x, step[..., None]) * step.reciprocal()[..., None]).view(-1, x.shape[-1])
+    return (by_part(x, step[..., None]) * step.reciprocal()[..., None]).reshape(-1, x.shape[-1])
 
 
 def non_finite_rows(x: Tensor) -> Tensor:
     """[rows, 1]: those that hold what is not finite, which times zero is NaN."""
-    return (x * 0).sum(-1).isnan().view(-1, 1)
+    return (x * 0).sum(-1).isnan().reshape(-1, 1)
 
 
 def row_scales(non_finite: Tensor, step: Tensor) -> Tensor:

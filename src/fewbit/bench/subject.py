@@ -72,7 +72,7 @@ def open_subject(name: str, batch: int, device: torch.device) -> Subject:
     if isinstance(model, nn.Module):
         inputs = inputs_for(network, 2 * batch)
     else:
-        inputs = sample(model, samples=2 * batch, seed=0).take(range(2 * batch))
+        inputs = next(sample(model, samples=2 * batch, seed=0).batches(2 * batch))
     quantized = None
     if quantized_layers(network):
         quantized, network = network, copy.deepcopy(network)

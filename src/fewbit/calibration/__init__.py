@@ -1,5 +1,7 @@
 """What layers see: sets of forward arguments, pipelines that give them, streams through blocks."""
 
+from fewbit.calibration.call_set import CallSet
+from fewbit.calibration.row_set import RowSet
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.stream import BlockInput, BlockStream, LayerInput, Rows, Step
 from fewbit.calibration.trajectories import Sampling, sample
@@ -11,7 +13,9 @@ __all__ = [
     "BlockStream",
     "Calibration",
     "CalibrationSet",
+    "CallSet",
     "LayerInput",
+    "RowSet",
     "Rows",
     "Sampling",
     "Step",

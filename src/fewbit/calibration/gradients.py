@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.padding import real_tokens, text_mask
 from fewbit.calibration.set import CalibrationSet
-from fewbit.calibration.tree import map_tensors, tensors
+from fewbit.calibration.tree import by_rows, map_tensors, tensors
 from fewbit.errors import BadCalibration
 from fewbit.models.fused_attention import standing_in
 from fewbit.progress import Track
@@ -38,24 +39,28 @@ class _Sums:
 
     def __init__(self, groups: Tensor) -> None:
         self.groups = groups  # of each row
+        self.rows = torch.zeros(int(groups.max()) + 1)  # added to each group
         self.channels: Tensor | None = None
 
     def add(self, rows: range, squares: Tensor, real: Tensor | None = None) -> None:
-        """squares [rows, tokens, channels], real [rows, tokens], False where a token is padding."""
+        """squares [..., tokens, channels], real [..., tokens], False where a token is padding."""
+        squares = by_rows(squares, len(rows))
         if real is None:
             means = squares.float().mean(1)
         else:
-            kept = real[..., None].float()
+            kept = by_rows(real[..., None], len(rows)).float()
             means = (squares.float() * kept).sum(1) / kept.sum(1).clamp(min=1)
         if self.channels is None:
-            self.channels = torch.zeros(int(self.groups.max()) + 1, means.shape[-1])
-        self.channels.index_add_(0, self.groups[rows.start : rows.stop], means.cpu())
+            self.channels = torch.zeros(len(self.rows), means.shape[-1])
+        group = self.groups[rows.start : rows.stop]
+        self.channels.index_add_(0, group, means.cpu())
+        self.rows += group.bincount(minlength=len(self.rows))
 
-    def means(self, name: str) -> Tensor:
+    def means(self, name: str) -> Tensor | None:
+        """None where no gradient ever came."""
         if self.channels is None:
-            raise _useless(name, "no gradient reached it")
-        rows = self.groups.bincount(minlength=len(self.channels)).clamp(min=1)
-        found = self.channels / rows[:, None]
+            return None
+        found = self.channels / self.rows.clamp(min=1)[:, None]
         if not bool(found.isfinite().all()):
             raise _useless(name, "its gradient is NaN or infinite")
         return found
@@ -76,7 +81,8 @@ def squared_gradients(
 
     blocks: those that are given the text, whose padding does not count, by name.
     groups: int64 [rows], the time group of each row. Zeros are of layers whose output has no
-    effect, as some of the last block have where two streams meet.
+    effect, as some of the last block have where two streams meet; layers that no gradient reaches
+    at all are left out.
     """
     device = next(p.device for p in model.parameters())
     random = torch.Generator("cpu").manual_seed(seed)
@@ -90,23 +96,31 @@ def squared_gradients(
                 _listening_to_linears(linears, blocks, text_mask(inputs), hear),
                 _listening_to_attentions(attentions, hear),
             ):
-                prediction = _prediction(model, inputs)
-            noise = torch.randn(prediction.shape, generator=random)
-            if prediction.requires_grad:  # else none of the layers was run
-                prediction.backward(noise.to(prediction))
-    found = {name: one.means(name) for name, one in sums.items()}
+                predictions = _predictions(model, inputs)
+            noise = [torch.randn(one.shape, generator=random).to(one) for one in predictions]
+            felt = [one.requires_grad for one in predictions]
+            if any(felt):  # else none of the layers was run
+                torch.autograd.backward(
+                    list(compress(predictions, felt)), list(compress(noise, felt))
+                )
+    means = {name: one.means(name) for name, one in sums.items()}
+    found = {name: one for name, one in means.items() if one is not None}
+    if names and not found:
+        raise _useless(names[0], "no gradient reached it or any other layer")
     if not any(bool(means.any()) for means in found.values()):
-        raise _useless(names[0], "its gradient is zero for all data, as of every other layer")
+        raise _useless(
+            next(iter(found)), "its gradient is zero for all data, as of every other layer"
+        )
     return found
 
 
-def _prediction(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """What the scheduler reads, without a learned variance behind it."""
-    prediction = next(iter(tensors(model(**inputs)).values()))
+def _predictions(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
+    """What the scheduler reads, without a learned variance behind it; of a model that answers in a
+    list, or for several senses, all of it."""
+    given = tensors(model(**inputs)).values()
     latent = inputs.get("hidden_states", inputs.get("x"))
-    if isinstance(latent, Tensor) and latent.ndim == prediction.ndim == 4:
-        prediction = prediction[:, : latent.shape[1]]
-    return prediction
+    width = latent.shape[1] if isinstance(latent, Tensor) and latent.ndim == 4 else None
+    return [one[:, :width] if one.ndim == 4 else one for one in given if one.is_floating_point()]
 
 
 @contextmanager
@@ -124,11 +138,10 @@ def _listening_to_linears(
         given.update(kwargs)
 
     def watch(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        rows, channels = len(output), output.shape[-1]
         real = real_tokens(args[0], given, mask) if args else None
         if not output.requires_grad:
             output = output.requires_grad_().clone()  # the model may write into it
-        output.register_hook(lambda g: hear[name](g.square().reshape(rows, -1, channels), real))
+        output.register_hook(lambda g: hear[name](g.square(), real))
         return output
 
     with ExitStack() as stack:

@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from fewbit.calibration.stream import LayerInput, Step
+from fewbit.calibration.stream import LayerInput, Rows, Step
+from fewbit.calibration.tree import by_rows
 from fewbit.layers.attention import scores_of
 from fewbit.models.fused_attention import standing_in
 
@@ -36,42 +37,62 @@ class Operands:
     mask: Tensor | None  # as the attention is given it, broadcast to [some, heads, queries, keys]
     scale: float | None
     places: Tensor  # int64 [queries], which queries
+    rows: list[int]  # of each of them, which row it belongs to
 
 
 class _TokenSampler:
     def __init__(self, rows: int, seed: int) -> None:
-        self.share = -(-TOKENS // rows)
+        self.rows, self.share = rows, -(-TOKENS // rows)
         self.generator = Generator("cpu").manual_seed(seed)
-        self.parts: list[Tokens] = []
+        self.parts: dict[int, list[Tokens]] = {}  # by the first row of a minibatch
 
     def update(self, given: LayerInput) -> None:
         rows = len(given.rows.indices)
-        x = given.x.detach().reshape(rows, -1, given.x.shape[-1])
+        x = by_rows(given.x.detach(), rows)
         count = x.shape[1]
         order = torch.rand(rows, count, generator=self.generator).argsort(1)
         places = order[:, : self.share].sort(1).values
         picked = x.gather(1, places.to(x.device)[..., None].expand(-1, -1, x.shape[-1])).float()
         real = torch.ones(places.shape)
         if given.mask is not None:
-            mask = given.mask.reshape(rows, -1).cpu()
+            mask = by_rows(given.mask[..., None], rows)[..., 0].cpu()
             real = mask.gather(1, places).float()
             picked = picked.masked_fill(real.to(x.device)[..., None] == 0, 0)
-        self.parts.append(Tokens(picked.cpu(), places, real))
+        parts = self.parts.setdefault(given.rows.indices.start, [])
+        parts.append(Tokens(picked.cpu(), places, real))
 
     def tokens(self) -> Tokens:
+        """Rows that gave fewer tokens than others are padded; so are those that gave none."""
         names = ("x", "places", "real")
-        return Tokens(*(torch.cat([getattr(part, name) for part in self.parts]) for name in names))
+        given = [
+            [torch.cat([getattr(one, name) for one in parts], 1) for name in names]
+            for parts in self.parts.values()
+        ]
+        most = max(real.shape[1] for _, _, real in given)
+        joined = [
+            given[0][which].new_zeros(self.rows, most, *given[0][which].shape[2:])
+            for which in range(3)
+        ]
+        for start, tensors in zip(self.parts, given, strict=True):
+            for whole, tensor in zip(joined, tensors, strict=True):
+                whole[start : start + len(tensor), : tensor.shape[1]] = tensor
+        return Tokens(*joined)
 
 
 class _OperandSampler:
-    """Stands in for the fused attention, notes what it is given, and lets it work."""
+    """Stands in for the fused attention, notes what it is given, and lets it work.
+
+    Kept are those that look like the first: with calls of different lengths, some of them."""
 
     def __init__(self, rows: Sequence[int], seed: int) -> None:
-        self.rows, self.passed = set(rows), 0
+        self.rows = set(rows)
+        self.part = range(0)  # rows of the minibatch that is running
         self.generator = Generator("cpu").manual_seed(seed)
         self.places: Tensor | None = None
         self.parts: list[tuple[Tensor, ...]] = []
         self.masks: list[Tensor] = []
+        self.taken: list[int] = []
+        self.like: tuple[object, ...] = ()
         self.scale: float | None = None
 
     def __call__(
@@ -85,12 +106,15 @@ class _OperandSampler:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        like = query.shape[1:], key.shape[1:], attn_mask is None
         if self.places is None:
             order = torch.randperm(query.shape[-2], generator=self.generator)
             self.places, self.scale = order[:QUERIES].sort().values, scale
-        here = [i for i in range(len(query)) if self.passed + i in self.rows]
-        self.passed += len(query)
-        if here:
+            self.like = like
+        rows = [self.part[entry * len(self.part) // len(query)] for entry in range(len(query))]
+        here = [entry for entry, row in enumerate(rows) if row in self.rows]
+        if here and like == self.like:
+            self.taken += [rows[entry] for entry in here]
             parts = (query[here][..., self.places, :], key[here], value[here])
             self.parts.append(tuple(part.detach().float().cpu() for part in parts))
             if attn_mask is not None:
@@ -104,7 +128,7 @@ class _OperandSampler:
         assert self.places is not None
         query, key, value = (torch.cat(parts) for parts in zip(*self.parts, strict=True))
         mask = torch.cat(self.masks) if self.masks else None
-        return Operands(query, key, value, mask, self.scale, self.places)
+        return Operands(query, key, value, mask, self.scale, self.places, self.taken)
 
 
 def sample_operands(
@@ -122,8 +146,12 @@ def sample_operands(
     def receive(given: LayerInput) -> None:
         tokens[given.name].update(given)
 
+    def begin(rows: Rows) -> None:
+        for one in operands.values():
+            one.part = rows.indices
+
     with standing_in(operands, attentions):
-        step.layer_inputs(layers, receive)
+        step.layer_inputs(layers, receive, begin=begin)
     return (
         {name: one.tokens() for name, one in tokens.items()},
         {name: one.operands() for name, one in operands.items()},

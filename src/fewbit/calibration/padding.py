@@ -17,4 +17,6 @@ def text_mask(inputs: Mapping[str, Any]) -> Tensor | None:
 def real_tokens(x: Tensor, block: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
     """The mask, if x, which a layer reads, is the text that its block was given by name."""
     reads_text = x is block.get("encoder_hidden_states")
-    return mask.to(x.device) if mask is not None and reads_text else None
+    if mask is None or not reads_text or mask.shape != x.shape[:-1]:
+        return None
+    return mask.to(x.device)

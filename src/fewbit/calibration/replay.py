@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.calibration.modes import evaluating
-from fewbit.calibration.tree import map_tensors, tensors
+from fewbit.calibration.tree import map_tensors, shapes, tensors
 from fewbit.errors import BadModel
 from fewbit.models.own_forward import own_forward
 
@@ -81,47 +82,67 @@ class Replay:
         return result
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a block receives and gives in one forward, as tensors without storage."""
+
+    arguments: Arguments
+    output: Any
+
+
 class Routes:
     """What each block gives, and which later blocks read it, found by poisoning.
 
-    outlines: per block, its output for one row, as tensors without storage.
-    last:     per block, the last block that reads its output; len(blocks) for the model's tail.
+    last: per block, the last block that reads its output; len(blocks) for the model's tail.
     """
 
-    def __init__(self, replay: Replay, row: Mapping[str, Any]) -> None:
-        self.replay, self.row = replay, row
-        self.outlines = self._outlines()
-        self.last = [self._last_reader(number) for number in range(len(self.outlines))]
+    def __init__(self, replay: Replay, example: Mapping[str, Any]) -> None:
+        self.replay, self.example = replay, example
+        self._known: dict[str, list[Outline]] = {}
+        self.last = [self._last_reader(number) for number in range(len(replay.blocks))]
 
-    def _outlines(self) -> list[Any]:
-        outlines: list[Any] = []
+    def outlines(self, inputs: Mapping[str, Any]) -> list[Outline]:
+        """Of every block in the forward of these inputs, and of the model itself in the end; the
+        same for all of the same shapes."""
+        key = shapes(inputs)
+        if key not in self._known:
+            self._known[key] = self._outlined(inputs)
+        return self._known[key]
+
+    def _outlined(self, inputs: Mapping[str, Any]) -> list[Outline]:
+        found: list[Outline] = []
         forwards = [block.forward for block in self.replay.blocks]
 
         def genuine(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            arguments = _empty((args, kwargs))
             output = forwards[number](*args, **kwargs)
-            outlines.append(map_tensors(output, lambda tensor: tensor.to("meta")))
+            found.append(Outline(arguments, _empty(output)))
             return output
 
-        self.replay.run(self.row, genuine)
-        return outlines
+        result = self.replay.run(inputs, genuine)
+        return [*found, Outline(((), _empty(inputs)), _empty(result))]
 
     def _last_reader(self, source: int) -> int:
         """The source gives NaN, the others zeros: a consumer is who receives a NaN."""
-        consumers = [source]
+        consumers, outlines = [source], self.outlines(self.example)
 
         def stand_in(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if _poisoned((args, kwargs)):
                 consumers.append(number)
             value = torch.nan if number == source else 0
-            return map_tensors(self.outlines[number], partial(self._filled, value=value))
+            return map_tensors(outlines[number].output, partial(self._filled, value=value))
 
-        if _poisoned(self.replay.run(self.row, stand_in)):
-            consumers.append(len(self.outlines))
+        if _poisoned(self.replay.run(self.example, stand_in)):
+            consumers.append(len(self.replay.blocks))
         return max(consumers)
 
     def _filled(self, outline: Tensor, value: float) -> Tensor:
         value = value if outline.is_floating_point() else 0
         return torch.full_like(outline, value, device=self.replay.device)
+
+
+def _empty(tree: Any) -> Any:
+    return map_tensors(tree, lambda tensor: tensor.to("meta"))
 
 
 def _poisoned(tree: Any) -> bool:

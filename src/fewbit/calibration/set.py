@@ -1,226 +1,130 @@
-"""Calibration data: rows of the keyword arguments of a transformer's forward."""
+"""Calibration data: what the forward of a transformer is called with."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewbit.calibration.tree import rebuild, tensors
-from fewbit.errors import BadArgument, BadCalibration
-from fewbit.models.timestep import TIMES
+from fewbit.errors import BadCalibration
+from fewbit.models.timestep import TIMES, time_of_rows
 from fewbit.storage.entries import Entry
 from fewbit.storage.fingerprint import fingerprint
 
-_SHARED = ("image_rotary_emb", "img_ids", "txt_ids")  # positions: no batch dimension to split
 _PLAIN = (type(None), bool, int, float, str)
 
 
+class CalibrationSet(ABC):
+    """Rows in order, run a minibatch at a time.
+
+    A row is one image at one timestep in one half of the guidance. `RowSet` can cut its rows apart
+    and put them together in any way. `CallSet` runs each call as it came, with all of its rows.
+
+    conditional: bool [rows], False in the unconditional half; None where nobody knows.
+    pair:        int64 [rows], the same for the two halves of one image at one timestep, or None.
+    """
+
+    conditional: Tensor | None
+    pair: Tensor | None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def parts(self, size: int) -> list[range]:
+        """All rows in order, as they are run together: about `size` at a time."""
+
+    @abstractmethod
+    def take(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The keyword arguments of a forward over the rows of one part."""
+
+    @abstractmethod
+    def timesteps(self) -> Tensor | None:
+        """float32 [rows], where the forward takes a timestep."""
+
+    @abstractmethod
+    def to_entry(self) -> Entry: ...
+
+    def batches(self, size: int) -> Iterator[dict[str, Any]]:
+        return map(self.take, self.parts(size))
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Small forwards, of every shape that occurs."""
+        return [self.take(self.parts(1)[0])]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all there is."""
+        entry = self.to_entry()
+        return fingerprint(json.dumps(entry.table, sort_keys=True), dict(entry.tensors))
+
+
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
     """Where a tensor stood in the arguments."""
 
     path: str
 
 
-@dataclass(frozen=True)
-class CalibrationSet:
-    """Rows in order. A row is one image at one timestep in one half of the guidance.
+class Item:
+    """One keyword dict on its way into a set, whose faults are told by its place."""
 
-    arguments:   the nesting of the keyword arguments, a slot for each tensor.
-    columns:     path -> tensor with a leading dimension over all rows.
-    shared:      path -> tensor that every row uses as it is.
-    conditional: bool [rows], False in the unconditional half; None where nobody knows.
-    pair:        int64 [rows], the same for the two halves of one image at one timestep, or None.
-    """
-
-    arguments: dict[str, Any]
-    columns: dict[str, Tensor]
-    shared: dict[str, Tensor]
-    conditional: Tensor | None = None
-    pair: Tensor | None = None
-
-    @classmethod
-    def from_items(
-        cls,
-        items: Iterable[Mapping[str, Any]],
-        conditional: Tensor | None = None,
-        pair: Tensor | None = None,
-    ) -> Self:
-        """From forward keyword dicts, each with one or more rows."""
-        parts = [_Part(index, item) for index, item in enumerate(items)]
-        if not parts:
-            raise BadCalibration("calibration is empty; allowed: one or more keyword dicts")
-        first = parts[0]
-        for part in parts[1:]:
-            part.refuse_if_unlike(first)
-        columns = {path: torch.cat([part.columns.pop(path) for part in parts])
-                   for path in tuple(first.columns)}  # fmt: skip
-        return cls(first.arguments, columns, first.shared, conditional, pair)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def take(self, rows: Sequence[int]) -> dict[str, Any]:
-        """The keyword arguments of a forward over these rows."""
-        index = torch.tensor(rows, dtype=torch.int64)
-
-        def fill(_: str, leaf: Any) -> Any:
-            if not isinstance(leaf, _Slot):
-                return leaf
-            path = leaf.path
-            return self.columns[path][index] if path in self.columns else self.shared[path]
-
-        return rebuild(self.arguments, fill)
-
-    def parts(self, size: int) -> list[range]:
-        """All rows in order, `size` at a time."""
-        if type(size) is not int or size < 1:
-            raise BadArgument(f"a batch holds one or more rows, got {size!r}")
-        return [range(at, min(at + size, len(self))) for at in range(0, len(self), size)]
-
-    def batches(self, size: int) -> Iterator[dict[str, Any]]:
-        return map(self.take, self.parts(size))
-
-    def timesteps(self) -> Tensor | None:
-        """float32 [rows], where the forward takes a timestep."""
-        return next((self.columns[key].float() for key in TIMES if key in self.columns), None)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of all there is."""
-        return fingerprint(self._nesting(), self._named())
-
-    def to_entry(self) -> Entry:
-        return Entry(self._named(), {"arguments": _to_json(self.arguments)})
-
-    @classmethod
-    def from_entry(cls, entry: Entry) -> Self:
-        columns, shared = (
-            {name.removeprefix(kind): tensor for name, tensor in entry.tensors.items()
-             if name.startswith(kind)}
-            for kind in ("rows/", "shared/")
-        )  # fmt: skip
-        flags = entry.tensors.get("conditional"), entry.tensors.get("pair")
-        return cls(_from_json(entry.table["arguments"]), columns, shared, *flags)
-
-    def _named(self) -> dict[str, Tensor]:
-        named = {f"rows/{path}": tensor for path, tensor in self.columns.items()}
-        named |= {f"shared/{path}": tensor for path, tensor in self.shared.items()}
-        flags = {"conditional": self.conditional, "pair": self.pair}
-        return named | {name: flag for name, flag in flags.items() if flag is not None}
-
-    def _nesting(self) -> str:
-        return json.dumps(_to_json(self.arguments), sort_keys=True)
-
-
-class _Part:
-    """One keyword dict, taken apart and checked."""
-
-    def __init__(self, index: int, item: Mapping[str, Any]) -> None:
+    def __init__(self, index: int, given: Mapping[str, Any]) -> None:
         self.index = index
-        self.columns: dict[str, Tensor] = {}
-        self.shared: dict[str, Tensor] = {}
-        if not isinstance(item, Mapping):
+        if not isinstance(given, Mapping):
             raise BadCalibration(
-                f"calibration item {index} is of type {type(item).__name__}; allowed: dicts of "
+                f"calibration item {index} is of type {type(given).__name__}; allowed: dicts of "
                 "the forward's keyword arguments"
             )
-        for key in item:
+        for key in given:
             if not isinstance(key, str):
-                raise self._bad(f"has a key that is no string: {key!r}")
-        rows = count_rows(item)
-        if rows == 0:
-            raise self._bad("has no tensor with rows; allowed: one row or more")
-        self.plain: dict[str, Any] = {}
-        self.arguments = rebuild(time_per_row(item, rows), lambda *leaf: self._sort(rows, *leaf))
+                raise self.bad(f"has a key that is no string: {key!r}")
 
-    def _sort(self, rows: int, path: str, leaf: Any) -> Any:
+    def checked(self, path: str, leaf: Any) -> Any:
+        """The leaf itself, a tensor on the CPU; of a kind that can be written down."""
         if not isinstance(leaf, Tensor):
             if not isinstance(leaf, _PLAIN):
-                raise self._bad(
+                raise self.bad(
                     f"holds a {type(leaf).__name__}; allowed: tensors, numbers, strings, None, "
                     "and dicts, lists and tuples of them",
                     path,
                 )
-            self.plain[path] = leaf
             return leaf
         if leaf.is_floating_point() and not leaf.isfinite().all():
-            raise self._bad("holds NaN or infinity; allowed: finite numbers", path)
-        place = self.columns if in_rows(path, leaf, rows) else self.shared
-        place[path] = leaf.detach().cpu()
-        return _Slot(path)
+            raise self.bad("holds NaN or infinity; allowed: finite numbers", path)
+        return leaf.detach().cpu()
 
-    def refuse_if_unlike(self, first: _Part) -> None:
-        for kind in ("columns", "shared", "plain"):
-            mine, theirs = getattr(self, kind), getattr(first, kind)
-            for path in sorted(mine.keys() ^ theirs.keys()):
-                raise self._bad(f"is {self._how(path)} but {first._how(path)}", path)
-        for path, column in self.columns.items():
-            got, allowed = _kind(column), _kind(first.columns[path])
-            if got != allowed:
-                raise self._bad(f"has rows of {got}; allowed, as in item 0: {allowed}", path)
-        for path, tensor in self.shared.items():
-            if not torch.equal(tensor, first.shared[path]):
-                raise self._bad("has no batch dimension and is not what it is in item 0", path)
-        for path, value in self.plain.items():
-            if value != first.plain[path]:
-                raise self._bad(f"is {value!r}; allowed, as in item 0: {first.plain[path]!r}", path)
-
-    def _how(self, path: str) -> str:
-        ways = {"columns": "per row", "shared": "for all rows at once", "plain": "no tensor"}
-        how = next((way for kind, way in ways.items() if path in getattr(self, kind)), "missing")
-        return f"{how} in item {self.index}"
-
-    def _bad(self, what: str, path: str | None = None) -> BadCalibration:
+    def bad(self, what: str, path: str | None = None) -> BadCalibration:
         key = "" if path is None else f", key {path!r},"
         return BadCalibration(f"calibration item {self.index}{key} {what}")
 
 
-def count_rows(item: Mapping[str, Any]) -> int:
-    """The batch size of a forward: that of its hidden states, else of its first tensor."""
-    hidden = item.get("hidden_states")
-    candidates = [hidden] if isinstance(hidden, Tensor) else tensors(item).values()
-    return next((len(tensor) for tensor in candidates if tensor.ndim), 0)
+def time_in(item: Mapping[str, Any]) -> Tensor | None:
+    """float32 [rows], the timestep of a forward; [1] where it is one for all rows."""
+    time = next((item[key] for key in TIMES if item.get(key) is not None), None)
+    return None if time is None else time_of_rows(torch.as_tensor(time))
 
 
-def in_rows(path: str, tensor: Tensor, rows: int) -> bool:
-    return tensor.ndim > 0 and len(tensor) == rows and path.partition(".")[0] not in _SHARED
-
-
-def time_per_row(item: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """One timestep for the whole batch becomes one for each row."""
-    arguments = dict(item)
-    for key in TIMES:
-        time = arguments.get(key)
-        if isinstance(time, int | float) or (isinstance(time, Tensor) and time.numel() == 1):
-            arguments[key] = torch.as_tensor(time).reshape(1).expand(rows)
-    return arguments
-
-
-def _kind(column: Tensor) -> str:
-    return f"{str(column.dtype).removeprefix('torch.')} {list(column.shape[1:])}"
-
-
-def _to_json(tree: Any) -> Any:
-    if isinstance(tree, _Slot):
+def to_json(tree: Any) -> Any:
+    if isinstance(tree, Slot):
         return {"slot": tree.path}
     if isinstance(tree, dict):
-        return {"dict": {key: _to_json(value) for key, value in tree.items()}}
+        return {"dict": [[key, to_json(value)] for key, value in tree.items()]}
     if isinstance(tree, list | tuple):
-        return {type(tree).__name__: [_to_json(value) for value in tree]}
+        return {type(tree).__name__: [to_json(value) for value in tree]}
     return tree
 
 
-def _from_json(tree: Any) -> Any:
+def from_json(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     [(kind, value)] = tree.items()
     if kind == "slot":
-        return _Slot(value)
+        return Slot(value)
     if kind == "dict":
-        return {key: _from_json(inner) for key, inner in value.items()}
-    return {"list": list, "tuple": tuple}[kind](map(_from_json, value))
+        return {key: from_json(inner) for key, inner in value}
+    return {"list": list, "tuple": tuple}[kind](map(from_json, value))

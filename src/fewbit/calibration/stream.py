@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewbit.calibration.along import Along, rows_in
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.padding import real_tokens, text_mask
 from fewbit.calibration.replay import Replay, Routes
+from fewbit.calibration.row_set import RowSet
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.store import Disk, Memory, Named, Store
 from fewbit.calibration.tree import map_tensors, rebuild, tensors
@@ -82,7 +84,8 @@ class BlockStream:
         self.parts = data.parts(batch)
         self.times = data.timesteps()
         self.replay = Replay(model, blocks)
-        self.routes = Routes(self.replay, data.take([0]))
+        self.routes = Routes(self.replay, data.examples()[0])
+        self.outlines = [self.routes.outlines(inputs) for inputs in self.inputs()]
         self.outputs: Store = Memory()
         if workdir is not None:
             identity = sha256(f"{data.fingerprint()} {batch} {store}".encode()).hexdigest()
@@ -119,15 +122,6 @@ class BlockStream:
         for number in range(len(self.parts)):
             yield self.replay.finish(self._inputs(number), partial(self.output, number=number))
 
-    def bytes_needed(self) -> int:
-        """The most that waits at any time, in memory or in the workdir."""
-        sizes = [self._bytes_per_row(outline) for outline in self.routes.outlines]
-        peak = max(
-            sizes[index] + sum(sizes[block] for block in self._read_from(index))
-            for index in range(len(sizes))
-        )
-        return peak * len(self.data)
-
     def rows(self, number: int) -> Rows:
         part = self.parts[number]
         where = slice(part.start, part.stop)
@@ -143,8 +137,24 @@ class BlockStream:
         args, kwargs = map_tensors(arguments, lambda tensor: tensor.to(device))
         return BlockInput(args, kwargs, self.rows(number))
 
+    def rows_of(self, index: int) -> tuple[dict[str, Along], dict[str, Along]] | None:
+        """Where rows are in what the block, or the model as the last, receives and gives; None
+        where they cannot be told apart."""
+        if not isinstance(self.data, RowSet):
+            return None
+        one, two = (self.routes.outlines(inputs)[index] for inputs in self.data.examples())
+        received, given = rows_in(one.arguments, two.arguments), rows_in(one.output, two.output)
+        return None if received is None or not given else (received, given)
+
+    def mean_times(self) -> Tensor | None:
+        """float32 [minibatches]"""
+        if self.times is None:
+            return None
+        return torch.stack([self.times[part.start : part.stop].mean() for part in self.parts])
+
     def device_of(self, index: int) -> torch.device:
-        return next((p.device for p in self.blocks[index].parameters()), self.replay.device)
+        parts = [*self.blocks, self.replay.model][index].parameters()
+        return next((p.device for p in parts), self.replay.device)
 
     def park(self, output: Any) -> Named:
         """The tensors of an output as they wait, sharing no memory with anything."""
@@ -160,23 +170,26 @@ class BlockStream:
     def text_mask(self, number: int) -> Tensor | None:
         return text_mask(self._inputs(number))
 
+    def inputs(self) -> Iterator[dict[str, Any]]:
+        """Of the model, minibatch by minibatch."""
+        return map(self._inputs, range(len(self.parts)))
+
     def _inputs(self, number: int) -> dict[str, Any]:
         return self.data.take(self.parts[number])
 
     def output(self, block: int, number: int) -> Any:
         """A waiting output; zeros stand for what nobody reads any more."""
         waiting = self.outputs.read(block, number) if self.outputs.holds(block) else None
-        rows = len(self.parts[number])
 
         def fill(path: str, outline: Any) -> Any:
             if not isinstance(outline, Tensor):
                 return outline
             if waiting is None:
                 blank = torch.zeros((), dtype=outline.dtype, device=self.replay.device)
-                return blank.expand(rows, *outline.shape[1:])
+                return blank.expand(outline.shape)
             return waiting[path].to(self.replay.device, outline.dtype, copy=True)
 
-        return rebuild(self.routes.outlines[block], fill)
+        return rebuild(self.outlines[number][block].output, fill)
 
     def _places(self) -> range:
         """Where it may begin: at any block, or after all of them."""
@@ -185,14 +198,6 @@ class BlockStream:
     def _read_from(self, index: int) -> list[int]:
         """The blocks before `index` whose outputs are read at `index` or later."""
         return [block for block in range(index) if self.routes.last[block] >= index]
-
-    def _bytes_per_row(self, outline: Any) -> int:
-        return sum(
-            tensor.numel() * ((self.dtype or tensor.dtype).itemsize)
-            if tensor.is_floating_point()
-            else tensor.nbytes
-            for tensor in tensors(outline).values()
-        )
 
 
 class Step:
@@ -252,13 +257,16 @@ class Step:
         names: Sequence[str],
         receive: Callable[[LayerInput], None],
         minibatches: int | None = None,
+        begin: Callable[[Rows], None] | None = None,
     ) -> None:
         """Run the block over all rows, or over a few minibatches spread evenly over them, and hand
-        over what its layers `names` receive."""
+        over what its layers `names` receive. `begin` is told which rows are about to run."""
         layers = {name: self._layer(name) for name in names}
         for number in self._spread(minibatches):
             call = self.stream.call(self.index, number)
             hear = partial(self._hear, receive, call, self.stream.text_mask(number))
+            if begin is not None:
+                begin(call.rows)
             with _listening(layers, hear):
                 self._run(call)
 

@@ -19,7 +19,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fewbit.calibration.modes import evaluating
-from fewbit.calibration.set import CalibrationSet, count_rows, in_rows, time_per_row
+from fewbit.calibration.row_set import RowSet, count_rows, in_rows, time_per_row
+from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.tree import rebuild
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.pipelines.asking import Manner, manner_of
@@ -103,7 +104,7 @@ class Sampling:
             for start in images[:: self.batch]:
                 moments |= self._batch(pipe, images[start : start + self.batch], kept, meter)
         order = torch.randperm(self.choice.moments, generator=_generator(self.seed, "order"))
-        return CalibrationSet.from_items(
+        return RowSet.from_items(
             (moments.pop(moment) for moment in order.tolist()),
             conditional=torch.arange(len(self)) % self.manner.halves == 0,
             pair=torch.arange(self.choice.moments).repeat_interleave(self.manner.halves),
@@ -132,12 +133,12 @@ class Sampling:
 
 
 def _packed(moments: Mapping[int, Mapping[str, Any]]) -> Entry:
-    entry = CalibrationSet.from_items(moments.values()).to_entry()
+    entry = RowSet.from_items(moments.values()).to_entry()
     return Entry(entry.tensors, {**entry.table, "moments": list(moments)})
 
 
 def _unpacked(entry: Entry) -> dict[int, dict[str, Any]]:
-    rows, moments = CalibrationSet.from_entry(entry), entry.table["moments"]
+    rows, moments = RowSet.from_entry(entry), entry.table["moments"]
     return dict(zip(moments, rows.batches(len(rows) // len(moments)), strict=True))
 
 

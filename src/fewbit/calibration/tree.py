@@ -36,3 +36,19 @@ def tensors(tree: Any) -> dict[str, Tensor]:
 
     rebuild(tree, note)
     return found
+
+
+def shapes(tree: Any) -> str:
+    """The same for trees that differ in nothing but the numbers in their tensors."""
+
+    def outline(_: str, leaf: Any) -> Any:
+        return (leaf.dtype, leaf.shape) if isinstance(leaf, Tensor) else leaf
+
+    return repr(rebuild(tree, outline))
+
+
+def by_rows(x: Tensor, rows: int) -> Tensor:
+    """x [..., channels] as [rows, tokens, channels]; what cannot be told apart by rows is dealt out
+    in equal parts."""
+    tokens = x.reshape(-1, x.shape[-1])
+    return tokens[: len(tokens) // rows * rows].view(rows, -1, x.shape[-1])

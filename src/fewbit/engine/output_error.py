@@ -35,11 +35,11 @@ class OutputError:
 def output_errors(
     step: Step, job: BlockJob, originals: Mapping[str, nn.Linear]
 ) -> dict[str, OutputError]:
-    """By layer name, on the inputs that the quantized block gives its layers."""
-    errors = {name: OutputError() for name in job.solved}
+    """By name, of the layers that run: on the inputs that the quantized block gives them."""
+    errors: dict[str, OutputError] = {}
     plain = {
-        name: job.solved[name].plainly(original.weight.detach().float(), job.rules[name])
-        for name, original in originals.items()
+        name: solved.plainly(originals[name].weight.detach().float(), job.rules[name])
+        for name, solved in job.solved.items()
     }
 
     def receive(given: LayerInput) -> None:
@@ -48,7 +48,7 @@ def output_errors(
         exact = originals[name](given.x)[real]
         signal, noise = energies(exact, job.solved[name].layer.forward(given.x)[real])
         rounded = _plainly(given.x[real], plain[name], originals[name].bias, job.rules[name])
-        error = errors[name]
+        error = errors.setdefault(name, OutputError())
         error.signal += signal
         error.noise += noise
         error.plain_noise += energies(exact, rounded)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import chain
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fewbit.calibration import CalibrationSet
+from fewbit.calibration.trial import Trial
 from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadArgument, BadModel
 from fewbit.formats.names import megabytes
@@ -27,12 +28,20 @@ class Plan:
     recipe: Recipe
     structure: Structure
     rules: dict[str, Rule]  # by layer name; layers without a rule stay as they are
+    trial: Trial = field(default_factory=Trial)  # what the calibration data showed
 
-    def job(self, model: nn.Module, block: int, seed: int) -> BlockJob:
-        """All layers of a block that have a rule, grouped by the tensor they read."""
-        layers = tuple(one for one in self.structure.quantizable(block) if one.name in self.rules)
+    def tried(self, trial: Trial) -> Plan:
+        """The same plan with blocks in the order of execution, those that never run at the end."""
+        blocks = dict.fromkeys((*trial.blocks, *self.structure.blocks))
+        return replace(self, structure=self.structure.in_order(tuple(blocks)), trial=trial)
+
+    def job(self, model: nn.Module, block: int, seed: int, idle: bool = False) -> BlockJob:
+        """The layers of a block that have a rule, grouped by the tensor they read: those that run,
+        or those that the calibration data never reached."""
+        names = {name for name in self.rules if (name in self.trial.idle) == idle}
+        layers = tuple(one for one in self.structure.quantizable(block) if one.name in names)
         groups = [
-            tuple(name for name in group if name in self.rules)
+            tuple(name for name in group if name in names)
             for group in self.structure.shared_inputs(block)
         ]
         return self._job(model, block, layers, tuple(g for g in groups if g), seed)
@@ -59,15 +68,19 @@ class Plan:
         attentions = self._attentions(block, rules)
         attending = self.structure.attending(block)
         module = model.get_submodule(name)
-        return BlockJob(block, module, name, layers, rules, groups, attentions, attending, seed)
+        odd = self.trial.odd
+        return BlockJob(
+            block, module, name, layers, rules, groups, attentions, attending, odd, seed
+        )
 
     def survey_job(
         self, model: nn.Module, data: CalibrationSet, seed: int, track: Track
     ) -> SurveyJob:
         blocks = self.structure.blocks
         attending = chain.from_iterable(map(self.structure.attending, range(len(blocks))))
-        layers = tuple(self.rules)
-        return SurveyJob(model, blocks, layers, tuple(attending), data, seed, track)
+        layers = tuple(name for name in self.rules if name not in self.trial.idle)
+        regular = tuple(name for name in attending if name not in self.trial.odd)
+        return SurveyJob(model, blocks, layers, regular, data, seed, track)
 
     def _attentions(self, block: int, rules: Mapping[str, Rule]) -> tuple[Attention, ...]:
         """Those all of whose value and output projections are to be quantized."""

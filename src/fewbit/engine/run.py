@@ -16,11 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activations.clock import share_clock
-from fewbit.calibration import BlockStream, Calibration, CalibrationSet, Sampling, Step, manner_of
+from fewbit.calibration import (
+    BlockStream,
+    Calibration,
+    CalibrationSet,
+    CallSet,
+    Sampling,
+    Step,
+    manner_of,
+)
 from fewbit.calibration.trajectories import CALIBRATION
+from fewbit.calibration.trial import Trial, try_out
 from fewbit.engine import memory
 from fewbit.engine.decibel import sqnr
 from fewbit.engine.identity import model_sha256, pipeline_sha256
+from fewbit.engine.idle import round_plainly
 from fewbit.engine.originals import Originals, written_on_copies
 from fewbit.engine.output_error import OutputError, output_errors
 from fewbit.engine.plan import Plan, make_plan
@@ -185,8 +195,16 @@ class _Run:
         else:
             self.data = self.source
         if self.data is not None:
+            self.plan = self.plan.tried(self._trial(self.data))
             self.stream = self._stream(self.data, entries)
             self.exact = self._exact_stream(self.data, entries)
+
+    def _trial(self, data: CalibrationSet) -> Trial:
+        structure = self.plan.structure
+        numbers = range(len(structure.blocks))
+        attending = list(itertools.chain.from_iterable(map(structure.attending, numbers)))
+        linears = list(self.plan.rules)
+        return try_out(self.transformer, structure.blocks, linears, attending, data)
 
     def survey(self) -> None:
         """What the method learns of the model before any block is solved."""
@@ -228,7 +246,7 @@ class _Run:
         exact = self.exact or self.stream
         assert exact is not None
         blocks = self.plan.structure.blocks
-        job = ModelJob(self.transformer, blocks, self.data, exact.results, self.original, self.seed)
+        job = ModelJob(self.transformer, blocks, exact, self.original, self.seed)
         if self.work is None or not self.work.restore_tuned(self.transformer):
             self.meter.begin(TRAINING, 1)
             if not method.finish(job, settings):
@@ -257,20 +275,27 @@ class _Run:
         return self.meter.track(SURVEY, parts, len(parts))
 
     def _solve(self, block: int, step: Step | None, exact: Step | None) -> None:
-        job = self.plan.job(self.transformer, block, self.seed)
+        job, idle = (
+            self.plan.job(self.transformer, block, self.seed, one) for one in (False, True)
+        )
         job.step, job.exact, job.survey = step, exact, self.surveyed
         if step is not None and not self.plan.recipe.settings.propagate:
             step.advance()
             job.exact = step
-        originals = {name: job.linear(name) for name in job.rules}
+        originals = {name: job.linear(name) for name in (*job.rules, *idle.rules)}
         with written_on_copies(job.module):
             with _visiting(self.device, job.module):
-                self.plan.recipe.method.solve(job, self.plan.recipe.settings)
+                if job.rules:
+                    self.plan.recipe.method.solve(job, self.plan.recipe.settings)
+                round_plainly(idle)
             share_clock(self.transformer)
             outputs = {} if step is None else output_errors(step, job, originals)
-            reports = [_layer_report(layer, job, originals[layer.name], outputs)
-                       for layer in job.layers]  # fmt: skip
-        done = BlockDone(reports, job.warnings)
+            reports = [
+                _layer_report(layer, one, originals[layer.name], outputs.get(layer.name))
+                for one in (job, idle)
+                for layer in one.layers
+            ]
+        done = BlockDone(reports, job.warnings + idle.warnings)
         self._take(done)
         if self.work is not None:
             self.work.save(self.transformer, job.name, block, done)
@@ -297,15 +322,28 @@ class _Run:
             return 0
         finished = sum(1 for _ in itertools.takewhile(work.finished, blocks))
         places = range(finished, -1, -1)
-        return next(place for place in places if all(one.begins(place) for one in streams))
+        return next(
+            place
+            for place in places
+            if all(one.begins(min(place, len(one.blocks))) for one in streams)
+        )
 
     def _rest(self, first: int) -> range:
         return range(first, len(self.plan.structure.blocks))
 
     def _steps(self, first: int) -> Iterator[tuple[Step | None, Step | None]]:
         """Of each block, its place in the stream and in the one that stays in full precision."""
-        none = [None] * len(self._rest(first))
-        streams = ((none if one is None else one.steps(first)) for one in (self.stream, self.exact))
+        running = len(self.plan.trial.blocks)  # the others never run, and come last
+        rest = self._rest(first)
+        streams = (
+            itertools.repeat(None, len(rest))
+            if one is None
+            else itertools.chain(
+                one.steps(min(first, running)),
+                itertools.repeat(None, len([block for block in rest if block >= running])),
+            )
+            for one in (self.stream, self.exact)
+        )
         return zip(*streams, strict=True)
 
     def _exact_stream(self, data: CalibrationSet, entries: Entries | None) -> BlockStream | None:
@@ -316,7 +354,7 @@ class _Run:
         return self._stream(data, None if entries is None else entries.inside("exact"))
 
     def _stream(self, data: CalibrationSet, entries: Entries | None) -> BlockStream:
-        blocks = [self.transformer.get_submodule(name) for name in self.plan.structure.blocks]
+        blocks = [self.transformer.get_submodule(name) for name in self.plan.trial.blocks]
         return BlockStream(self.transformer, blocks, data, workdir=entries)
 
     def _identity(self) -> dict[str, Any]:
@@ -369,7 +407,7 @@ def _source(
     if not recipe.method.calibrated:
         return None
     if not isinstance(asked, Calibration):
-        given = asked if isinstance(asked, CalibrationSet) else CalibrationSet.from_items(asked)
+        given = asked if isinstance(asked, CalibrationSet) else CallSet.from_items(asked)
         _refuse_foreign(given, transformer_of(model))
         return given
     if isinstance(model, nn.Module):
@@ -387,7 +425,7 @@ def _refuse_foreign(data: CalibrationSet, transformer: nn.Module) -> None:
     """Rows whose arguments the transformer does not take, or that lack one it needs."""
     forward = inspect.signature(transformer.forward)
     try:
-        forward.bind(**data.arguments)
+        forward.bind(**data.examples()[0])
     except TypeError as error:
         raise BadCalibration(
             f"calibration does not suit the forward of {type(transformer).__name__}: {error}; "
@@ -455,14 +493,14 @@ def _visiting(device: str | torch.device | None, block: nn.Module) -> Iterator[N
 
 
 def _layer_report(
-    layer: Layer, job: BlockJob, original: nn.Linear, outputs: Mapping[str, OutputError]
+    layer: Layer, job: BlockJob, original: nn.Linear, output: OutputError | None
 ) -> LayerReport:
     rule, solved = job.rules[layer.name], job.solved[layer.name]
     weight, packed = original.weight.detach(), solved.layer.packed_weight
     stage = solved.layer.stage
     activation = getattr(stage.activation, "spec", None) if stage else None
     weight_db = sqnr(solved.target, packed.dequantize())
-    without_data = not outputs  # then the method is plain rounding itself
+    without_data = output is None  # then it was rounded plainly
     plain_db = weight_db if without_data else sqnr(weight, solved.plainly(weight, rule))
     return LayerReport(
         name=layer.name,
@@ -474,6 +512,6 @@ def _layer_report(
         bytes=solved.layer.nbytes(),
         weight_db=weight_db,
         rounding_weight_db=plain_db,
-        output_db=outputs[layer.name].actual_db if outputs else None,
-        rounding_output_db=outputs[layer.name].plain_db if outputs else None,
+        output_db=None if output is None else output.actual_db,
+        rounding_output_db=None if output is None else output.plain_db,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -128,15 +127,6 @@ def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:
         )
     module.add_module(CHILD, matmuls)
     swap(module, rounded)
-
-
-def refuse_bare_blocks(attending: Iterable[str]) -> None:
-    for name in attending:
-        if name.rpartition(".")[2].isdecimal():
-            raise BadModel(
-                f"{name} multiplies queries with keys in the block itself, not in a module inside "
-                'it, so its matmuls cannot be quantized; allowed: attention="skip"'
-            )
 
 
 def restore_attention(module: nn.Module) -> None:

@@ -34,7 +34,7 @@ from fewbit.calibration.stream import LayerInput
 from fewbit.calibration.training import Group, Schedule, train, trainable_copy
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, SCALES, QTensor, Spec
-from fewbit.layers.attention import QAttention, quantize_attention, refuse_bare_blocks
+from fewbit.layers.attention import QAttention, quantize_attention
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule
@@ -179,8 +179,8 @@ def _inputs(variant: Rule, settings: Settings) -> Spec | None:
 
 def solve(job: BlockJob, settings: Settings) -> None:
     rounds_inputs = any(one.activation for one in job.rules.values())
-    attending = job.attending if rounds_inputs and settings.attention == "quantize" else ()
-    refuse_bare_blocks(attending)
+    quantizes = rounds_inputs and settings.attention == "quantize"
+    attending = job.regular_attentions() if quantizes else ()
     inputs = _quantizers(job, attending, settings)
     stages, matmuls = _stages(job, inputs), _matmuls(attending, inputs, settings)
     moments = _moments(job) if settings.formats == "auto" else {}
@@ -311,7 +311,7 @@ def _learn(
     rows = Reconstruction.of_block(job.step, job.exact)
 
     def lost(minibatch: Minibatch) -> Tensor:
-        return minibatch.loss(block(*minibatch.args, **minibatch.kwargs))
+        return minibatch.loss(block)
 
     plain = _settled(rows, lost, layers, job.seed_of(901), settings)
 

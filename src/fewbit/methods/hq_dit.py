@@ -36,7 +36,7 @@ from fewbit.rounding.gptq import Order, gptq
 from fewbit.rounding.grid import ChoiceGrid, Grid, round_to_nearest
 from fewbit.rounding.selection import best_for_all, by_error, by_ratio, in_scale
 from fewbit.transforms.chain import Chain
-from fewbit.transforms.hadamard import Block, Hadamard, HadamardTransform
+from fewbit.transforms.hadamard import Block, Hadamard, HadamardTransform, allowed_blocks
 from fewbit.transforms.principal import Principal, check_rank, principal
 from fewbit.transforms.smooth import Smooth, smoothing_scales
 from fewbit.transforms.transform import Transform
@@ -158,7 +158,7 @@ def _value_transform(
     if any(len(_value_rows(job, name)[0]) != channels for name in attention.values):
         return None  # several heads read one value head
     rotation = None
-    if settings.hadamard:
+    if settings.hadamard and allowed_blocks(attention.head_width):
         head = Hadamard.for_width(attention.head_width, 0, block="auto")
         rotation = Hadamard(channels, head.order, job.seed_of(number))
     looks = {name: seen[name] for name in attention.outs}
@@ -196,7 +196,10 @@ def _solve_group(
     """All layers that read one tensor: one transform and one quantized input for them."""
     spec, transform, apart, stage = job.rules[consumers[0]].activation, None, None, None
     if spec is not None and folded is None:
-        rotation = _rotation(job.linear(consumers[0]).in_features, seed, settings)
+        width = job.linear(consumers[0]).in_features
+        rotation = _rotation(width, seed, settings)
+        if settings.hadamard and rotation is None:
+            job.warn(f"{', '.join(consumers)}: no rotation, for the width {width} allows none")
         transform = _transform(job, dict.fromkeys(consumers, seen), rotation, settings)
     seen, targets = seen.after(transform), {}
     for name in consumers:
@@ -220,7 +223,11 @@ def _directions(seen: InputStats, settings: Settings) -> Principal | None:
 
 
 def _rotation(width: int, seed: int, settings: Settings) -> Hadamard | None:
-    return Hadamard.for_width(width, seed, block=settings.block) if settings.hadamard else None
+    """None also for an odd width, unless its size was asked for."""
+    odd = settings.block == "auto" and not allowed_blocks(width)
+    if odd or not settings.hadamard:
+        return None
+    return Hadamard.for_width(width, seed, block=settings.block)
 
 
 def _transform(

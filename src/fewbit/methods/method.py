@@ -6,13 +6,13 @@ A method is one file in this folder: its `Settings`, its functions, and at the e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from fewbit.calibration import CalibrationSet, Step
+from fewbit.calibration import BlockStream, CalibrationSet, Step
 from fewbit.calibration.observe import InputStats, observe
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.layers.linear import QLinear
@@ -41,6 +41,7 @@ class BlockJob:
     groups: tuple[tuple[str, ...], ...]  # layers with a rule, those that read one tensor together
     attentions: tuple[Attention, ...]
     attending: tuple[str, ...]  # modules of the block that call the fused attention
+    odd: Mapping[str, str]  # attentions whose matmuls cannot be quantized, and why
     seed: int
     step: Step | None = None  # the block's place in the calibration stream, if there is data
     exact: Step | None = None  # its place, already advanced, in the one before quantization
@@ -70,6 +71,13 @@ class BlockJob:
         seen = observe(self.step, widths, self.seed_of(999))
         return {group[0]: seen[self.path(group[0])] for group in self.groups}
 
+    def regular_attentions(self) -> tuple[str, ...]:
+        """Those whose matmuls can be quantized; a warning for each of the others."""
+        for name in self.attending:
+            if name in self.odd:
+                self.warn(f"the matmuls of {name} stay as they are: {self.odd[name]}")
+        return tuple(name for name in self.attending if name not in self.odd)
+
     def path(self, name: str) -> str:
         """Of a layer inside its block."""
         return name.removeprefix(f"{self.name}.")
@@ -93,8 +101,7 @@ class ModelJob:
 
     model: nn.Module
     blocks: tuple[str, ...]
-    data: CalibrationSet
-    outputs: Callable[[], Iterable[Any]]  # of the full-precision model, minibatch by minibatch
+    exact: BlockStream  # has gone through the full-precision blocks
     original: nn.Module | None
     seed: int
 
@@ -132,7 +139,7 @@ class Method:
     changes the whole model in the end, layers of the same kinds in their places, and says whether
     there was anything to do. A calibrated method sees data, and its settings are
     `Calibrated`; one with `targets` also sees what full precision gives: `exact` of its
-    jobs, and the outputs for `finish`.
+    jobs.
     """
 
     name: str

@@ -32,7 +32,7 @@ from fewbit.activations.static import Static, by_part, one_region
 from fewbit.calibration.gradients import squared_gradients
 from fewbit.calibration.operands import Operands, Tokens, sample_operands, without_padding
 from fewbit.formats import FORMATS, QTensor, Spec
-from fewbit.layers.attention import QAttention, quantize_attention, refuse_bare_blocks, scores_of
+from fewbit.layers.attention import QAttention, quantize_attention, scores_of
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule, SurveyJob
@@ -106,7 +106,6 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
     times = job.data.timesteps()
     groups = _of(TimeBins.spread(times, settings.time_groups), times, len(job.data))
     attending = job.attending if settings.attention == "quantize" else ()
-    refuse_bare_blocks(attending)
     if not settings.ho:
         return {}
     modules = {name: job.model.get_submodule(name) for name in (*job.layers, *attending)}
@@ -125,7 +124,7 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
 def solve(job: BlockJob, settings: Settings) -> None:
     assert job.step is not None
     timing = _Timing.of(job, settings)
-    attending = job.attending if settings.attention == "quantize" else ()
+    attending = job.regular_attentions() if settings.attention == "quantize" else ()
     layers, attentions = sample_operands(
         job.step,
         [job.path(group[0]) for group in job.groups],
@@ -188,10 +187,12 @@ def _weights(job: BlockJob, *names: str) -> list[Tensor]:
     alike = [torch.ones(1, 1)] * len(names)
     if not job.survey:
         return alike
+    unfelt = [name for name in names if name not in job.survey or not job.survey[name].any()]
+    for name in unfelt:
+        job.warn(f"{name} has no effect on the result, so all of its errors count alike")
+    if any(name not in job.survey for name in names):
+        return alike
     squares = [job.survey[name] for name in names]
-    for name, mine in zip(names, squares, strict=True):
-        if not bool(mine.any()):
-            job.warn(f"{name} has no effect on the result, so all of its errors count alike")
     mean = torch.cat([mine.flatten() for mine in squares]).mean()
     return [mine / mean for mine in squares] if mean > 0 else alike
 
@@ -449,7 +450,7 @@ def _solve_attention(
 ) -> QAttention:
     """Steps of q and k in turn for the scores, of the shares and v in turn for the products."""
     candidates = factors(settings.candidates)
-    group, all_group = timing.group[timing.attending], timing.all_group[timing.attending]
+    group, all_group = timing.group[seen.rows], timing.all_group[seen.rows]
     spec = _operand_spec(job)
     seen = without_padding(seen)
     shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)

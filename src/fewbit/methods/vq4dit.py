@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from fewbit.activations.dynamic import Dynamic
 from fewbit.calibration.observe import mean_squares
+from fewbit.calibration.pool import Example
 from fewbit.calibration.reconstruction import Minibatch, Reconstruction
 from fewbit.calibration.training import Group, Schedule, train, trainable_copy
 from fewbit.calibration.tree import tensors
@@ -202,40 +203,39 @@ def _calibrate(job: BlockJob, layers: Mapping[str, VectorLinear], settings: Sett
     for name, layer in layers.items():
         block.set_submodule(job.path(name), layer)
 
-    def loss(minibatch: Minibatch) -> Tensor:
-        return minibatch.loss(block(*minibatch.args, **minibatch.kwargs))
-
     rows = Reconstruction.of_block(job.step, job.exact)
-    _learn(loss, layers.values(), rows, settings, job.seed_of(900))
+    _learn(
+        lambda minibatch: minibatch.loss(block), layers.values(), rows, settings, job.seed_of(900)
+    )
 
 
 def _calibrate_model(job: ModelJob, settings: Settings) -> None:
     """The published form: the student's blocks are chained, each held to the teacher's."""
     assert job.original is not None
     teacher, student = trainable_copy(job.original), trainable_copy(job.model)
-    layers, rows = (
-        _trainable(student),
-        Reconstruction.of_model(job.data, job.outputs(), _device(student)),
-    )
+    layers = _trainable(student)
     if settings.candidates > 1:
         read = {name: teacher.get_submodule(name) for name in layers}
-        moments = mean_squares(teacher, read, job.data) if settings.weighted else {}
+        moments = mean_squares(teacher, read, job.exact.data) if settings.weighted else {}
         for name, layer in layers.items():
             weight = read[name].weight
             assert isinstance(weight, Tensor)
             _consider(layer, weight, moments.get(name), settings)
 
     def loss(minibatch: Minibatch) -> Tensor:
+        return torch.stack([strays(one) for one in minibatch.examples]).mean()
+
+    def strays(example: Example) -> Tensor:
         with torch.no_grad():
-            exact = _block_outputs(teacher, job.blocks, minibatch)
-        given = _block_outputs(student, job.blocks, minibatch)
+            exact = _block_outputs(teacher, job.blocks, example)
+        given = _block_outputs(student, job.blocks, example)
         parts = [
             (one - other).square().mean() / other.square().mean()
             for one, other in zip(given, exact, strict=True)
         ]
         return torch.stack(parts).mean()
 
-    rows = Reconstruction.of_model(job.data, job.outputs(), _device(student))
+    rows = Reconstruction.of_model(job.exact)
     _learn(loss, layers.values(), rows, settings, job.seed)
     _put_back(job.model, layers)
 
@@ -245,11 +245,8 @@ def _tune(job: ModelJob, settings: Settings) -> None:
     student = trainable_copy(job.model)
     layers = _trainable(student)
 
-    def loss(minibatch: Minibatch) -> Tensor:
-        return minibatch.loss(student(*minibatch.args, **minibatch.kwargs))
-
-    rows = Reconstruction.of_model(job.data, job.outputs(), _device(student))
-    _learn(loss, layers.values(), rows, replace(settings, steps=settings.tuning), job.seed + 1)
+    rows, last = Reconstruction.of_model(job.exact), replace(settings, steps=settings.tuning)
+    _learn(lambda minibatch: minibatch.loss(student), layers.values(), rows, last, job.seed + 1)
     _put_back(job.model, layers)
 
 
@@ -320,7 +317,7 @@ def _put_back(model: nn.Module, layers: Mapping[str, VectorLinear]) -> None:
         model.set_submodule(name, settled.train(model.training))
 
 
-def _block_outputs(model: nn.Module, blocks: Iterable[str], minibatch: Minibatch) -> list[Tensor]:
+def _block_outputs(model: nn.Module, blocks: Iterable[str], example: Example) -> list[Tensor]:
     """What every block gives on the way to the model's output."""
     given: list[Tensor] = []
 
@@ -329,15 +326,11 @@ def _block_outputs(model: nn.Module, blocks: Iterable[str], minibatch: Minibatch
 
     hooks = [model.get_submodule(name).register_forward_hook(note) for name in blocks]
     try:
-        model(*minibatch.args, **minibatch.kwargs)
+        model(*example.args, **example.kwargs)
     finally:
         for hook in hooks:
             hook.remove()
     return given
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 METHOD = Method(

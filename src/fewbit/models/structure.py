@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -116,6 +116,15 @@ class Structure:
         """Of all parameters, those that stay in high precision although nobody said so."""
         unknown = sum(one.parameters for one in self.left_out if not one.intended)
         return unknown / max(self.parameters, 1)
+
+    def in_order(self, blocks: tuple[str, ...]) -> Structure:
+        """The same structure with its blocks in this order."""
+        place = {name: number for number, name in enumerate(blocks)}
+        layers = tuple(
+            one if one.block is None else replace(one, block=place[self.blocks[one.block]])
+            for one in self.layers
+        )
+        return replace(self, blocks=blocks, layers=layers)
 
     def quantizable(self, block: int) -> tuple[Layer, ...]:
         return tuple(layer for layer in self._inside(block) if layer.status == "quantize")

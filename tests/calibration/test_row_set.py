@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_models import FAMILIES, arguments, make
 
-from fewbit.calibration.set import CalibrationSet
+from fewbit.calibration.row_set import RowSet
 from fewbit.calibration.tree import rebuild, tensors
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.storage.entries import Entries
@@ -34,7 +34,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 6, 9])
 def test_batches_hold_all_rows_in_order(size):
-    data = CalibrationSet.from_items(items(hidden_states=-torch.ones(3, 4)))
+    data = RowSet.from_items(items(hidden_states=-torch.ones(3, 4)))
     batches = list(data.batches(size))
     assert len(data) == sum(len(batch["hidden_states"]) for batch in batches) == 6
     hidden = torch.cat([batch["hidden_states"] for batch in batches])
@@ -52,20 +52,20 @@ def test_batches_hold_all_rows_in_order(size):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_is_what_the_model_was_called_with(family):
     whole = arguments(family, 4)
-    assert same(next(CalibrationSet.from_items([whole]).batches(4)), whole)
+    assert same(next(RowSet.from_items([whole]).batches(4)), whole)
     with torch.no_grad():
-        make(family)(**next(CalibrationSet.from_items([whole]).batches(3)))
+        make(family)(**next(RowSet.from_items([whole]).batches(3)))
 
 
 def test_items_of_one_row_each_make_the_same_set():
     whole = arguments("PixArtTransformer2DModel", 4)
-    data = CalibrationSet.from_items([whole])
-    apart = CalibrationSet.from_items(data.batches(1))
+    data = RowSet.from_items([whole])
+    apart = RowSet.from_items(data.batches(1))
     assert apart.fingerprint() == data.fingerprint()
 
 
 def test_rows_are_taken_by_number_and_given_as_copies():
-    data = CalibrationSet.from_items(items())
+    data = RowSet.from_items(items())
     taken = data.take([4, 0])
     assert taken["timestep"].tolist() == [5, 9]
     taken["hidden_states"].zero_()
@@ -74,13 +74,13 @@ def test_rows_are_taken_by_number_and_given_as_copies():
 
 @pytest.mark.parametrize("time", [7, 7.0, torch.tensor(7), torch.tensor([7])])
 def test_one_timestep_serves_all_rows(time):
-    data = CalibrationSet.from_items([{"x": torch.ones(3, 2), "timestep": time}])
+    data = RowSet.from_items([{"x": torch.ones(3, 2), "timestep": time}])
     assert data.timesteps().tolist() == [7.0] * 3
     assert data.take([1, 2])["timestep"].shape == (2,)
 
 
 def test_there_may_be_no_timestep():
-    assert CalibrationSet.from_items([{"x": torch.ones(3, 2)}]).timesteps() is None
+    assert RowSet.from_items([{"x": torch.ones(3, 2)}]).timesteps() is None
 
 
 FLAGS = {"conditional": torch.tensor([True, False] * 3), "pair": torch.arange(6) // 2}
@@ -91,9 +91,9 @@ FLAGS = {"conditional": torch.tensor([True, False] * 3), "pair": torch.arange(6)
 def test_saved_and_loaded_it_is_the_same(flags, dtype, tmp_path):
     hidden = torch.ones(3, 4, dtype=dtype)
     both = [{**item, "hidden_states": hidden} for item in items()]
-    data = CalibrationSet.from_items(both, **flags)
+    data = RowSet.from_items(both, **flags)
     Entries(tmp_path).write("rows", data.to_entry())
-    loaded = CalibrationSet.from_entry(Entries(tmp_path).read("rows"))
+    loaded = RowSet.from_entry(Entries(tmp_path).read("rows"))
     assert loaded.fingerprint() == data.fingerprint()
     assert same(loaded.take(range(6)), data.take(range(6)))
     assert (loaded.conditional is None) == (not flags)
@@ -104,7 +104,7 @@ def test_saved_and_loaded_it_is_the_same(flags, dtype, tmp_path):
 
 def test_the_fingerprint_tells_everything_apart():
     def print_of(flags, **changes):
-        return CalibrationSet.from_items([items(**changes)[1]] * 2, **flags).fingerprint()
+        return RowSet.from_items([items(**changes)[1]] * 2, **flags).fingerprint()
 
     rotary = torch.ones(3, 2), torch.full((3, 2), -0.0)
     hidden = torch.arange(12.0).reshape(3, 4)
@@ -157,10 +157,10 @@ ONE = {"hidden_states": torch.ones(3, 4)}
 )
 def test_bad_items_are_named(given, message):
     with pytest.raises(BadCalibration, match=message):
-        CalibrationSet.from_items(given)
+        RowSet.from_items(given)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, True])
 def test_a_batch_holds_rows(size):
     with pytest.raises(BadArgument, match="a batch holds one or more rows"):
-        CalibrationSet.from_items(items()).parts(size)
+        RowSet.from_items(items()).parts(size)

@@ -1,0 +1,128 @@
+"""A few forwards before the walk: what runs, in which order, and which attentions are odd."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fewbit.calibration.modes import evaluating
+from fewbit.calibration.set import CalibrationSet, time_in
+from fewbit.calibration.tree import map_tensors
+from fewbit.models.fused_attention import StandIn
+from fewbit.models.own_forward import own_forward
+
+
+@dataclass(frozen=True)
+class Trial:
+    """blocks: those that ran, in order of execution.
+    idle: linears that never ran, or in a block that did not run as a whole.
+    odd: attention modules whose matmuls cannot be quantized, and why.
+    """
+
+    blocks: tuple[str, ...] = ()
+    idle: frozenset[str] = frozenset()
+    odd: Mapping[str, str] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def try_out(
+    model: nn.Module,
+    blocks: Sequence[str],
+    linears: Sequence[str],
+    attending: Sequence[str],
+    data: CalibrationSet,
+) -> Trial:
+    """All of them by name; one forward for every shape that occurs in the data."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    ran: dict[str, None] = {}
+    odd = {name: why for name in attending if (why := _bare(name, blocks))}
+
+    def note(name: str, *_: Any) -> None:
+        ran.setdefault(name)
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for name in (*blocks, *linears):
+            hook = model.get_submodule(name).register_forward_pre_hook(partial(note, name))
+            stack.callback(hook.remove)
+        watched = {name: _Watched(model.get_submodule(name)) for name in attending}
+        for one in watched.values():
+            stack.enter_context(own_forward(one.module, one.forward))
+        for inputs in data.examples():
+            time = time_in(inputs)
+            for one in watched.values():
+                one.begin(1 if time is None else len(time))
+            model(**map_tensors(inputs, lambda tensor: tensor.to(device)))
+            for name, one in watched.items():
+                if name not in odd and (why := one.oddity()):
+                    odd[name] = why
+    running = tuple(name for name in ran if name in set(blocks))
+    reached = {name for name in linears if name in ran and _inside(name, running)}
+    return Trial(running, frozenset(linears) - reached, odd)
+
+
+def _inside(name: str, blocks: Sequence[str]) -> bool:
+    return any(name.startswith(f"{block}.") for block in blocks)
+
+
+def _bare(name: str, blocks: Sequence[str]) -> str | None:
+    return "it is the block itself, not a module inside it" if name in blocks else None
+
+
+class _Watched:
+    """An attention module in one forward of the model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.inner = module, module.forward
+        self.begin(1)
+
+    def begin(self, rows: int) -> None:
+        self.rows, self.forwards = rows, 0
+        self.asked: Counter[int] = Counter()  # for fused attention, by the number of the forward
+        self.whys: list[str] = []
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.forwards += 1
+        with StandIn(self._answer):
+            return self.inner(*args, **kwargs)
+
+    def oddity(self) -> str | None:
+        """What keeps its matmuls from being quantized."""
+        counts = [self.asked[number + 1] for number in range(self.forwards)]
+        if not counts:
+            return "it never ran"
+        if any(count != 1 for count in counts):
+            return f"it asks for fused attention {counts[0]} times in one forward"
+        if len(counts) > 1:
+            return f"it runs {len(counts)} times in one forward of the model"
+        return next(iter(self.whys), None)
+
+    def _answer(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        self.asked[self.forwards] += 1
+        if is_causal:
+            self.whys.append("it is causal")
+        if enable_gqa or query.shape[:-2] != key.shape[:-2]:
+            self.whys.append("its heads share keys and values")
+        if query.ndim != 4 or len(query) % self.rows:
+            self.whys.append(f"it does not run row by row, its queries are {list(query.shape)}")
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
