@@ -16,7 +16,7 @@ from fewbit.activations.clock import TimeBins
 from fewbit.activations.static import Static
 from fewbit.diffusers.plugin import FewbitConfig
 from fewbit.engine.decibel import sqnr
-from fewbit.errors import BadArgument
+from fewbit.errors import BadArgument, BadModel
 from fewbit.formats import QTensor, Spec
 from fewbit.layers.bind import bind, bind_attention, unbind
 from fewbit.layers.linear import QLinear
@@ -216,11 +216,14 @@ def test_a_pipeline_takes_the_backend_by_name(tmp_path):
 @pytest.mark.parametrize("how", [{}, {"quantization_config": FewbitConfig()}])
 def test_a_device_map_with_disk_is_refused_in_words(how, tmp_path):
     saved(tiny.make() if how else tiny.quantized(), tmp_path)
-    places = {"": "cpu", "transformer_blocks": "disk"}
-    with pytest.raises(BadArgument, match=r"transformer_blocks .* on disk; .*disk_offload"):
-        getattr(diffusers, DIT).from_pretrained(
-            tmp_path, device_map=places, offload_folder=tmp_path / "off", **how
-        )
+    read, off = getattr(diffusers, DIT).from_pretrained, tmp_path / "off"
+    for name, places in (
+        ("transformer_blocks", {"": "cpu", "transformer_blocks": "disk"}),
+        ("all", {"": "disk"}),
+    ):
+        said = f"device_map puts {name} of a quantized model on disk; .*disk_offload"
+        with pytest.raises(BadArgument, match=said):
+            read(tmp_path, device_map=places, offload_folder=off, **how)
 
 
 def test_accelerate_dispatches_what_fewbit_has_loaded(tmp_path):
@@ -265,6 +268,21 @@ def test_offloaded_weights_leave_and_come_back(name, where, buffers, tmp_path):
     accelerate.hooks.remove_hook_from_submodules(model)
     if where == "cpu":
         assert torch.equal(tiny.run(model), bound)
+
+
+def test_what_needs_the_weights_of_an_offloaded_model_says_so(tmp_path):
+    model = tiny.quantized()
+    expected = tiny.run(model)
+    accelerate.cpu_offload(model, "cpu")
+    for doing, work in {
+        "saving": lambda: model.save_pretrained(tmp_path / "packed"),
+        "dequantizing": lambda: fewbit.dequantize(model),
+    }.items():
+        with pytest.raises(BadModel, match=f"take away what offloads them, before {doing}"):
+            work()
+    accelerate.hooks.remove_hook_from_submodules(model)
+    assert torch.equal(tiny.run(model), expected)
+    assert torch.equal(tiny.run(fewbit.load(saved(model, tmp_path / "packed"))), expected)
 
 
 @torch.no_grad()

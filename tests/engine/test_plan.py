@@ -108,3 +108,33 @@ def test_a_model_on_meta_can_be_planned():
     with torch.device("meta"):
         model = Tower()
     assert plan_for(model, spec=SPEC).bytes_after == plan_for(Tower(), spec=SPEC).bytes_after
+
+
+def own_forward(module):
+    before = module.forward
+    module.forward = lambda x: before(x) + 1
+
+
+LISTENERS = {
+    "own forward": own_forward,
+    "hook": lambda module: module.register_forward_hook(lambda _m, _x, y: y + 1),
+    "pre-hook": lambda module: module.register_forward_pre_hook(lambda _m, x: x[0] + 1),
+}
+
+
+@pytest.mark.parametrize("put", LISTENERS.values(), ids=LISTENERS)
+def test_what_would_be_lost_with_a_layer_is_refused(put):
+    model = Tower()
+    put(model.blocks[1]["down"])
+    with pytest.raises(BadModel, match=r"blocks\.1\.down has a hook or a forward .*allowed: take"):
+        plan_for(model, spec=SPEC)
+
+
+@pytest.mark.parametrize("place", ["", "blocks.0"])
+def test_a_function_that_a_copy_would_share_is_refused_where_copies_are_trained(place):
+    model = Tower()
+    model.get_submodule(place).forward = lambda x: x
+    recipe = Recipe.make("vq4dit", "w2a16", {})
+    with pytest.raises(BadModel, match=f"{place or 'the model'} has a forward .*copy is trained"):
+        make_plan(model, recipe, SPEC, allow_unknown=False)
+    assert plan_for(model, spec=SPEC).rules

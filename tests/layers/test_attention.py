@@ -21,6 +21,7 @@ from fewbit.layers.attention import (
     restore_attention,
     scores_of,
 )
+from fewbit.layers.dequantize import dequantize_layers
 from fewbit.models.families.original_dit import SelfAttention
 
 CPU = torch.device("cpu")
@@ -164,6 +165,35 @@ def test_a_module_uses_it_until_it_is_restored(name):
     assert torch.equal(module(x), before)
     assert type(module) is cls
     assert not quantized_attentions(module)
+
+
+@pytest.mark.parametrize("name", ["original", "foreign"])
+def test_the_classs_own_forward_left_behind_hinders_neither_way(name):
+    """As accelerate leaves it when its hooks are taken away."""
+    module, x = modules()[name], torch.randn(2, 6, 16)
+    before = module(x)
+    module.forward = module.forward
+    quantize_attention(module, static(0.25))
+    assert not torch.equal(module(x), before)
+    module.forward = module.forward
+    restore_attention(module)
+    assert torch.equal(module(x), before)
+
+
+@pytest.mark.parametrize("name", ["original", "foreign"])
+def test_dequantizing_refuses_a_forward_that_was_put_there_since(name):
+    """It would go on asking for the quantized matmuls."""
+    module, x = modules()[name], torch.randn(2, 6, 16)
+    model, before = nn.Sequential(module), module(x)
+    quantize_attention(module, static(0.25))
+    model.fewbit, asking = None, module.forward
+    module.forward = lambda *args, **kwargs: asking(*args, **kwargs)
+    with pytest.raises(BadModel, match=r"^0 has a forward of its own.*before dequantizing"):
+        dequantize_layers(model)
+    assert quantized_attentions(model)
+    del module.forward
+    dequantize_layers(model)
+    assert torch.equal(module(x), before)
 
 
 @pytest.mark.parametrize("name", ["original", "foreign"])

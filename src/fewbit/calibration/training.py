@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewbit.calibration.reconstruction import Minibatch, Reconstruction
 from fewbit.errors import BadCalibration
+from fewbit.models.own_forward import refuse_bound_to_one
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Schedule:
 
 def trainable_copy(module: nn.Module) -> nn.Module:
     """In float32 and evaluation mode, nothing of it to be trained yet."""
+    refuse_bound_to_one(module)
     return copy.deepcopy(module).float().eval().requires_grad_(False)
 
 

@@ -113,8 +113,8 @@ class FewbitQuantizer(DiffusersQuantizer):
         if "disk" in places.values():
             name = next(name for name, place in places.items() if place == "disk")
             raise BadArgument(
-                f"device_map puts {name or 'the model'} of a quantized model on disk; allowed: "
-                "devices, or accelerate.disk_offload(model, folder) after loading"
+                f"device_map puts {name or 'all'} of a quantized model on disk; allowed: devices "
+                "alone, or accelerate.disk_offload(model, folder) after loading"
             )
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:

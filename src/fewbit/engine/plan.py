@@ -20,6 +20,7 @@ from fewbit.layers.adapters import refuse_adapted
 from fewbit.layers.linear import QLinear
 from fewbit.methods.method import BlockJob, Rule, SurveyJob
 from fewbit.models import Attention, Layer, ModelSpec, Structure, describe
+from fewbit.models.own_forward import is_wrapped, refuse_bound_to_one
 from fewbit.progress import Track
 
 
@@ -142,6 +143,8 @@ def make_plan(
     refuse_adapted(model, "quantized")
     structure = describe(model, spec)
     _refuse_quantized(model)
+    if recipe.method.targets:
+        refuse_bound_to_one(model)
     if structure.unknown and not allow_unknown:
         names = ", ".join(layer.name for layer in structure.unknown[:5])
         raise BadModel(
@@ -180,6 +183,11 @@ def _check(model: nn.Module, layer: Layer, rule: Rule) -> None:
                 raise BadArgument(f"{layer.name}: {error}") from None
     if module.weight.is_meta:
         return  # nothing to see yet: the model is still to be loaded
+    if is_wrapped(module) or module._forward_hooks or module._forward_pre_hooks:
+        raise BadModel(
+            f"{layer.name} has a hook or a forward of its own, which would be lost with the layer; "
+            "allowed: take it away before quantizing and put it back afterwards"
+        )
     if not torch.isfinite(module.weight.sum()) and not torch.isfinite(module.weight).all():
         raise BadModel(f"the weight of {layer.name} holds NaN or infinite values")
     if module.bias is not None and not torch.isfinite(module.bias).all():

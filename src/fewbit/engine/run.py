@@ -37,9 +37,10 @@ from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.engine.report import LayerReport, Report
 from fewbit.engine.workdir import BlockDone, Workdir, alone_in
-from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.errors import BadArgument, BadCalibration
 from fewbit.files import checked_path, keeping
 from fewbit.layers.bind import bind, unbind
+from fewbit.layers.offload import refuse_empty
 from fewbit.methods.method import BlockJob, Method, ModelJob
 from fewbit.models import Layer, ModelSpec, transformer_of
 from fewbit.printable import printable
@@ -113,7 +114,7 @@ def quantize(
         _refuse_unusable(device)
     transformer: Any = transformer_of(model)
     plan = make_plan(transformer, chosen, spec, allow_unknown)
-    _refuse_empty(transformer)
+    refuse_empty(transformer, "quantizing")
     source = _source(model, chosen, asked, seed)
     shown = nullcontext(progress) if isinstance(progress, Meter) else Meter(str(chosen), progress)
     originals = Originals(transformer, work)
@@ -457,15 +458,6 @@ def _duplicate_bytes(model: nn.Module) -> int:
 def _refuse_no_seed(seed: object) -> None:
     if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
         raise BadArgument(f"seed must be a whole number from 0 to {LARGEST_SEED}, got {seed!r:.80}")
-
-
-def _refuse_empty(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise BadModel(
-                f"{name} of {type(model).__name__} is on the meta device and holds no numbers; "
-                "load the weights, or take away what offloads them, before quantizing"
-            )
 
 
 def _refuse_unusable(device: str | torch.device) -> None:

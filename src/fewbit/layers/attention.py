@@ -17,6 +17,7 @@ from fewbit.kernels.choose import backend_for
 from fewbit.kernels.precision import without_function_modes
 from fewbit.layers.swap import Forward, swap, swap_back
 from fewbit.models.fused_attention import run_with
+from fewbit.models.own_forward import is_wrapped
 from fewbit.rounding.straight_through import straight_through
 
 CHILD = "matmuls"  # the name under which an attention module holds its QAttention
@@ -119,11 +120,12 @@ def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | No
 
 def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:
     """From now on the module's own forward uses these."""
-    if "forward" in vars(module):  # whose calls would pass the class by
+    if is_wrapped(module):  # calls would pass the class by
         raise BadModel(
-            f"a {type(module).__name__} has a forward of its own, put there by hooks or by hand, "
-            "which its quantized matmuls cannot reach; allowed: take it away before quantizing and "
-            'put it back afterwards, or leave the matmuls out: attention="skip"'
+            f"an attention module ({type(module).__name__}) has a forward of its own, put there by "
+            "hooks or by hand, which its quantized matmuls cannot reach; allowed: take it away "
+            "before quantizing and put it back afterwards, or leave the matmuls out: "
+            'attention="skip"'
         )
     module.add_module(CHILD, matmuls)
     swap(module, rounded)

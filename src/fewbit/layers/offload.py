@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
+from fewbit.errors import BadModel
+
 HOOK = "_hf_hook"  # where accelerate keeps its hook on a module
 
 
@@ -14,6 +16,15 @@ def is_offloaded(module: nn.Module) -> bool:
     """Whether accelerate brings its tensors for a forward and takes them away after it."""
     hook = getattr(module, HOOK, None)
     return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,)))
+
+
+def refuse_empty(model: nn.Module, doing: str) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise BadModel(
+                f"{name} of {type(model).__name__} is on the meta device and holds no numbers; "
+                f"load the weights, or take away what offloads them, before {doing}"
+            )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fewbit.kernels.precision import is_traced
+from fewbit.models.own_forward import forget_leftover
 
 RUN_TIME = "_run_time"  # what an answer remembers in its module; it belongs to this process
 ANSWER = "_answer"
@@ -26,11 +27,13 @@ Answer = Callable[[Forward, str], Forward]  # a class's forward and name to the 
 def swap(module: nn.Module, answer: Answer) -> None:
     """From now on the module's forward is what `answer`, a function of some module, makes of it."""
     own: Any = type(module)
+    forget_leftover(module)
     module.__class__ = _subclass(own, answer)
 
 
 def swap_back(module: nn.Module) -> None:
     vars(module).pop(RUN_TIME, None)
+    forget_leftover(module)
     module.__class__ = type(module).__bases__[0]
 
 

@@ -21,6 +21,7 @@ from fewbit.activations.activation import Activation
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.formats import QTensor
 from fewbit.layers.adapters import refuse_adapted
+from fewbit.layers.offload import refuse_empty
 from fewbit.layers.packed_matrix import PackedMatrix
 from fewbit.storage.blueprint import Entry, blueprint_of, stored_as_is
 from fewbit.storage.header import Header, Stored
@@ -126,6 +127,7 @@ def manifest_of(
 ) -> tuple[Manifest, dict[str, Tensor]]:
     """The manifest of a quantized model and the tensors to be stored."""
     refuse_adapted(model, "saved")
+    refuse_empty(model, "saving")
     state = model.state_dict()
     crc32, aliases = stored_once(state)
     tensors = {name: state[name].contiguous() for name in crc32}
