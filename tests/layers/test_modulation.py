@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.parametrize import register_parametrization
 
 import fewbit
@@ -147,6 +148,38 @@ def test_a_forward_that_was_put_there_before_is_called_each_time_and_stays(model
     assert torch.equal(run(model), again)
     assert called == [1] * 6  # the model's tail asks the first block's too
     assert vars(module)["forward"] is before
+
+
+def storages(*modules: nn.Module) -> list[StorageWeakRef]:
+    """Where their weights are; these references keep nothing in memory."""
+    tensors = [tensor for module in modules for tensor in module.parameters()]
+    return [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ran", [False, True])
+def test_offloaded_weights_are_not_held(model, ran, tmp_path):
+    """Of a module that has answered before, from its next call on."""
+    accelerate = pytest.importorskip("accelerate")
+    if ran:
+        run(model)
+    held = storages(adaln(model), model.transformer_blocks[0].norm1.emb)
+    accelerate.disk_offload(model, tmp_path, "cpu")
+    run(model)
+    assert all(one.expired() for one in held)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ran", [False, True])
+def test_weights_that_were_moved_away_are_not_held(model, ran):
+    emb = model.transformer_blocks[0].norm1.emb
+    if ran:
+        run(model)
+    held = storages(emb)
+    model.to("meta")
+    if ran:
+        emb(*torch.zeros(2, 1, dtype=torch.int64, device="meta"), torch.float32)
+    assert all(one.expired() for one in held)
 
 
 def _as_unbound(model: Any) -> None:

@@ -86,34 +86,47 @@ class Shared:
 
 
 class Memory:
-    """What one module has computed, as long as it is intact."""
+    """What one module has computed, as long as it is intact.
+
+    A snapshot keeps weights in memory. So there is none before the first question, and none of a
+    module that is offloaded or on another device.
+    """
 
     def __init__(self, module: nn.Module, shared: Shared) -> None:
         self.module, self.intact, self.shared = module, Intact(module), shared
-        self._look()
+        self.made_of: Snapshot | None = None
+        self.samples: list[Tensor] = []
 
     def answers(self) -> Answers:
         """Those of the weights as they are now."""
-        if not self.made_of.holds() or _bytes_of(self.samples) != self.sampled:
-            self._look()
-        return self.shared.of(self.made_of, self.sampled)
+        made_of, sampled = self.made_of, _bytes_of(self.samples)
+        if made_of is None or not made_of.holds() or sampled != self.sampled:
+            made_of, sampled = self._look()
+        return self.shared.of(made_of, sampled)
 
-    def _look(self) -> None:
-        self.made_of = Snapshot(self.module)
-        self.samples = [_sample(tensor) for tensor in self.made_of.kept if not tensor.is_meta]
-        self.sampled = _bytes_of(self.samples)
+    def _look(self) -> tuple[Snapshot, Sampled]:
+        made_of = Snapshot(self.module)
+        self.samples = [_sample(tensor) for tensor in made_of.kept if not tensor.is_meta]
+        self.made_of, self.sampled = made_of, _bytes_of(self.samples)
+        return made_of, self.sampled
+
+    def _forget(self) -> None:
+        self.made_of, self.samples, self.shared.answers = None, [], None
 
     def question(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
         """The contents of the arguments; None if they are not quickly compared."""
-        if not self.intact.holds():
+        given = (*args, *kwargs.values())
+        elsewhere = any(isinstance(one, Tensor) and one.device.type != "cpu" for one in given)
+        if elsewhere or not self.intact.holds():
+            self._forget()
             return None
         contents: list[Hashable] = [*kwargs]
-        for value in (*args, *kwargs.values()):
+        for value in given:
             if not isinstance(value, Tensor | Hashable):
                 return None
             if not isinstance(value, Tensor):
                 contents += type(value), value
-            elif value.device.type != "cpu" or value.numel() > FEW:
+            elif value.numel() > FEW:
                 return None
             else:
                 contents += value.dtype, value.shape, _bytes(value)
