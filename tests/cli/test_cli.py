@@ -343,9 +343,17 @@ def test_recipes_lists_names_bits_and_settings():
     text = printed("recipes")
     assert "rtn" in text
     assert "w4a4, w8a8" in text
+    assert max(map(len, text.splitlines())) <= 80
     listed = {recipe["name"]: recipe for recipe in json.loads(printed("recipes", "--json"))}
     assert listed["rtn"]["bits"][0] == "w4a4"
     assert listed["rtn"]["calibrated"] is False
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in fewbit.recipes()])
+def test_a_recipe_is_told_in_lines_that_a_terminal_holds(name):
+    lines = printed("recipes", name).splitlines()
+    assert lines[0].startswith(f"{name}  ")
+    assert max(map(len, lines)) <= 80
 
 
 def test_doctor_says_what_there_is_and_which_path_is_taken():

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import small_models as small
 import tiny_transformers as tiny
 
 import fewbit
@@ -54,3 +55,15 @@ def test_bytes_are_those_on_disk_and_of_computed_tables(tmp_path):
         header = 8 + int.from_bytes(file.read(8), "little")
     computed = model.pos_embed.pos_embed.nbytes  # made when the model is built, never stored
     assert fewbit.inspect(tmp_path).bytes == path.stat().st_size - header + computed
+
+
+def test_columns_are_as_wide_as_what_stands_in_them():
+    model = tiny.make()
+    rows = [small.arguments(tiny.DIT, 1, seed) for seed in range(4)]
+    fewbit.quantize(model, "hq-dit", calibration=rows, progress=False)
+    heading, *rows = str(fewbit.inspect(model)).splitlines()[1:-1]
+    assert any("smooth > hadamard" in row for row in rows)
+    assert {len(row) for row in rows} == {len(heading)}
+    for column in (" role", " status", " weight", " input"):
+        place = heading.index(column)
+        assert all(row[place] == " " != row[place + 1] for row in rows)

@@ -3,10 +3,12 @@ import math
 import random
 
 import pytest
+from pages import sound
 
 from fewbit.engine.report import Report
 from fewbit.judge.comparison import Candidate, compared
 from fewbit.judge.cost import Cost
+from fewbit.judge.page import About, shown_of, write_page
 from fewbit.judge.scores import Basis, Evaluation, Score
 
 BASIS = Basis(200, 0, "the same seeds in full precision", "ab" * 32)
@@ -78,6 +80,13 @@ def test_a_broken_model_is_last_of_its_size_and_on_no_front():
     assert (last.on_front, last.quality, last.tied) == (False, None, False)
     assert "  ! bad:w4a4 is broken: all is black" in str(comparison)
     assert comparison.to_dict()["recipes"][1]["psnr"] is None
+
+
+def test_a_comparison_of_broken_models_alone_has_a_page(tmp_path):
+    broken = candidate("bad:w4a4", 4_000_000, 0, broken=True)
+    shown = shown_of(compared("shapes", [broken]), {"bad:w4a4": []})
+    write_page(tmp_path / "report.html", About("a comparison", [], "fewbit compare", {}), shown)
+    assert "all is black" in "".join(sound((tmp_path / "report.html").read_text()).words)
 
 
 def test_a_picture_without_any_error_does_not_make_the_mean_infinite():

@@ -41,7 +41,7 @@ def recipes(name: str | None, as_json: bool) -> None:
 
 def _head(recipe: RecipeInfo) -> list[str]:
     return [
-        f"{recipe.name}  {recipe.summary}",
+        *textwrap.wrap(f"{recipe.name}  {recipe.summary}", WIDTH, subsequent_indent="  "),
         f"  bits: {', '.join(recipe.bits)}",
         f"  calibration: {'yes' if recipe.calibrated else 'none needed'}",
     ]

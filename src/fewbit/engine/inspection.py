@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from fewbit.models import Layer, ModelSpec, describe, transformer_of
 from fewbit.storage.folder import skeleton
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX, Artefact
 from fewbit.storage.strict_json import read_table
+
+NUMBERS = (1, 6)  # the columns of counts and of megabytes
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,13 @@ class Inspection:
             _row(role, str(len(same)), status, _size(shape), weight, how, _megabytes(same))
             for (role, status, shape, weight, how), same in kinds.items()
         ]
+        table = _aligned([("role", "n", "status", "shape", "weight", "input", "MB"), *rows])
         return "\n".join(
             [
                 f"{self.family}{made}, {megabytes(self.bytes)}",
-                _row("role", "n", "status", "shape", "weight", "input", "MB"),
-                *rows,
+                *table,
                 *self._matmuls(),
-                f"  {'no linear layer':<70} {self.other_bytes / 1e6:>7.2f}",
+                f"  {'no linear layer':<{len(table[0]) - 10}} {self.other_bytes / 1e6:>7.2f}",
                 *(f"  warning: {warning}" for warning in self.warnings),
             ]
         )
@@ -168,9 +170,21 @@ def _row(
     weight: str | None,
     how: str | None,
     size: str,
-) -> str:
-    left = f"  {role or '-':<9} {count:>3} {status:<11} {shape:<9}"
-    return f"{left} {brief(weight or '-'):<14} {brief(how or '-'):<19} {size:>7}"
+) -> tuple[str, ...]:
+    return role or "-", count, status, shape, brief(weight or "-"), brief(how or "-"), size
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns as wide as their longest entry, those of numbers flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + " ".join(
+            entry.rjust(width) if number in NUMBERS else entry.ljust(width)
+            for number, (entry, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -80,7 +80,7 @@ def _sections(about: About, shown: Sequence[Shown]) -> Iterator[str]:
     drawn = [one for one in shown if one.pictures]
     if drawn:
         yield _pictures(about, drawn)
-    if any(one.row for one in shown):
+    if any(one.row and one.row.quality for one in shown):
         yield _fronts(shown)
     if any(one.evaluation.scores for one in shown):
         yield _scores_of_one(shown[0]) if len(shown) == 1 else _scores_of_many(shown)

@@ -227,6 +227,8 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except FewbitError as error:
         raise BrokenFile(f"the blueprint of {name} cannot be read: {str(error)[:300]}") from None
+    except KeyError as missing:
+        raise BrokenFile(f"the blueprint of {name} lacks {missing.args[0]!r:.80}") from None
     except Exception as error:
         raise BrokenFile(f"the blueprint of {name} cannot be read: {error!r:.300}") from None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,11 +44,13 @@ def refuse_large_numbers(where: str, config: Mapping[str, Any]) -> None:
     area = patch**2 if type(patch) is int and patch > 0 else 1
     for keys, most in MOST_TOKENS.items():
         sides = [number for key in keys for number in _numbers(config.get(key))]
+        if min(sides, default=1) < 1:
+            raise BrokenFile(f"{where} says {', '.join(keys)} = {_listed(sides)}, allowed: from 1")
         tokens = math.prod(sides * 2 if len(sides) == 1 else sides) / area
         if tokens > most:
             raise BrokenFile(
-                f"{where} says {', '.join(keys)} = {', '.join(f'{side:g}' for side in sides)}: "
-                f"{tokens:.0f} tokens, allowed {most}"
+                f"{where} says {', '.join(keys)} = {_listed(sides)}: {tokens:.0f} tokens, "
+                f"allowed {most}"
             )
 
 
@@ -88,6 +90,10 @@ def bounded_parameters(where: str, count: int, widest: int) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _listed(numbers: Iterable[int | float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
