@@ -603,3 +603,44 @@ def test_threads_are_torchs_and_a_forked_child_does_not_wait_for_them():
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
     )  # fmt: skip
     assert done.stdout.strip() == "good", done.stderr
+
+
+@pytest.mark.parametrize("name", ["book4", "book2", "e2m1", "int4"])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "group"), [(1, 1, 8, 8), (13, 150, 384, 64), (7, 64, 96, 24)]
+)
+def test_factors_are_multiplied_into_levels(isa, name, m, n, k, group):
+    fmt = FORMATS[name]
+    codes = torch.randint(0, 1 << fmt.bits, (n, k), dtype=torch.uint8)
+    factors = torch.randint(1, 127 // fmt.integer_max + 1, (n, k // group), dtype=torch.uint8)
+    weight = levels(codes, fmt) * factors.repeat_interleave(group, 1)
+    weight_scales, bias, packed = torch.rand(n, 1), torch.randn(n), native.pack_codes(codes, fmt)
+    for activation in ("book4", "int8"):
+        x, scales = native.quantize_rows(torch.randn(m, k), FORMATS[activation])
+        expected = product(x, weight) * scales * weight_scales.T + bias
+        ours = native.linear(x, scales, packed, weight_scales, bias, factors=factors)
+        assert torch.equal(ours, expected)
+    assert torch.equal(native.unpack(packed), codes)
+
+
+def test_the_largest_sums_with_factors_do_not_overflow(isa):
+    fmt = FORMATS["book4"]
+    codes = torch.tensor([[7], [8]], dtype=torch.uint8).expand(2, 20_000)  # 20 and -20
+    factors = torch.full((2, 1), 6, dtype=torch.uint8)
+    x = torch.full((1, 20_000), -128, dtype=torch.int8)
+    one = torch.ones(2, 1)
+    y = native.linear(x, one[:1], native.pack_codes(codes, fmt), one, factors=factors)
+    assert y.tolist() == [[-128 * 120 * 20_000, 128 * 120 * 20_000]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((5, 3), torch.uint8), ((4, 1), torch.uint8), ((5, 0), torch.uint8), ((5, 1), torch.int32)],
+)
+def test_factors_that_do_not_fit_are_refused(shape, dtype):
+    packed = native.pack_codes(torch.zeros(5, 16, dtype=torch.uint8), FORMATS["e2m1"])
+    with pytest.raises(BadArgument, match="factors"):
+        native.Linear(packed, torch.ones(5, 1), None, torch.ones(shape, dtype=dtype))
+    wide = native.pack_levels(torch.zeros(5, 16, dtype=torch.int8))
+    with pytest.raises(BadArgument, match="in 8 bits: factors"):
+        native.Linear(wide, torch.ones(5, 1), None, torch.ones(5, 1, dtype=torch.uint8))

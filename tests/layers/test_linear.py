@@ -24,6 +24,7 @@ PAIRS = [
     ("uint4/g8/fp16", "int8/row/fp32"),
     ("int2/row/bf16", None),
     ("e4m3/tensor/fp32", "uint8/row/fp32"),
+    ("book4/g16/factor", "int8/row/fp32"),
 ]
 pairs = pytest.mark.parametrize(("weight", "activation"), PAIRS)
 STORED = {"codes", "scales", "outer_scales", "zeros", "choices"}
@@ -183,7 +184,7 @@ def forced(request, monkeypatch) -> str:
 
 
 WEIGHTS = ["e2m1/row/fp32", "int8/row/fp32", "int6/row/fp32", "int3/row/fp32", "e2m3/row/fp32"]
-WEIGHTS += ["e2m1/g16/e4m3", "uint4/g8/fp16"]
+WEIGHTS += ["e2m1/g16/e4m3", "uint4/g8/fp16", "book3/g8/factor"]
 
 
 @torch.no_grad()

@@ -145,6 +145,17 @@ class Weight:
         scales = self._split()[1] * self._step()
         return scales.expand(rows, self.spec.float_groups(columns))
 
+    def group_scales(self) -> Tensor:
+        """float32 [rows, groups]: what levels in steps are multiplied with, factors included."""
+        rows, columns = self.packed.shape
+        scales = self.spec.load(self.packed.scales) * self._step()
+        return scales.expand(rows, self.spec.groups(columns))
+
+    @property
+    def factors(self) -> Tensor | None:
+        """uint8 [rows, groups], where the scales of groups are integers."""
+        return self._split()[0]
+
     def integers(self) -> Tensor:
         """Levels as int8 [rows, columns], in units of their format's smallest step, counted from
         the zero point where there is one and times the factor of their group."""
@@ -156,7 +167,7 @@ class Weight:
 
     def times_factors(self, levels: Tensor) -> Tensor:
         """Levels [rows, columns] times the integer factors of their groups, if those have any."""
-        factors, _ = self._split()
+        factors = self.factors
         if factors is None:
             return levels
         return (_grouped(levels, factors) * factors.to(levels.dtype)[..., None]).flatten(1)

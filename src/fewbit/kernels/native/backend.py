@@ -84,7 +84,7 @@ class Native(Portable):
     def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
         general = super().multiplier(weight, bias)
         if weight.layout is not None and _takes(weight.spec, weight.packed.columns):
-            return _Multiplier(weight.layout, weight.integer_scales(), bias, general)
+            return _Multiplier(weight, weight.layout, bias, general)
         return _of_vectors(weight.packed, bias, general)
 
     def added(self, main: Multiplier, side: Multiplier) -> SplitMultiplier:
@@ -117,11 +117,12 @@ class Native(Portable):
             gelu=epilogue.gelu,
             gate=epilogue.gate,
             residual=epilogue.residual,
+            factors=_factors(weight),
             out_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
         ).to(dtype)
 
     def _wide_linear(self, x: QuantizedRows, weight: Weight, bias: Tensor | None) -> Tensor:
-        layout, scales = self._layout(weight), weight.integer_scales()
+        layout, scales = self._layout(weight), _float_scales(weight)
         if layout is None or not x.integers.numel():
             return super().float_linear(x.values(), weight, bias, torch.float32)
         rows = x.integers.contiguous()
@@ -137,9 +138,7 @@ class Native(Portable):
             return super().float_linear(x, weight, bias, dtype)
         out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         x = x if x.dtype in native.DTYPES else x.float()
-        return native.float_linear(x, layout, weight.integer_scales(), bias, out_dtype=out).to(
-            dtype
-        )
+        return native.float_linear(x, layout, _float_scales(weight), bias, out_dtype=out).to(dtype)
 
     def codebook_linear(
         self, x: Tensor, packed: QTensor, bias: Tensor | None, dtype: torch.dtype
@@ -209,9 +208,10 @@ class _Multiplier:
     """`Native.linear`, prepared for a weight in panels; `general` does what is rare."""
 
     def __init__(
-        self, panels: Tensor, scales: Tensor, bias: Tensor | None, general: Multiplier
+        self, weight: Weight, panels: Tensor, bias: Tensor | None, general: Multiplier
     ) -> None:
-        self.integers, self.floats = Linear(panels, scales, bias), FloatLinear(panels, scales, bias)
+        self.integers = Linear(panels, weight.integer_scales(), bias, _factors(weight))
+        self.floats = FloatLinear(panels, _float_scales(weight), bias)
         self.general = general
 
     def __call__(self, x: QuantizedRows | Tensor, dtype: torch.dtype, epilogue: Epilogue) -> Tensor:
@@ -296,8 +296,20 @@ def _takes(spec: Spec, columns: int) -> bool:
 
 def _rests(spec: Spec) -> bool:
     """Whether panels hold the codes themselves, in 4 bits or, of integers, in 8."""
-    plain = spec.symmetric and not spec.scale.factors
-    return plain and (spec.format.bits <= 4 or spec.format.codes_are_levels)
+    if spec.scale.factors:  # they are multiplied into nibbles, for whole lanes
+        whole = isinstance(spec.span, str) or spec.span % LANES == 0
+        return spec.symmetric and spec.format.bits <= 4 and whole
+    return spec.symmetric and (spec.format.bits <= 4 or spec.format.codes_are_levels)
+
+
+def _factors(weight: Weight) -> Tensor | None:
+    """The factors of groups that panels do not have in them: those that hold codes."""
+    return weight.factors if _rests(weight.spec) else None
+
+
+def _float_scales(weight: Weight) -> Tensor:
+    """The scales of a product of floats, where factors are part of the scales of their groups."""
+    return weight.integer_scales() if _factors(weight) is None else weight.group_scales()
 
 
 def _bits(spec: Spec) -> int:

@@ -31,7 +31,7 @@ from torch import Tensor
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 8
+ABI = 9
 ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
@@ -47,9 +47,9 @@ def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
 
 class LinearTask(Structure):
     _fields_ = (
-        *_fields(_P, "codes scales weight weight_scales bias gate residual out"),
+        *_fields(_P, "codes scales weight factors weight_scales bias gate residual out"),
         *_fields(_L, "weight_bytes m n k tokens"),
-        *_fields(_I, "groups gelu out_dtype"),
+        *_fields(_I, "factor_groups groups gelu out_dtype"),
         ("side", _P),
     )
 

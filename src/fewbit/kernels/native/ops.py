@@ -188,10 +188,12 @@ def linear(
     gelu: bool = False,
     gate: Tensor | None = None,
     residual: Tensor | None = None,
+    factors: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Codes [M, K] with scales [M, 1] times a packed weight with scales [N, G]; see `Linear`."""
-    return Linear(packed, weight_scales, bias)(codes, scales, out_dtype, gelu, gate, residual)
+    product = Linear(packed, weight_scales, bias, factors)
+    return product(codes, scales, out_dtype, gelu, gate, residual)
 
 
 @_operator(

@@ -102,9 +102,16 @@ class Rows:
 
 
 class Linear:
-    """Multiplies codes of rows by a packed weight with scales [N, G] and adds a bias."""
+    """Multiplies codes of rows by a packed weight with scales [N, G] and adds a bias. The levels of
+    a weight in 4 bits may have integer factors [N, F] of their groups."""
 
-    def __init__(self, packed: Tensor, weight_scales: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        packed: Tensor,
+        weight_scales: Tensor,
+        bias: Tensor | None = None,
+        factors: Tensor | None = None,
+    ) -> None:
         channels, columns, groups = _sizes(packed, weight_scales)
         most = most_depth()
         if columns // groups > most:
@@ -112,10 +119,13 @@ class Linear:
                 f"{columns} columns in {groups} groups: an int32 sum of products of codes holds "
                 f"at most {most} columns of a group"
             )
-        self._kept = packed, _floats(weight_scales), _bias(bias, channels)
+        factors = _factors(factors, packed)
+        self._kept = packed, _floats(weight_scales), _bias(bias, channels), factors
         self._columns, self._channels = columns, channels
         self._task = LinearTask(
             weight=address(packed),
+            factors=address(factors),
+            factor_groups=1 if factors is None else factors.shape[1],
             weight_scales=address(self._kept[1]),
             bias=address(self._kept[2]),
             weight_bytes=packed.numel(),
@@ -375,6 +385,21 @@ def _sizes(packed: Tensor, weight_scales: Tensor) -> tuple[int, int, int]:
     if weight_scales.shape[0] != channels:
         raise failure(OTHER_SHAPE)
     return channels, columns, groups
+
+
+def _factors(factors: Tensor | None, packed: Tensor) -> Tensor | None:
+    if factors is None:
+        return None
+    bits, channels, columns = contents(packed)
+    groups = factors.shape[1]
+    if bits != 4 or len(factors) != channels or not groups or columns % (8 * groups):
+        raise BadArgument(
+            f"factors {list(factors.shape)} of {channels} channels of {columns} columns in {bits} "
+            "bits: factors are [channels, groups], of codes in 4 bits, in groups of whole lanes"
+        )
+    if factors.dtype != torch.uint8:
+        raise BadArgument(f"factors are uint8, got {factors.dtype}")
+    return factors.contiguous()
 
 
 def _floats(x: Tensor) -> Tensor:

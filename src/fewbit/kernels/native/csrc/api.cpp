@@ -155,7 +155,7 @@ int64_t rows_at_once(int64_t m, int64_t most, int64_t n) {
 
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 8; }
+EXPORT int32_t fewbit_abi() { return 9; }
 
 // Of linear, float_linear, rows and attention, in this order.
 EXPORT int64_t fewbit_task_bytes(int32_t index) {
@@ -248,6 +248,7 @@ static int32_t check(const LinearTask& asked) {
     if (!is_packed(asked.weight, asked.weight_bytes)) return kNotPacked;
     const Header& h = *reinterpret_cast<const Header*>(asked.weight);
     if (h.n != asked.n || h.k != asked.k) return kNotPacked;
+    if (asked.factors && (h.bits != 4 || asked.k % (kDepth * asked.factor_groups))) return kNotPacked;
     return asked.k / asked.groups > kMostDepth ? kTooDeep : kDone;
 }
 

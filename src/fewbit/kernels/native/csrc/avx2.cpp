@@ -27,6 +27,7 @@ static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
                 int32_t* acc);
 
+#include "factors.inc"
 #include "linear.inc"
 #include "sums.inc"
 
@@ -74,6 +75,34 @@ static void open_nibbles(const Packed& w, int64_t panel, uint8_t* out) {
     }
 }
 
+// Bytes times a factor of each dword, plus another byte, modulo 256.
+static inline __m256i times(__m256i bytes, __m256i factors, __m256i added) {
+    const __m256i even = _mm256_mullo_epi16(bytes, factors);
+    const __m256i odd = _mm256_mullo_epi16(_mm256_srli_epi16(bytes, 8), factors);
+    const __m256i low = _mm256_and_si256(even, _mm256_set1_epi16(255));
+    return _mm256_add_epi8(_mm256_or_si256(low, _mm256_slli_epi16(odd, 8)), added);
+}
+
+static inline __m256i dwords(const uint8_t* bytes, int32_t copies) {
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+    return _mm256_mullo_epi32(_mm256_cvtepu8_epi32(eight), _mm256_set1_epi32(copies));
+}
+
+// Of a panel in strips.
+static void multiply_factors(const Linear& t, const Packed& w, int64_t panel, uint8_t* bytes) {
+    const int64_t k = w.header->k, quads = k / t.factor_groups / 4;
+    for (int64_t group = 0; group < t.factor_groups; ++group) {
+        const Factors f(t, w, panel, group);
+        for (int64_t part = 0; part < kPanel; part += 8) {
+            const __m256i factors = dwords(f.factor + part, 0x00010001);
+            const __m256i added = dwords(f.added + part, 0x01010101);
+            uint8_t* to = bytes + (part / kStrip * k + group * quads * 4) * kStrip + part % kStrip * 4;
+            for (int64_t quad = 0; quad < quads; ++quad, to += 4 * kStrip)
+                store256(to, times(load256(to), factors, added));
+        }
+    }
+}
+
 static void open_bytes(const Packed& w, int64_t panel, uint8_t* out) {
     int64_t quads = up(w.header->k, kDepth) / 4;
     for (int64_t quad = 0; quad < quads; ++quad)
@@ -94,15 +123,16 @@ static void widen(const uint8_t* bytes, int64_t quads, int32_t offset, int16_t* 
 static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_t* scratch) {
     const Header& h = *w.header;
     int64_t k = up(h.k, kDepth);
-    int64_t pair = 2 * int64_t(h.top) * t.largest;
+    int64_t pair = 2 * int64_t(opened_top(t, w)) * t.largest;
     int64_t steps = pair ? 32767 / pair : k;
-    Opened opened = {scratch, nullptr, k, steps < kWorthIt ? 0 : steps, h.offset};
+    Opened opened = {scratch, nullptr, k, steps < kWorthIt ? 0 : steps, opened_offset(t, w)};
     if (h.bits == 4) open_nibbles(w, panel, scratch);
     else open_bytes(w, panel, scratch);
+    if (t.factors) multiply_factors(t, w, panel, scratch);
     if (opened.steps) return opened;
     int16_t* wide = reinterpret_cast<int16_t*>(scratch + k * kPanel);
     for (int64_t strip = 0; strip < 4; ++strip)
-        widen(scratch + strip * k * kStrip, k / 4, h.offset, wide + strip * k * kStrip);
+        widen(scratch + strip * k * kStrip, k / 4, opened.offset, wide + strip * k * kStrip);
     opened.bytes = reinterpret_cast<uint8_t*>(wide);
     opened.widened = wide + k * kPanel;
     return opened;

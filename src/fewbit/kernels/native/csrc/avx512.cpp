@@ -24,6 +24,7 @@ static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t*
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
                 int32_t* acc);
 
+#include "factors.inc"
 #include "linear.inc"
 #include "sums.inc"
 
@@ -76,12 +77,40 @@ static void open_one_table(const Packed& w, int64_t panel, uint8_t* out) {
         }
 }
 
-static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t* scratch) {
+// Bytes times a factor of each dword, plus another byte, modulo 256.
+static inline __m512i times(__m512i bytes, __m512i factors, __m512i added) {
+    const __m512i even = _mm512_mullo_epi16(bytes, factors);
+    const __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(bytes, 8), factors);
+    const __m512i low = _mm512_and_si512(even, _mm512_set1_epi16(255));
+    return _mm512_add_epi8(_mm512_or_si512(low, _mm512_slli_epi16(odd, 8)), added);
+}
+
+static inline __m512i dwords(const uint8_t* bytes, int32_t copies) {
+    const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+    return _mm512_mullo_epi32(_mm512_cvtepu8_epi32(sixteen), _mm512_set1_epi32(copies));
+}
+
+static void multiply_factors(const Linear& t, const Packed& w, int64_t panel, uint8_t* bytes) {
+    const int64_t quads = w.header->k / t.factor_groups / 4;
+    for (int64_t group = 0; group < t.factor_groups; ++group) {
+        const Factors f(t, w, panel, group);
+        for (int64_t part = 0; part < kPanel; part += 16) {
+            const __m512i factors = dwords(f.factor + part, 0x00010001);
+            const __m512i added = dwords(f.added + part, 0x01010101);
+            uint8_t* to = bytes + group * quads * 4 * kPanel + part * 4;
+            for (int64_t quad = 0; quad < quads; ++quad, to += 4 * kPanel)
+                _mm512_storeu_si512(to, times(_mm512_loadu_si512(to), factors, added));
+        }
+    }
+}
+
+static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_t* scratch) {
     const Header& h = *w.header;
     if (h.bits == 8) return {w.panel(panel), h.offset};
     if (h.tables > 1) open_choices(w, panel, scratch);
     else open_one_table(w, panel, scratch);
-    return {scratch, h.offset};
+    if (t.factors) multiply_factors(t, w, panel, scratch);
+    return {scratch, opened_offset(t, w)};
 }
 
 // As assembly, because the compiler's builtin copies its accumulators around.

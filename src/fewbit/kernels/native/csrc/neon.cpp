@@ -25,16 +25,17 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t 
                 int32_t* acc);
 
 #include "linear.inc"
+#include "factors.inc"
 #include "plain_panel.inc"
 #include "sums.inc"
 #include "decode.inc"
 #include "float_linear.inc"
 
-static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t* scratch) {
-    const uint8_t* bytes = plain_panel(w, panel, scratch);
+static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_t* scratch) {
+    const uint8_t* bytes = plain_panel(t, w, panel, scratch);
     int8_t* levels = reinterpret_cast<int8_t*>(scratch);
     for (int64_t i = 0; i < up(w.header->k, kDepth) * kPanel; ++i)
-        levels[i] = int8_t(bytes[i] - w.header->offset);
+        levels[i] = int8_t(bytes[i] - opened_offset(t, w));
     return {levels, 0};
 }
 

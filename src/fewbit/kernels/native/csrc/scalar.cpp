@@ -21,14 +21,15 @@ static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t*
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,
                 int32_t* acc);
 
+#include "factors.inc"
 #include "plain_panel.inc"
 #include "linear.inc"
 #include "sums.inc"
 #include "decode.inc"
 #include "float_linear.inc"
 
-static Opened open_panel(const Linear&, const Packed& w, int64_t panel, uint8_t* scratch) {
-    return {plain_panel(w, panel, scratch), w.header->offset};
+static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_t* scratch) {
+    return {plain_panel(t, w, panel, scratch), opened_offset(t, w)};
 }
 
 static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t k0, int64_t depth,

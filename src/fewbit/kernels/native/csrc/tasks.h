@@ -18,13 +18,14 @@ struct LinearTask {  // integers times integers
     const int8_t* codes;         // [m, k]
     const float* scales;         // [m]
     const uint8_t* weight;       // packed, of `weight_bytes` bytes
+    const uint8_t* factors;      // [n, factor_groups] or null: of the levels, which rest in 4 bits
     const float* weight_scales;  // [n, groups]
     const float* bias;           // [n] or null
     const float* gate;           // [m / tokens, n] or null: a result is residual + gate * it
     const void* residual;        // [m, n], of the type of the results
     void* out;                   // [m, n]
     int64_t weight_bytes, m, n, k, tokens;
-    int32_t groups, gelu, out_dtype;
+    int32_t factor_groups, groups, gelu, out_dtype;
     const LinearTask* side;      // a product of the same size that is added to the results, or null:
 };                               // of one group, and nothing is done to its own
 
