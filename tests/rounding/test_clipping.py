@@ -90,3 +90,36 @@ def test_the_outer_scale_is_the_best_of_those_tried():
     outer = least_error.outer(weight, spec).repeat_interleave(8, 0)
     found = loss(parts, one, least_error(parts, one, outer)).view(8, 8).sum(1)
     assert found.sum() <= 1.01 * torch.stack(losses).amin(0).sum()
+
+
+@pytest.mark.parametrize("text", ["e1m2/row/fp32", "int4/g16/fp16", "book4/g16/factor"])
+def test_what_weighs_nothing_has_no_say(text):
+    """Columns of no importance may be anything: scales are those of the others alone."""
+    spec = Spec.parse(text)
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(2))
+    importance = torch.ones(64)
+    importance[3::4] = 0
+    other = weight.clone()
+    other[:, 3::4] *= 0.5
+    full = weight.abs().unflatten(1, (-1, 16)).amax(2).repeat_interleave(16, 1)
+    weight[:, 1::4], other[:, 1::4] = full[:, 1::4], full[:, 1::4]  # so that the full scale stays
+    ours, theirs = (
+        round_to_nearest(one, Grid(spec, one, least_error, importance)) for one in (weight, other)
+    )
+    assert torch.equal(ours.scales.stored, theirs.scales.stored)
+    plain = round_to_nearest(other, Grid(spec, other, least_error))
+    assert not torch.equal(ours.scales.stored, plain.scales.stored)
+
+
+@pytest.mark.parametrize("text", ["e2m1/row/fp32", "book4/g16/factor", "book2/g32/factor"])
+def test_weighing_loses_less_of_what_is_weighed(text):
+    spec, importance = Spec.parse(text), torch.linspace(-3, 3, 64).exp()
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(3))
+    lost = [
+        float((error.dequantize() - weight).square().sum(0) @ importance)
+        for error in (
+            round_to_nearest(weight, Grid(spec, weight, least_error, importance)),
+            round_to_nearest(weight, Grid(spec, weight, least_error)),
+        )
+    ]
+    assert lost[0] < 0.98 * lost[1]

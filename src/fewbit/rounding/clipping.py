@@ -18,26 +18,28 @@ FAR = 1e6  # times the full scale: further out are groups of zeros
 @dataclass(frozen=True)
 class Fit:
     """For each row the scale, full or shrunk, at which its squared rounding error is smallest; a
-    zero point stays where it is."""
+    zero point stays where it is. `importance` [columns] is what the error of a column weighs."""
 
     shrinks: tuple[float, ...] = ()
 
-    def __call__(self, weight: Tensor, spec: Spec, outer: Tensor | None) -> Scales:
+    def __call__(
+        self, weight: Tensor, spec: Spec, outer: Tensor | None, importance: Tensor | None = None
+    ) -> Scales:
         """Of one group of columns, whose outer scale is known."""
         best = spec.fit(weight, outer)
         if not self.shrinks:
             return best
-        full, least = _full_scale(weight, spec), _row_error(weight, spec, best)
+        full, least = _full_scale(weight, spec), _row_error(weight, spec, best, importance)
         for shrink in self.shrinks:
             candidate = replace(spec.store(full * shrink, outer), zeros=best.zeros)
-            error = _row_error(weight, spec, candidate)
+            error = _row_error(weight, spec, candidate, importance)
             better = error < least
             least = torch.where(better, error, least)
             stored = torch.where(better, candidate.stored, best.stored)
             best = replace(candidate, stored=stored)
         return best
 
-    def outer(self, weight: Tensor, spec: Spec) -> Tensor | None:
+    def outer(self, weight: Tensor, spec: Spec, importance: Tensor | None = None) -> Tensor | None:
         """The outer scale of all groups. Integer factors of it are few, so the one is chosen at
         which they lose least."""
         full = spec.fit(weight).outer
@@ -45,7 +47,7 @@ class Fit:
             return full
         tried = [full, *(spec.fit(weight * shrink).outer for shrink in self.shrinks)]
         outers = torch.cat([outer for outer in tried if outer is not None], 1)
-        least = _Losses(weight, spec).at(outers).argmin(1, keepdim=True)
+        least = _Losses(weight, spec, importance).at(outers).argmin(1, keepdim=True)
         return outers.gather(1, least)
 
 
@@ -62,15 +64,18 @@ def _full_scale(weight: Tensor, spec: Spec) -> Tensor:
     return spec.scale_of(most)
 
 
-def _row_error(weight: Tensor, spec: Spec, scales: Scales) -> Tensor:
-    return (spec.round(weight, scales) - weight).square().sum(1, keepdim=True)
+def _row_error(
+    weight: Tensor, spec: Spec, scales: Scales, importance: Tensor | None = None
+) -> Tensor:
+    error = (spec.round(weight, scales) - weight).square()
+    return (error if importance is None else error * importance).sum(1, keepdim=True)
 
 
 class _Losses:
     """What each group loses, tabulated at evenly spaced scales: so that many outer scales can be
     compared, each with the best factor for every group, without rounding the weight anew."""
 
-    def __init__(self, weight: Tensor, spec: Spec) -> None:
+    def __init__(self, weight: Tensor, spec: Spec, importance: Tensor | None) -> None:
         self.groups, self.factors = spec.groups(weight.shape[1]), spec.scale.factors
         parts, plain = (
             weight.reshape(len(weight) * self.groups, -1),
@@ -78,7 +83,11 @@ class _Losses:
         )
         self.full, zeros = _full_scale(parts, plain), plain.fit(parts).zeros
         scales = (replace(plain.store(self.full * ratio), zeros=zeros) for ratio in RATIOS)
-        self.table = torch.cat([_row_error(parts, plain, scale) for scale in scales], 1)
+        weighs = (
+            None if importance is None else importance.view(self.groups, -1).repeat(len(weight), 1)
+        )
+        errors = [_row_error(parts, plain, scale, weighs) for scale in scales]
+        self.table = torch.cat(errors, 1)
 
     def at(self, outers: Tensor) -> Tensor:
         """[rows, outer scales]"""

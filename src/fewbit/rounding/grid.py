@@ -12,22 +12,26 @@ from fewbit.rounding.clipping import Fit
 
 
 class Grid:
-    """What `gptq` calls a rounder, for any spec of the library."""
+    """What `gptq` calls a rounder, for any spec of the library. Scales are fit by errors that weigh
+    as much as the `importance` [columns] of their column, if that is given."""
 
-    def __init__(self, spec: Spec, weight: Tensor, fit: Fit) -> None:
+    def __init__(
+        self, spec: Spec, weight: Tensor, fit: Fit, importance: Tensor | None = None
+    ) -> None:
         self.spec = spec
         self.group = spec.span if isinstance(spec.span, int) else None
-        self.fit = fit
+        self.fit, self.importance = fit, importance
         # An outer scale, or the one scale of a tensor, stays.
-        self.whole = replace(spec.fit(weight), outer=fit.outer(weight, spec))
+        self.whole = replace(spec.fit(weight), outer=fit.outer(weight, spec, importance))
         self.fitted: dict[int, Scales] = {}
 
     def begin(self, columns: slice, weight: Tensor) -> None:
         if self.spec.span == "tensor":
             self.fitted[0] = self.whole
             return
+        weighs = None if self.importance is None else self.importance[columns]
         self.fitted[self._index(columns.start)] = self.fit(
-            weight, self.spec.one_group, self.whole.outer
+            weight, self.spec.one_group, self.whole.outer, weighs
         )
 
     def round(self, weight: Tensor, column: int) -> Tensor:
