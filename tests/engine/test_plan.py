@@ -138,3 +138,10 @@ def test_a_function_that_a_copy_would_share_is_refused_where_copies_are_trained(
     with pytest.raises(BadModel, match=f"{place or 'the model'} has a forward .*copy is trained"):
         make_plan(model, recipe, SPEC, allow_unknown=False)
     assert plan_for(model, spec=SPEC).rules
+
+
+def test_weights_that_torch_does_not_compute_with_are_refused():
+    with pytest.raises(
+        BadModel, match=r"weight of blocks\.0\.up is torch\.float8_e4m3fn; allowed: "
+    ):
+        plan_for(Tower().to(torch.float8_e4m3fn), spec=SPEC)

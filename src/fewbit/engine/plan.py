@@ -188,6 +188,11 @@ def _check(model: nn.Module, layer: Layer, rule: Rule) -> None:
             f"{layer.name} has a hook or a forward of its own, which would be lost with the layer; "
             "allowed: take it away before quantizing and put it back afterwards"
         )
+    if module.weight.dtype.itemsize < 2:  # float8, which torch stores and does not compute with
+        raise BadModel(
+            f"the weight of {layer.name} is {module.weight.dtype}; allowed: float32, bfloat16 and "
+            "float16, as after model.to(torch.bfloat16)"
+        )
     if not torch.isfinite(module.weight.sum()) and not torch.isfinite(module.weight).all():
         raise BadModel(f"the weight of {layer.name} holds NaN or infinite values")
     if module.bias is not None and not torch.isfinite(module.bias).all():
