@@ -9,7 +9,8 @@ from small_models import make
 from torch.testing import assert_close
 
 from fewbit.calibration import Calibration, Sampling, manner_of
-from fewbit.calibration.trajectories import Choice, _generator, _Recording, sample
+from fewbit.calibration.drawing import Choice, generator_of
+from fewbit.calibration.trajectories import _Recording, sample
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.storage.entries import Entries
 
@@ -68,7 +69,7 @@ def test_rows_are_those_of_the_ordinary_pipeline(labelled, scheduler):
     labelled.set_progress_bar_config(disable=True)
     labelled(
         class_labels=[int(label[0])],
-        generator=[_generator(0, 0)],
+        generator=[generator_of(0, 0)],
         guidance_scale=3.0,
         num_inference_steps=4,
     )

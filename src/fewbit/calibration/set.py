@@ -94,9 +94,9 @@ class Item:
                     path,
                 )
             return leaf
-        if leaf.is_floating_point() and not leaf.isfinite().all():
+        if leaf.is_floating_point() and (leaf.isnan() | leaf.isposinf()).any():  # masks hold -inf
             raise self.bad("holds NaN or infinity; allowed: finite numbers", path)
-        return leaf.detach().cpu()
+        return leaf.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
     def bad(self, what: str, path: str | None = None) -> BadCalibration:
         key = "" if path is None else f", key {path!r},"

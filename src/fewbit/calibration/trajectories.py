@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from hashlib import sha256
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from fewbit.calibration.modes import evaluating
+from fewbit.calibration.drawing import (
+    CALIBRATION,
+    AllSeen,
+    Choice,
+    borrowed,
+    by_name,
+    drawn,
+    generator_of,
+)
+from fewbit.calibration.recording import Recording
 from fewbit.calibration.row_set import RowSet, count_rows, in_rows, time_per_row
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.tree import rebuild
 from fewbit.errors import BadArgument, BadCalibration, BadModel
-from fewbit.pipelines.asking import Manner, manner_of
+from fewbit.pipelines.asking import EMBEDDED, Manner, manner_of
 from fewbit.pipelines.request import Calibration
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries, Entry
 
-CALIBRATION = "calibration"  # what the phase is called
-MOMENTS_PER_IMAGE = 4  # more saves time, fewer means more images
+AS_USUAL = Calibration()
 
 
 def sample(
@@ -62,15 +69,26 @@ class Sampling:
     choice: Choice
     seed: int
     batch: int  # images at a time
+    calls: Recording  # in the place of rows, where the transformer's calls have none to be cut
+    note: str | None = None  # what a user would not expect
 
     @classmethod
     def of(
-        cls, manner: Manner, samples: int, seed: int = 0, batch: int = 8, times: int = 1
+        cls,
+        manner: Manner,
+        samples: int,
+        seed: int = 0,
+        batch: int = 8,
+        times: int = 1,
+        asked: Calibration = AS_USUAL,
+        note: str | None = None,
     ) -> Sampling:
+        """asked: the wishes that manner and samples were made of; note: what to tell of them."""
         if samples % manner.halves:
             raise BadArgument(f"samples must be even, for guidance has two halves, got {samples}")
         if type(batch) is not int or batch < 1:
             raise BadArgument(f"batch must be a positive number of images, got {batch!r}")
+        batch = 1 if EMBEDDED in manner.call else batch
         choice = Choice.spread(samples // manner.halves, manner.steps)
         most = min(choice.moments, manner.steps)
         if most < times:
@@ -78,7 +96,8 @@ class Sampling:
                 f"{times} time groups need {times * manner.halves} samples and {times} steps or "
                 f"more; {samples} samples of {manner.steps} steps allow {most}"
             )
-        return cls(manner, choice, seed, batch)
+        recording = Recording.of(manner, samples, seed, times, asked)
+        return cls(manner, choice, seed, batch, recording, note)
 
     def __len__(self) -> int:
         return self.choice.moments * self.manner.halves
@@ -96,14 +115,20 @@ class Sampling:
         self, pipe: Any, kept: Entries | None = None, meter: Meter | None = None
     ) -> CalibrationSet:
         """Each batch of images is kept when it is drawn, and is not drawn again."""
-        images = range(self.choice.images)
         meter = Meter(show=False) if meter is None else meter
+        with borrowed(pipe):
+            try:
+                return self._rows(pipe, kept, meter)
+            except NoRows:
+                return self.calls.draw(pipe, kept, meter)
+
+    def _rows(self, pipe: Any, kept: Entries | None, meter: Meter) -> CalibrationSet:
+        images = range(self.choice.images)
         meter.begin(CALIBRATION, len(images))
         moments: dict[int, dict[str, Any]] = {}
-        with _borrowed(pipe):
-            for start in images[:: self.batch]:
-                moments |= self._batch(pipe, images[start : start + self.batch], kept, meter)
-        order = torch.randperm(self.choice.moments, generator=_generator(self.seed, "order"))
+        for start in images[:: self.batch]:
+            moments |= self._batch(pipe, images[start : start + self.batch], kept, meter)
+        order = torch.randperm(self.choice.moments, generator=generator_of(self.seed, "order"))
         return RowSet.from_items(
             (moments.pop(moment) for moment in order.tolist()),
             conditional=torch.arange(len(self)) % self.manner.halves == 0,
@@ -123,7 +148,7 @@ class Sampling:
         def watch(share: float) -> None:
             meter.reach(images.start + share * len(images))
 
-        subjects = _draw(self.manner.subjects, self.choice.images, self.seed)
+        subjects = drawn(self.manner.subjects, self.choice.images, self.seed)
         recording = _Recording(self.manner, self.choice, images, self.seed, watch)
         moments = recording.of(pipe, subjects[images.start : images.stop])
         if kept is not None:
@@ -142,32 +167,8 @@ def _unpacked(entry: Entry) -> dict[int, dict[str, Any]]:
     return dict(zip(moments, rows.batches(len(rows) // len(moments)), strict=True))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which image is looked at when. Moment m is image m mod images, at a time that grows with m.
-
-    So every image is seen at a few moments far apart, and all timesteps equally often.
-    """
-
-    moments: int
-    images: int
-
-    @classmethod
-    def spread(cls, moments: int, steps: int) -> Choice:
-        return cls(moments, -(-moments // min(MOMENTS_PER_IMAGE, steps)))
-
-    def of(self, images: Sequence[int], steps: int) -> dict[int, dict[int, int]]:
-        """Step -> moment -> place of its image among `images`."""
-        chosen: dict[int, dict[int, int]] = {}
-        for place, image in enumerate(images):
-            for moment in range(image, self.moments, self.images):
-                step = (2 * moment + 1) * steps // (2 * self.moments)
-                chosen.setdefault(step, {})[moment] = place
-        return chosen
-
-
-class _AllSeen(Exception):
-    """Nothing more is wanted of this run of the pipeline."""
+class NoRows(Exception):
+    """The transformer's calls are not made of rows, one for each image and half of the guidance."""
 
 
 class _Recording:
@@ -183,8 +184,8 @@ class _Recording:
     ) -> None:
         """`watch` is told what share of the scheduler's steps is done."""
         self.manner, self.choice, self.images, self.watch = manner, choice, images, watch
-        self.generators = [_generator(seed, image) for image in images]
-        self.global_seed = _generator(seed, f"images from {images.start}").initial_seed()
+        self.generators = [generator_of(seed, image) for image in images]
+        self.global_seed = generator_of(seed, f"images from {images.start}").initial_seed()
         self.kept: dict[int, dict[str, Any]] = {}
         self.wanted: dict[int, dict[int, int]] | None = None
         self.step = 0
@@ -197,14 +198,16 @@ class _Recording:
         def look(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.wanted is None:
                 self.wanted = self.choice.of(self.images, len(pipe.scheduler.timesteps))
-            names = inspect.signature(transformer.forward).parameters
-            self._keep({**dict(zip(names, args, strict=False)), **kwargs})
+            forward = by_name(transformer, args, kwargs)
+            if self.wanted and not self.kept and not self._has_rows(forward):
+                raise NoRows
+            self._keep(forward)
 
         torch.manual_seed(self.global_seed)  # the batches before may not have been drawn
         hook = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
         try:
             self.manner.ask(pipe, subjects, self.generators)
-        except _AllSeen:
+        except AllSeen:
             return self.kept
         finally:
             hook.remove()
@@ -217,18 +220,19 @@ class _Recording:
     def _keep(self, forward: Mapping[str, Any]) -> None:
         assert self.wanted is not None
         for moment, place in self.wanted.pop(self.step, {}).items():
-            self.kept[moment] = _rows(forward, self._halves(place, count_rows(forward)))
+            self.kept[moment] = _rows(forward, self._halves(place))
         if not self.wanted:
-            raise _AllSeen
+            raise AllSeen
 
-    def _halves(self, place: int, rows: int) -> list[int]:
+    def _has_rows(self, forward: Mapping[str, Any]) -> bool:
+        """As many as images and halves, and nothing in lists whose order nobody knows."""
+        listed = (value for value in forward.values() if isinstance(value, list))
+        rows = len(self.images) * self.manner.halves
+        return count_rows(forward) == rows and not any(map(len, listed))
+
+    def _halves(self, place: int) -> list[int]:
         """The rows of one image, the conditional one first."""
         count = len(self.images)
-        if rows != count * self.manner.halves:
-            raise BadModel(
-                f"the transformer was called with {rows} rows for {count} images; allowed at "
-                f"guidance {self.manner.guidance:g}: {count * self.manner.halves}"
-            )
         halves = [place + half * count for half in range(self.manner.halves)]
         return halves if self.manner.conditional_first else halves[::-1]
 
@@ -260,30 +264,3 @@ def _rows(forward: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
         return leaf[rows].cpu() if in_rows(path, leaf, total) else leaf.cpu()
 
     return rebuild(time_per_row(forward, total), pick)
-
-
-def _draw(subjects: Sequence[Any], count: int, seed: int) -> list[Any]:
-    """In random order, all of them before any comes again."""
-    order = torch.randperm(len(subjects), generator=_generator(seed, "subjects")).tolist()
-    return [subjects[order[number % len(order)]] for number in range(count)]
-
-
-def _generator(seed: int, purpose: object) -> Generator:
-    digest = sha256(f"{seed} {purpose}".encode()).digest()
-    return Generator("cpu").manual_seed(int.from_bytes(digest[:6]))
-
-
-@contextmanager
-def _borrowed(pipe: Any) -> Iterator[None]:
-    """The pipeline quiet and in evaluation mode, the global generators put back afterwards."""
-    bar = vars(pipe).get("_progress_bar_config")
-    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    with torch.random.fork_rng(range(torch.cuda.device_count())), evaluating(*modules):
-        pipe.set_progress_bar_config(disable=True)
-        try:
-            yield
-        finally:
-            pipe.maybe_free_model_hooks()
-            del pipe._progress_bar_config
-            if bar is not None:
-                pipe._progress_bar_config = bar

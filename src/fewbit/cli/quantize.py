@@ -43,6 +43,13 @@ DISK = 200e6  # bytes a second, to guess how long saving takes
 @click.option("--steps", type=int, help="Of calibration; the pipeline's own if left out.")
 @click.option("--guidance", type=float, help="Of calibration; the pipeline's own if left out.")
 @click.option(
+    "--call",
+    "call",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Of calibration: what the pipeline is told, such as height=512 or num_frames=17.",
+)
+@click.option(
     "--workdir",
     type=click.Path(path_type=Path),
     help="Keeps what is finished; a stopped run goes on from there.",
@@ -67,6 +74,7 @@ def quantize(
     prompts: Path | None,
     steps: int | None,
     guidance: float | None,
+    call: tuple[str, ...],
     workdir: Path | None,
     allow_unknown: bool,
     dry_run: bool,
@@ -81,7 +89,8 @@ def quantize(
 
     The folder holds the packed weights, the recipe and the report; diffusers loads it.
     """
-    chosen = {**({"preset": preset} if preset else {}), **_settings(settings)}
+    chosen = {**({"preset": preset} if preset else {}), **_named("--set", settings)}
+    told = _named("--call", call)
     if output is not None:
         refuse_taken(output, overwrite)
     elif not dry_run:
@@ -99,7 +108,8 @@ def quantize(
     from fewbit.progress import Meter
 
     given = (samples, None if prompts is None else lines_of(prompts), steps, guidance)
-    calibration = None if given == (None,) * 4 else fewbit.Calibration(*given)
+    usual = given == (None,) * 4 and not told
+    calibration = None if usual else fewbit.Calibration(*given, told)
     resolved = Recipe.resolve(recipe, bits, chosen)
     solver = device_named(device)
     source = open_model(model, dtype=dtype_named(dtype), heads=heads)
@@ -141,13 +151,13 @@ def _bytes(model: Any) -> int:
     return sum(stored_bytes(part) for part in parts if isinstance(part, nn.Module))
 
 
-def _settings(texts: tuple[str, ...]) -> dict[str, Any]:
+def _named(option: str, texts: tuple[str, ...]) -> dict[str, Any]:
     """`group_size=64` as Python would have it: JSON where it is JSON, else a string."""
     settings = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not (equals and name.isidentifier()):
-            raise BadArgument(f"--set takes NAME=VALUE, got {text!r}")
+            raise BadArgument(f"{option} takes NAME=VALUE, got {text!r}")
         try:
             settings[name] = json.loads(value)
         except ValueError:

@@ -25,7 +25,7 @@ from fewbit.calibration import (
     Step,
     manner_of,
 )
-from fewbit.calibration.trajectories import CALIBRATION
+from fewbit.calibration.drawing import CALIBRATION
 from fewbit.calibration.trial import Trial, try_out
 from fewbit.engine import memory
 from fewbit.engine.decibel import sqnr
@@ -43,6 +43,7 @@ from fewbit.layers.bind import bind, unbind
 from fewbit.layers.offload import refuse_empty
 from fewbit.methods.method import BlockJob, Method, ModelJob
 from fewbit.models import Layer, ModelSpec, transformer_of
+from fewbit.pipelines.size import affordable
 from fewbit.printable import printable
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries
@@ -121,6 +122,8 @@ def quantize(
     with shown as meter, keeping(work), alone_in(work), originals.back_on_failure():
         if meter.show:
             print(printable(str(plan)), file=sys.stderr)
+            if said := _note(source):
+                print(printable(f"  {said}"), file=sys.stderr)
         bytes_before = stored_bytes(transformer)
         run = _Run(model, plan, source, seed, device, work, meter, originals)
         run.calibrate()
@@ -144,7 +147,7 @@ def quantize(
                 "calibrate": calibrated - started,
                 "solve": time.perf_counter() - calibrated,
             },
-            warnings=run.warnings + run.notes,
+            warnings=[note for note in (_note(source),) if note] + run.warnings + run.notes,
         )
         mark(transformer, Provenance(chosen.to_dict(), seed, report.source, __version__))
         bind(transformer, plan.structure)
@@ -419,7 +422,17 @@ def _source(
         )
     times = recipe.settings.time_groups
     drawn = manner_of(model, asked)
-    return Sampling.of(drawn, asked.samples or recipe.settings.samples, seed, times=times)
+    samples = asked.samples or recipe.settings.samples
+    sampling = Sampling.of(drawn, samples, seed, times=times, asked=asked)
+    manner, note = affordable(model, drawn, sampling.rows_run + PASSES * len(sampling))
+    if note is None:
+        return sampling
+    return Sampling.of(manner, samples, seed, times=times, asked=asked, note=note)
+
+
+def _note(source: CalibrationSet | Sampling | None) -> str | None:
+    """What a user would not expect of the calibration."""
+    return source.note if isinstance(source, Sampling) else None
 
 
 def _refuse_foreign(data: CalibrationSet, transformer: nn.Module) -> None:

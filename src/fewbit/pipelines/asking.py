@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from fewbit.errors import BadArgument, BadModel
 from fewbit.pipelines.prompting import own_manner, own_prompts
 from fewbit.pipelines.request import Calibration
 
+EMBEDDED = "prompt_embeds"  # a text as the pipeline's own encoder would give it
 PROMPTS = (
     "a portrait of an old fisherman in soft morning light",
     "two children building a sandcastle on a crowded beach",
@@ -38,27 +39,31 @@ class Manner:
     guidance, steps:   as given, else the pipeline's own.
     halves:            2 where guidance doubles the batch of the transformer.
     conditional_first: the order of those halves.
+    call:              what else the pipeline is told.
     """
 
     keyword: str
     subjects: Sequence[Any]
-    guidance: float
+    guidance: float | None
     steps: int
     halves: int
     conditional_first: bool
+    call: Mapping[str, Any]
 
     def ask(self, pipe: Any, subjects: Sequence[Any], generators: Sequence[Any]) -> None:
+        guidance = {} if self.guidance is None else {"guidance_scale": self.guidance}
         pipe(
-            **{self.keyword: list(subjects)},
-            guidance_scale=self.guidance,
+            **({} if EMBEDDED in self.call else {self.keyword: list(subjects)}),
+            **guidance,
             num_inference_steps=self.steps,
             generator=list(generators),
-            **own_manner(pipe),
+            **{**own_manner(pipe), **self.call},
         )
 
 
 def manner_of(pipe: Any, asked: Calibration) -> Manner:
     accepted = inspect.signature(type(pipe).__call__).parameters
+    _refuse_unfit(pipe, asked, accepted)
     by_class = "class_labels" in accepted
     if not by_class and "prompt" not in accepted:
         raise BadModel(
@@ -67,10 +72,12 @@ def manner_of(pipe: Any, asked: Calibration) -> Manner:
         )
     if by_class and asked.prompts is not None:
         raise BadArgument(f"{type(pipe).__name__} draws classes; leave prompts out")
+    if EMBEDDED in asked.call and asked.prompts is not None:
+        raise BadArgument(f"prompts and {EMBEDDED} exclude each other; give one of them")
     subjects = _classes(pipe) if by_class else asked.prompts or _prompts(pipe)
     steps = asked.steps or accepted["num_inference_steps"].default
     guidance = asked.guidance
-    if guidance is None:
+    if guidance is None and "guidance_scale" in accepted:
         guidance = accepted["guidance_scale"].default
     distilled = "true_cfg_scale" in accepted  # guidance is an input of the model, as in Flux
     return Manner(
@@ -78,9 +85,26 @@ def manner_of(pipe: Any, asked: Calibration) -> Manner:
         subjects=subjects,
         guidance=guidance,
         steps=steps,
-        halves=2 if guidance > 1 and not distilled else 1,
+        halves=2 if guidance is not None and guidance > 1 and not distilled else 1,
         conditional_first=by_class,
+        call=asked.call,
     )
+
+
+def _refuse_unfit(pipe: Any, asked: Calibration, accepted: Mapping[str, inspect.Parameter]) -> None:
+    """What the pipeline does not take, or needs and is not given."""
+    name = type(pipe).__name__
+    guidance = {} if asked.guidance is None else {"guidance_scale": asked.guidance}
+    given = {**guidance, **asked.call}
+    for unknown in given.keys() - accepted.keys():
+        raise BadArgument(f"{name} takes no {unknown}; it takes {', '.join(list(accepted)[1:])}")
+    for needed, parameter in list(accepted.items())[1:]:
+        known = parameter.default is not parameter.empty or parameter.kind is parameter.VAR_KEYWORD
+        if not known and needed not in (*asked.call, "prompt", "class_labels"):
+            raise BadArgument(
+                f"{name} needs {needed}; give calibration=fewbit.Calibration(call="
+                f'{{"{needed}": ...}})'
+            )
 
 
 def _classes(pipe: Any) -> Sequence[int]:

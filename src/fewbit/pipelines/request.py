@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 from fewbit.errors import BadArgument, BadCalibration
+
+OURS = {  # what a pipeline is asked for by other names
+    "num_inference_steps": "steps=",
+    "guidance_scale": "guidance=",
+    "generator": "seed=",
+    "class_labels": "leave it out, for all classes are drawn",
+}
 
 
 @dataclass(frozen=True)
@@ -19,14 +27,24 @@ class Calibration:
         prompts: The texts to draw, where the pipeline reads texts; else its own, or some for any.
         steps: The number of denoising steps; the pipeline's own if left out.
         guidance: The guidance scale; the pipeline's own if left out.
+        call: More keyword arguments of the pipeline's call, such as `height`, `width`,
+            `num_frames`, `image` or `prompt` (one text or several).
     """
 
     samples: int | None = None
     prompts: Sequence[str] | None = None
     steps: int | None = None
     guidance: float | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "call", _checked_call(self.call))
+        if "prompt" in self.call:
+            if self.prompts is not None:
+                raise BadArgument("prompts are given twice, by prompts and in call; give one")
+            prompt = self.call.pop("prompt")  # type: ignore[attr-defined]
+            one = isinstance(prompt, str)
+            object.__setattr__(self, "prompts", (prompt,) if one else prompt)
         for name in ("samples", "steps"):
             _refuse_no_count(name, getattr(self, name))
         if self.prompts is not None:
@@ -34,6 +52,14 @@ class Calibration:
             object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.guidance is not None:
             _refuse_no_scale(self.guidance)
+
+
+def _checked_call(call: object) -> dict[str, Any]:
+    if not isinstance(call, Mapping) or not all(isinstance(name, str) for name in call):
+        raise BadArgument(f"call must be a dict of keyword arguments, got {call!r:.80}")
+    for name in OURS.keys() & call.keys():
+        raise BadArgument(f"call cannot set {name}; allowed: {OURS[name]}")
+    return dict(call)
 
 
 def _refuse_no_count(name: str, value: object) -> None:
