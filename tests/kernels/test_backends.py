@@ -178,6 +178,39 @@ class TestSplit:
         assert split.main.isnan().all(1).tolist() == split.main.isnan().any(1).tolist() == lost
 
 
+@copies
+@pytest.mark.parametrize("name", ["e2m1", "int8", "book4", "e4m3", None])
+@pytest.mark.parametrize("dtype", DTYPES)
+class TestBoundSplit:
+    """With all that is done to a row on the way."""
+
+    def same(self, backend, given, rotation, name, rank=8):
+        fmt = None if name is None else FORMATS[name]
+        if fmt is not None and not backend.accepts_codes(Spec(fmt)):
+            pytest.skip("it is handed values")
+        directions = directions_of(rank, given.shape[-1])
+        ours = backend.splitter(directions, rotation, fmt)(given)
+        exact = DEFINITION.split(given, directions, rotation, fmt)
+        same_codes(ours.side, exact.side)
+        if fmt is None:
+            assert torch.equal(ours.main, exact.main)
+        elif fmt.exact_in(8):
+            same_codes(ours.main, exact.main)
+
+    def test_rows(self, backend, dtype, name):
+        self.same(backend, normal(2, 35, 192).to(dtype), None, name)
+        self.same(backend, normal(0, 192).to(dtype), None, name)
+
+    def test_after_a_rotation(self, backend, dtype, name):
+        for width, block in ((192, None), (72, None), (48, 12)):
+            rotation = rotation_of(width, block)
+            self.same(backend, normal(35, width).to(dtype), rotation, name)
+
+    def test_after_a_modulation(self, backend, dtype, name):
+        for rotation in (None, rotation_of(192)):
+            self.same(backend, modulated(dtype), rotation, name)
+
+
 def test_a_split_loses_nothing():
     """x is what both parts stand for, to a float32 rounding of each."""
     x, directions = normal(40, 72), directions_of(6, 72)

@@ -18,7 +18,8 @@ from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, Format, FormatChoice, Spec
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.native.library import FILE, ISAS, LinearTask, failure, load
-from fewbit.kernels.values import Epilogue
+from fewbit.kernels.reference import Reference
+from fewbit.kernels.values import AdaLNInput, Epilogue, Rotation
 from fewbit.transforms.hadamard import Hadamard
 
 if not native.available():
@@ -114,6 +115,45 @@ def test_rotation_sums_in_ascending_order(isa, width, block):
     codes, scales = native.hadamard_quantize_rows(x, signs, matrices, fmt)
     assert torch.equal(codes, quantized(expected, fmt)[0])
     assert torch.equal(scales, quantized(expected, fmt)[1])
+
+
+@pytest.mark.parametrize("name", ["e2m1", "int8", "book4", None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("modulate", [False, True])
+@pytest.mark.parametrize(
+    ("width", "block", "rank"),
+    [
+        (211, 0, 8),
+        (1, 0, 1),
+        (16, 0, 16),
+        (72, None, 8),
+        (96, 24, 33),
+        (1152, 128, 17),
+        (1152, 2, 1),
+    ],
+)
+def test_a_row_is_split_as_the_definition_splits_it(isa, width, block, rank, modulate, dtype, name):
+    hadamard = None if block == 0 else Hadamard(width, block, 3)
+    rotation = hadamard and Rotation(hadamard.signs(), tuple(hadamard.matrices()))
+    x, directions = 3 * torch.randn(2, 7, width).to(dtype) + 1, _int8(rank, width)
+    x[1, 2, 0], x[1, 3] = torch.nan, 0
+    shift, scale = torch.randn(2, 2, width)
+    given = (x, shift, scale, 1e-6) if modulate else (x,)
+    fmt = None if name is None else FORMATS[name]
+    aside, left, scales = native.Split(directions, rotation, fmt)(*given)
+    exact = Reference().split(AdaLNInput(*given) if modulate else x, directions, rotation, fmt)
+    assert torch.equal(aside[0], exact.side.integers)
+    assert _same(aside[1], exact.side.scales)
+    if fmt is None:
+        assert _same(left, exact.main)
+    else:
+        assert torch.equal(left, exact.main.integers)
+        assert _same(scales, exact.main.scales)
+
+
+def _same(ours: Tensor, exact: Tensor) -> bool:
+    """Lost rows alike."""
+    return torch.equal(ours.nan_to_num(-1.0), exact.nan_to_num(-1.0))
 
 
 @pytest.mark.parametrize("after", ["nothing", "gelu", "gated"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
-from fewbit.kernels.reference import Coder, Reference
-from fewbit.kernels.values import AdaLNInput, QuantizedRows, Rotation
+from fewbit.kernels.reference import Coder, Reference, Splitter
+from fewbit.kernels.values import AdaLNInput, QuantizedRows, Rotation, SplitRows
 
 
 class Activation(nn.Module):
@@ -37,6 +38,17 @@ class Activation(nn.Module):
         [tokens, in] either way."""
         x = rotated(backend, rotation, x)
         return self(x).reshape(-1, x.shape[-1])
+
+    def splitter(
+        self, backend: Reference, rotation: Rotation | None, directions: Tensor
+    ) -> Splitter:
+        """As `coder`, of an input that keeps its components along some directions apart."""
+        return partial(self.apart, backend, backend.splitter(directions, rotation))
+
+    def apart(self, backend: Reference, split: Splitter, x: Tensor | AdaLNInput) -> SplitRows:
+        parts = split(x)
+        assert isinstance(parts.main, Tensor)
+        return replace(parts, main=self.code(backend, None, parts.main.view(x.shape)))
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fewbit.activations.activation import Activation, refuse_stored_levels
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.reference import Coder, Reference
+from fewbit.kernels.reference import Coder, Reference, Splitter
 from fewbit.kernels.values import Rotation
 
 KIND = "dynamic"
@@ -47,6 +47,13 @@ class Dynamic(Activation):
         if not backend.accepts_codes(self.spec):
             return super().coder(backend, rotation)
         return backend.coder(self.spec.format, rotation)
+
+    def splitter(
+        self, backend: Reference, rotation: Rotation | None, directions: Tensor
+    ) -> Splitter:
+        if not backend.accepts_codes(self.spec):
+            return super().splitter(backend, rotation, directions)
+        return backend.splitter(directions, rotation, self.spec.format)
 
     def config(self) -> dict[str, Any]:
         return {"kind": KIND, "spec": str(self.spec)}

@@ -38,6 +38,7 @@ _EXACT_FLOAT32 = 1 << 24
 
 Coder = Callable[[Tensor | AdaLNInput], QuantizedRows | Tensor]  # an input to the rows of a product
 Multiplier = Callable[[QuantizedRows | Tensor, torch.dtype, Epilogue], Tensor]  # rows to the result
+Splitter = Callable[[Tensor | AdaLNInput], SplitRows]
 SplitMultiplier = Callable[[SplitRows, torch.dtype, Epilogue], Tensor]
 
 
@@ -95,6 +96,12 @@ class Reference:
         """`quantize`, bound to a format and a rotation."""
         return partial(self.quantize, fmt=fmt, rotation=rotation)
 
+    def splitter(
+        self, directions: Tensor, rotation: Rotation | None, fmt: Format | None = None
+    ) -> Splitter:
+        """`split`, bound to directions, a rotation and a format."""
+        return partial(self.split, directions=directions, rotation=rotation, fmt=fmt)
+
     def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
         """`linear`, bound to a weight and a bias."""
         return partial(_multiply, self, weight, bias)
@@ -116,16 +123,24 @@ class Reference:
         integers = levels.masked_fill(scales.isnan(), 0).to(torch.int8)
         return QuantizedRows(integers, scales * fmt.step, fmt.integer_max)
 
-    def split(self, x: Tensor, directions: Tensor) -> SplitRows:
-        """Rows x [rows, columns] as their components along `directions`, int8 [r, columns], and a
-        rest. The components are taken of x in int8, and the rest with the components as they were
-        rounded, so all sums are exact and no rounding is lost."""
-        refuse_other_width(x, directions.shape[1])
-        rows, squares = self.quantize(x, INT8), directions.double().square().sum(1).float()
-        along = self.sums(rows.integers, directions).float() * rows.scales
+    def split(
+        self,
+        x: Tensor | AdaLNInput,
+        directions: Tensor,
+        rotation: Rotation | None = None,
+        fmt: Format | None = None,
+    ) -> SplitRows:
+        """Rows as their components along `directions`, int8 [r, columns], and a rest, which is
+        rounded to `fmt` if there is one. The components are taken of rows in int8, and the rest
+        with the components as they were rounded, so all sums are exact and no rounding is lost."""
+        rows = self.rows(x)
+        rows = rows.float() if rotation is None else self.rotate(rows, rotation).float()
+        refuse_other_width(rows, directions.shape[1])
+        coarse, squares = self.quantize(rows, INT8), directions.double().square().sum(1).float()
+        along = self.sums(coarse.integers, directions).float() * coarse.scales
         side = self.quantize(along / squares, INT8)
-        together = self.sums(side.integers, directions.T).float() * side.scales
-        return SplitRows(x.float() - together, side)
+        rest = rows - self.sums(side.integers, directions.T).float() * side.scales
+        return SplitRows(rest if fmt is None else self.quantize(rest, fmt), side)
 
     def sums(self, rows: Tensor, others: Tensor) -> Tensor:
         """rows · othersᵀ of int8, exactly, in whatever type holds it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -15,8 +15,8 @@ from fewbit import registry
 from fewbit.activations.activation import Activation
 from fewbit.kernels.choose import backend_for
 from fewbit.kernels.precision import without_autocast
-from fewbit.kernels.reference import Coder, Reference
-from fewbit.kernels.values import AdaLNInput, QuantizedRows, SplitRows
+from fewbit.kernels.reference import Reference
+from fewbit.kernels.values import AdaLNInput, QuantizedRows, Rotation, SplitRows
 from fewbit.layers.bound import RowsOf
 from fewbit.layers.offload import brought, is_offloaded
 from fewbit.layers.snapshot import Snapshot
@@ -66,19 +66,20 @@ class InputStage(nn.Module):
 
     def coder(self, backend: Reference) -> RowsOf:
         """The whole stage as one callable, bound to a backend."""
-        if self.principal is None:
-            return self._plain_coder(backend)
-        code = None if self.activation is None else self.activation.coder(backend, None)
-        return partial(_split, self.transform, self.principal, code, backend)
-
-    def _plain_coder(self, backend: Reference) -> Coder:
-        if self.activation is None:
+        if self.activation is None and self.principal is None:
             return partial(_unrounded, self.transform, backend)
-        if self.transform is None:
-            return self.activation.coder(backend, None)
-        first, rotation = self.transform.split()
-        code = self.activation.coder(backend, rotation)
+        first, rotation = (None, None) if self.transform is None else self.transform.split()
+        code = self._coder(backend, rotation)
         return code if first is None else partial(_after, first, code, backend)
+
+    def _coder(self, backend: Reference, rotation: Rotation | None) -> RowsOf:
+        """Of all but the first transforms."""
+        if self.principal is None:
+            assert self.activation is not None
+            return self.activation.coder(backend, rotation)
+        if self.activation is None:
+            return backend.splitter(self.principal.directions, rotation)
+        return self.activation.splitter(backend, rotation, self.principal.directions)
 
     def shared(self, backend: Reference, consumer: object) -> RowsOf:
         """As `coder`, for one of the layers that hold this stage."""
@@ -201,21 +202,9 @@ def _unrounded(transform: Transform | None, backend: Reference, x: Tensor | AdaL
 
 
 def _after(
-    first: Callable[[Tensor], Tensor], code: Coder, backend: Reference, x: Tensor | AdaLNInput
-) -> QuantizedRows | Tensor:
+    first: Callable[[Tensor], Tensor], code: RowsOf, backend: Reference, x: Tensor | AdaLNInput
+) -> Coded:
     return code(first(backend.tokens(x)))
-
-
-def _split(
-    transform: Transform | None,
-    principal: Principal,
-    code: Coder | None,
-    backend: Reference,
-    x: Tensor | AdaLNInput,
-) -> SplitRows:
-    parts = backend.split(_unrounded(transform, backend, x), principal.directions)
-    assert isinstance(parts.main, Tensor)
-    return parts if code is None else replace(parts, main=code(parts.main.view(x.shape)))
 
 
 def _brought(stage: InputStage, backend: Reference, x: Tensor | AdaLNInput) -> Coded:

@@ -10,7 +10,7 @@ from fewbit.formats.pack import pack
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.native.prepared import FloatLinear, Linear, Rows, VectorLinear, has_rows
 from fewbit.kernels.precision import is_traced
-from fewbit.kernels.reference import Coder, Multiplier, SplitMultiplier
+from fewbit.kernels.reference import INT8, Coder, Multiplier, SplitMultiplier, Splitter
 from fewbit.kernels.torch_cpu import Portable
 from fewbit.kernels.values import (
     NOTHING,
@@ -80,6 +80,15 @@ class Native(Portable):
         if not has_rows(fmt) or is_traced():  # what traces operators sees no prepared calls
             return super().coder(fmt, rotation)
         return _Coder(fmt, rotation)
+
+    def splitter(
+        self, directions: Tensor, rotation: Rotation | None, fmt: Format | None = None
+    ) -> Splitter:
+        general = super().splitter(directions, rotation, fmt)
+        unknown = fmt is not None and not has_rows(fmt)
+        if unknown or is_traced() or directions.shape[1] > native.most_depth():
+            return general
+        return _Splitter(native.Split(directions, rotation, fmt), fmt, general)
 
     def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
         general = super().multiplier(weight, bias)
@@ -202,6 +211,25 @@ class _Coder:
         if isinstance(x, AdaLNInput):
             return QuantizedRows(*self.rows(given, x.shift, x.scale, x.eps), self.largest)
         return QuantizedRows(*self.rows(given), self.largest)
+
+
+class _Splitter:
+    """`Native.split`, prepared: in one pass over a row."""
+
+    def __init__(self, split: native.Split, fmt: Format | None, general: Splitter) -> None:
+        self.split, self.general = split, general
+        self.largest = 0 if fmt is None else fmt.integer_max
+
+    def __call__(self, x: Tensor | AdaLNInput) -> SplitRows:
+        given = x.x if isinstance(x, AdaLNInput) else x
+        if not given.numel():
+            return self.general(x)
+        if given.dtype not in native.DTYPES:
+            given = given.float()
+        modulation = (x.shift, x.scale, x.eps) if isinstance(x, AdaLNInput) else ()
+        aside, left, scales = self.split(given, *modulation)
+        main = left if scales is None else QuantizedRows(left, scales, self.largest)
+        return SplitRows(main, QuantizedRows(*aside, INT8.integer_max))
 
 
 class _Multiplier:

@@ -65,7 +65,8 @@ class FloatLinearTask(Structure):
 class RowsTask(Structure):
     _fields_ = (
         *_fields(_P, "x shift scale signs matrices ladder codes scales out"),
-        *_fields(_L, "m k tokens"),
+        *_fields(_P, "directions squares aside aside_scales"),
+        *_fields(_L, "m k tokens rank"),
         ("orders", _I * MOST_MATRICES),
         *_fields(_I, "count dtype mantissa"),
         *_fields(_F, "norm top step smallest_normal zero"),

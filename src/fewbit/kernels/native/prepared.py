@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
-from fewbit.formats import Format
+from fewbit.formats import FORMATS, Format
 from fewbit.kernels.native.library import (
     DTYPES,
     MOST_MATRICES,
@@ -35,6 +35,7 @@ from fewbit.kernels.native.library import (
 from fewbit.kernels.native.packing import contents
 from fewbit.kernels.values import Rotation
 
+INT8 = FORMATS["int8"]
 MOST_ELEMENTS = 2**31 - 1
 MOST_LEVELS = 16  # of a format that is no arithmetic
 MOST_ENTRIES = 256  # of a codebook, because an assignment is a byte
@@ -99,6 +100,45 @@ class Rows:
         task.codes, task.scales = codes.data_ptr(), scales.data_ptr()
         run_rows(self._run, task, x, shift, scale, eps)
         return codes, scales
+
+
+class Split:
+    """Takes the components of rows along directions (int8 [r, K]) out of them, after a rotation if
+    there is one: these in int8, and what is left in a format or as floats."""
+
+    def __init__(
+        self, directions: Tensor, rotation: Rotation | None, fmt: Format | None = None
+    ) -> None:
+        rank, self._columns = directions.shape
+        squares = directions.double().square().sum(1).float()
+        self._rows = Rows(INT8 if fmt is None else fmt, rotation)
+        self._kept, self._rounds = (_int8(directions).contiguous(), squares), fmt is not None
+        task = self._task = RowsTask.from_buffer_copy(self._rows._task)
+        task.directions, task.squares = map(address, self._kept)
+        task.rank = rank
+
+    def __call__(
+        self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None, eps: float = 0.0
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor | None]:
+        """Codes and scales of the components, then those of what is left, or floats [M, K]."""
+        if x.numel() > MOST_ELEMENTS:
+            raise too_large(x)
+        if x.shape[-1] != self._columns:
+            raise failure(OTHER_SHAPE)
+        count, task = prod(x.shape[:-1]), RowsTask.from_buffer_copy(self._task)
+        aside = x.new_empty(count, task.rank, dtype=torch.int8)
+        aside_scales = x.new_empty(count, 1, dtype=torch.float32)
+        task.aside, task.aside_scales = aside.data_ptr(), aside_scales.data_ptr()
+        left = x.new_empty(
+            count, self._columns, dtype=torch.int8 if self._rounds else torch.float32
+        )
+        scales = torch.empty_like(aside_scales) if self._rounds else None
+        if scales is None:
+            task.out = left.data_ptr()
+        else:
+            task.codes, task.scales = left.data_ptr(), scales.data_ptr()
+        run_rows(self._rows._run, task, x, shift, scale, eps)
+        return (aside, aside_scales), left, scales
 
 
 class Linear:

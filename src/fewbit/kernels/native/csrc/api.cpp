@@ -348,6 +348,11 @@ EXPORT int32_t fewbit_float_linear(const FloatLinearTask* asked) {
     });
 }
 
+// Of a row's integers, its components, and the sums of what these make.
+static int64_t split_floats(const RowsTask& t) {
+    return t.directions ? 2 * up(t.k, 16) + up(t.rank, 16) : 0;
+}
+
 // Where padding to vectors costs least: how many matrices, and what the others have of columns.
 static Rows divided(const RowsTask& asked) {
     Rows task = {asked, 1, 1, up(asked.k, 16), 0};
@@ -369,7 +374,7 @@ static Rows divided(const RowsTask& asked) {
 EXPORT int32_t fewbit_rows(const RowsTask* asked) {
     const Rows task = divided(*asked);
     constexpr int64_t kAtOnce = 16;  // few, because a rotated row takes many times as long as it
-    int64_t wanted = int64_t(sizeof(float)) * 2 * task.space;
+    int64_t wanted = int64_t(sizeof(float)) * (2 * task.space + split_floats(task));
     const Kernels* kernels = chosen;
     return for_each(up(task.m, kAtOnce) / kAtOnce, wanted, [&](int64_t i, uint8_t* own) {
         for (int64_t row = i * kAtOnce; row < task.m && row < (i + 1) * kAtOnce; ++row)

@@ -51,7 +51,11 @@ struct RowsTask {  // what is done to every row before a product
     int8_t* codes;          // [m, k] or null: no quantizer
     float* scales;          // [m]
     void* out;              // [m, k], the floats, where there are no codes
-    int64_t m, k, tokens;
+    const int8_t* directions;  // [rank, k] or null: what is left of a row goes on, and to `aside`
+    const float* squares;      // [rank], the sum of squares of each
+    int8_t* aside;             // [m, rank], the components along them
+    float* aside_scales;       // [m]
+    int64_t m, k, tokens, rank;
     int32_t orders[kMatrices];
     int32_t count, dtype, mantissa;  // count: of the matrices
     float norm, top, step, smallest_normal, zero;  // zero: the scale of a row of zeros
