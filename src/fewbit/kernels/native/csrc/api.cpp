@@ -155,7 +155,7 @@ int64_t rows_at_once(int64_t m, int64_t most, int64_t n) {
 
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 9; }
+EXPORT int32_t fewbit_abi() { return 10; }
 
 // Of linear, float_linear, rows and attention, in this order.
 EXPORT int64_t fewbit_task_bytes(int32_t index) {
