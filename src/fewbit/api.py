@@ -14,10 +14,11 @@ from fewbit.files import checked_path, new_folder
 from fewbit.layers.bind import bind, unbind
 from fewbit.layers.dequantize import dequantize_layers
 from fewbit.layers.linear import quantized_layers
-from fewbit.models import ModelSpec, transformer_of
+from fewbit.models import transformer_of
 from fewbit.pipelines.opening import check_folder, locate, open_model
 from fewbit.storage.folder import save_module
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
+from fewbit.storage.spec_file import Given, spec_from
 
 MODES = ("compact", "fast")
 
@@ -51,23 +52,25 @@ def save(
         write_card(model, folder, report)
 
 
-def inspect(model: Any, spec: ModelSpec | None = None, *, heads: int | None = None) -> Inspection:
+def inspect(model: Any, spec: Given = None, *, heads: int | None = None) -> Inspection:
     """Say what a model is made of: each linear layer, its role, its shape, its bytes.
 
     Args:
         model: A pipeline, a module, a folder, an original checkpoint file, a hub id, or the name
             of a demo. The tensors of a folder are not loaded.
-        spec: Where the blocks are and what their linear layers do, for classes that fewbit does
-            not know.
+        spec: Where the blocks are and what their linear layers do: a `fewbit.ModelSpec`, a table
+            of its fields, or the path of a JSON file. Left out, fewbit knows it or finds it out;
+            of a pipeline that it does not know it runs the transformer once.
         heads: The number of attention heads, for an original checkpoint of unpublished width.
     """
+    told = spec_from(spec)
     if not isinstance(model, str | Path):
-        return inspect_model(model, spec)
+        return inspect_model(model, told)
     place = locate(model)
     if not (isinstance(place, Path) and place.is_dir()):
-        return inspect_model(open_model(model, heads=heads), spec)
+        return inspect_model(open_model(model, heads=heads), told)
     check_folder(place)
-    return inspect_folder(place, spec)
+    return inspect_folder(place, told)
 
 
 def prepare(model: Any, mode: str = "fast") -> None:

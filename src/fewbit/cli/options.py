@@ -35,6 +35,11 @@ dtype_option = click.option(
     show_default=True,
     help="Of what is not quantized.",
 )
+spec_option = click.option(
+    "--spec",
+    type=click.Path(path_type=Path),
+    help="A JSON file that says where the blocks are; `fewbit inspect MODEL --spec` prints one.",
+)
 heads_option = click.option(
     "--heads", type=int, help="Attention heads of an original checkpoint of unpublished width."
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from fewbit.cli.options import (
     model_argument,
     quiet_option,
     seed_option,
+    spec_option,
 )
 from fewbit.cli.places import refuse_taken, refuse_unwritable
 from fewbit.cli.saying import say, show
@@ -54,6 +56,8 @@ DISK = 200e6  # bytes a second, to guess how long saving takes
     type=click.Path(path_type=Path),
     help="Keeps what is finished; a stopped run goes on from there.",
 )
+@spec_option
+@click.option("--strict", is_flag=True, help="Refuse if over 1% would stay without being told to.")
 @click.option("--allow-unknown", is_flag=True, help="Keep layers of unknown role as they are.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @seed_option
@@ -76,6 +80,8 @@ def quantize(
     guidance: float | None,
     call: tuple[str, ...],
     workdir: Path | None,
+    spec: Path | None,
+    strict: bool,
     allow_unknown: bool,
     dry_run: bool,
     seed: int,
@@ -99,6 +105,7 @@ def quantize(
         refuse_unwritable(workdir)
 
     import fewbit
+    from fewbit.engine.call import call_for
     from fewbit.engine.card import REPORT
     from fewbit.engine.plan import make_plan
     from fewbit.engine.recipe import Recipe, split_bits
@@ -106,15 +113,17 @@ def quantize(
     from fewbit.models import transformer_of
     from fewbit.pipelines.opening import device_named, open_model
     from fewbit.progress import Meter
+    from fewbit.storage.spec_file import spec_from
 
     given = (samples, None if prompts is None else lines_of(prompts), steps, guidance)
     usual = given == (None,) * 4 and not told
     calibration = None if usual else fewbit.Calibration(*given, told)
-    resolved = Recipe.resolve(recipe, bits, chosen)
+    resolved, known = Recipe.resolve(recipe, bits, chosen), spec_from(spec)
     solver = device_named(device)
     source = open_model(model, dtype=dtype_named(dtype), heads=heads)
     if output is None or dry_run:
-        plan = make_plan(transformer_of(source), resolved, None, allow_unknown)
+        see, transformer = partial(call_for, source), transformer_of(source)
+        plan = make_plan(transformer, resolved, known, allow_unknown, strict=strict, see=see)
         show(_plan_dict(plan) if as_json else plan)
         return
     with Meter(str(resolved), not quiet) as meter:
@@ -128,6 +137,8 @@ def quantize(
             device=None if solver.type == "cpu" else solver,
             workdir=workdir,
             progress=meter,
+            spec=known,
+            strict=strict,
             allow_unknown=allow_unknown,
             **chosen,
         )

@@ -28,6 +28,7 @@ from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadArgument, BadCalibration, BrokenFile
 from fewbit.layers.bind import bind
 from fewbit.layers.dequantize import dequantize_layers
+from fewbit.models import SPEC, ModelSpec
 from fewbit.storage.blueprint import by_name, stored_as_is
 from fewbit.storage.folder import put
 from fewbit.storage.manifest import (
@@ -39,6 +40,8 @@ from fewbit.storage.manifest import (
 )
 from fewbit.storage.provenance import Provenance, source_sha256, when_marked
 from fewbit.storage.reader import Artefact
+from fewbit.storage.spec_file import KEY as SPEC_KEY
+from fewbit.storage.spec_file import Given, as_stored, spec_from, stored_spec
 from fewbit.storage.tensors import digest, write_tensors
 from fewbit.version import __version__
 
@@ -57,6 +60,8 @@ class FewbitConfig(QuantizationConfigMixin):
         recipe: The name of a recipe that needs no data, perhaps with bits after a colon.
         bits: One of the recipe's variants; its first if left out.
         modules_to_not_convert: Names of modules that stay in full precision.
+        spec: Where the blocks are and what their linear layers do: a `fewbit.ModelSpec`, a table of
+            its fields, or a JSON file that `fewbit inspect MODEL --spec` has printed.
         **settings: Settings of the recipe by name.
     """
 
@@ -65,6 +70,7 @@ class FewbitConfig(QuantizationConfigMixin):
         recipe: str | Mapping[str, Any] = "rtn",
         bits: str | None = None,
         modules_to_not_convert: Sequence[str] = (),
+        spec: Given = None,
         quant_method: str = "fewbit",
         **settings: Any,
     ) -> None:
@@ -75,19 +81,22 @@ class FewbitConfig(QuantizationConfigMixin):
             )
         self.modules_to_not_convert = list(modules_to_not_convert)
         if isinstance(recipe, str):
+            told = spec_from(spec)
+            self.spec: Given = None if told is None else as_stored(told)
             self.recipe = Recipe.resolve(recipe, bits, settings).to_dict()
             self.bits = self.recipe["bits"]
             self.schema_version, self.fewbit_version = SCHEMA_VERSION, __version__
         else:
             _refuse_no_configuration(recipe, settings)
-            self.recipe, self.bits = dict(recipe), bits
+            self.recipe, self.bits, self.spec = dict(recipe), bits, spec
             self.__dict__.update(settings)  # whatever else the file said, newer keys included
 
     def as_recipe(self) -> Recipe:
         return Recipe.make(self.recipe["method"], self.recipe["bits"], self.recipe["settings"])
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "quant_method": self.quant_method.value}
+        said = {**super().to_dict(), "quant_method": self.quant_method.value}
+        return {name: value for name, value in said.items() if name != SPEC_KEY or value}
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
@@ -172,6 +181,7 @@ class FewbitQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         assert self.work is not None
         model.fewbit = self.work.finish()
+        self.quantization_config.spec = stored_spec(model).get(SPEC_KEY)
         model.requires_grad_(False)
         model.register_to_config(**{SAID: self.quantization_config})
         self.work = None
@@ -257,19 +267,19 @@ class _Reading:
 class _Rounding:
     """Quantizing while loading: layers that read one tensor, as soon as all of them have come."""
 
-    def __init__(self, recipe: Recipe, keep: Sequence[str]) -> None:
-        self.recipe, self.keep = recipe, keep
+    def __init__(self, recipe: Recipe, keep: Sequence[str], spec: ModelSpec | None) -> None:
+        self.recipe, self.keep, self.spec = recipe, keep, spec
         self.sources: dict[str, str] = {}
 
     @classmethod
     def asked_by(cls, config: FewbitConfig) -> _Rounding:
         recipe = config.as_recipe()
         _refuse_calibrated(recipe)
-        return cls(recipe, config.modules_to_not_convert)
+        return cls(recipe, config.modules_to_not_convert, spec_from(config.spec))
 
     def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
         self.model = model
-        whole = make_plan(model, self.recipe, None, allow_unknown=False)
+        whole = make_plan(model, self.recipe, self.spec, allow_unknown=False)
         self.plan = _without(whole, self.keep)
         self.modules = by_name(model)
 
@@ -292,6 +302,7 @@ class _Rounding:
         missing = self.plan.rules.keys() - self.sources.keys()
         if missing:
             raise BrokenFile(f"the checkpoint lacks the weight of {min(missing)}")
+        setattr(self.model, SPEC, self.plan.structure.spec)
         return Provenance(self.recipe.to_dict(), 0, source_sha256(self.sources), __version__)
 
 
@@ -299,7 +310,7 @@ def attach(model: Any) -> None:
     """Make a model of diffusers that was quantized or read by fewbit one that it can save."""
     if not hasattr(model, "register_to_config"):
         return
-    config = FewbitConfig(**quantization_config(model.fewbit))
+    config = FewbitConfig(**quantization_config(model.fewbit), **stored_spec(model))
     quantizer = FewbitQuantizer(config, pre_quantized=True)
     quantizer.model = model
     model.hf_quantizer = quantizer

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fewbit.engine.call import call_for
 from fewbit.engine.recipe import unknown_part
 from fewbit.formats.names import brief, megabytes
 from fewbit.layers.adapters import adapter_names, inner_layer
 from fewbit.layers.attention import OPERANDS, quantized_attentions
 from fewbit.layers.linear import QLinear
-from fewbit.models import Layer, ModelSpec, describe, transformer_of
+from fewbit.models import Layer, ModelSpec, describe, is_known, transformer_of
 from fewbit.storage.folder import skeleton
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX, Artefact
 from fewbit.storage.strict_json import read_table
@@ -55,6 +56,9 @@ class InspectedAttention:
 @dataclass(frozen=True)
 class Inspection:
     family: str
+    origin: str  # of the structure
+    spec: dict[str, Any]  # what a `ModelSpec` is made of
+    notes: tuple[str, ...]  # where the blocks are, and what stays in high precision
     recipe: dict[str, Any] | None
     layers: tuple[InspectedLayer, ...]
     attentions: tuple[InspectedAttention, ...]  # those with quantized matmuls
@@ -85,6 +89,7 @@ class Inspection:
         return "\n".join(
             [
                 f"{self.family}{made}, {megabytes(self.bytes)}",
+                *self.notes,
                 *table,
                 *self._matmuls(),
                 f"  {'no linear layer':<{len(table[0]) - 10}} {self.other_bytes / 1e6:>7.2f}",
@@ -110,7 +115,8 @@ def inspect_model(model: Any, spec: ModelSpec | None = None) -> Inspection:
     """Of a pipeline or a module."""
     module = transformer_of(model)
     provenance = getattr(module, "fewbit", None)
-    return _inspect_module(module, spec, None if provenance is None else provenance.recipe)
+    call = call_for(model) if spec is None and not is_known(module) else None
+    return _inspect_module(module, spec, None if provenance is None else provenance.recipe, call)
 
 
 def inspect_folder(folder: Path, spec: ModelSpec | None = None) -> Inspection:
@@ -131,9 +137,12 @@ def _way(activation: nn.Module | None) -> str:
 
 
 def _inspect_module(
-    module: nn.Module, spec: ModelSpec | None, recipe: dict[str, Any] | None
+    module: nn.Module,
+    spec: ModelSpec | None,
+    recipe: dict[str, Any] | None,
+    call: Mapping[str, Any] | None = None,
 ) -> Inspection:
-    structure = describe(module, spec)
+    structure = describe(module, spec, call)
     layers = tuple(_layer(one, module.get_submodule(one.name)) for one in structure.layers)
     attentions = tuple(
         InspectedAttention(name, *(_way(getattr(matmuls, part)) for part in OPERANDS))
@@ -142,6 +151,9 @@ def _inspect_module(
     unknown = None if recipe is None else unknown_part(recipe)
     return Inspection(
         structure.family,
+        str(structure.origin),
+        structure.spec.to_dict(),
+        tuple(structure.notes()),
         recipe,
         layers,
         attentions,

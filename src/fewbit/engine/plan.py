@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +20,12 @@ from fewbit.formats.names import megabytes
 from fewbit.layers.adapters import refuse_adapted
 from fewbit.layers.linear import QLinear
 from fewbit.methods.method import BlockJob, Rule, SurveyJob
-from fewbit.models import Attention, Layer, ModelSpec, Structure, describe
+from fewbit.models import Attention, Layer, ModelSpec, Structure, describe, is_known
 from fewbit.models.own_forward import is_wrapped, refuse_bound_to_one
+from fewbit.models.structure import some
 from fewbit.progress import Track
+
+ALLOWED_UNKNOWN = 0.01  # of all weights, where a plan is strict
 
 
 @dataclass(frozen=True)
@@ -131,26 +135,39 @@ class Plan:
             if rule is not None:
                 what += f", input {rule.activation or 'as it comes'}"
             lines.append(f"  {role:<9} {count:>4} x {what}")
+        lines += self.structure.notes()
         kept = sum(layer.status != "quantize" for layer in self.structure.layers)
         lines.append(f"  {kept} other layers stay in high precision")
         return "\n".join(lines)
 
 
 def make_plan(
-    model: nn.Module, recipe: Recipe, spec: ModelSpec | None, allow_unknown: bool
+    model: nn.Module,
+    recipe: Recipe,
+    spec: ModelSpec | None,
+    allow_unknown: bool,
+    *,
+    strict: bool = False,
+    see: Callable[[], Mapping[str, Any] | None] = lambda: None,
 ) -> Plan:
-    """Refuses what cannot be done, naming the layer: nothing has been touched by then."""
+    """Refuses what cannot be done, naming the layer: nothing has been touched by then.
+
+    `see` gives a call of the model's forward, where its structure has to be found out.
+    """
     refuse_adapted(model, "quantized")
-    structure = describe(model, spec)
     _refuse_quantized(model)
     if recipe.method.targets:
         refuse_bound_to_one(model)
+    call = see() if spec is None and not is_known(model) else None
+    structure = describe(model, spec, call)
     if structure.unknown and not allow_unknown:
         names = ", ".join(layer.name for layer in structure.unknown[:5])
         raise BadModel(
             f"{len(structure.unknown)} layers of {structure.family} have no known role: {names}; "
             "give them one in a ModelSpec, or allow_unknown=True to keep them in high precision"
         )
+    if strict:
+        _refuse_unknown_share(structure)
     rules = {}
     for layer in structure.layers:
         if layer.status != "quantize":
@@ -160,6 +177,16 @@ def make_plan(
             _check(model, layer, rule)
             rules[layer.name] = rule
     return Plan(recipe, structure, rules)
+
+
+def _refuse_unknown_share(structure: Structure) -> None:
+    if structure.unknown_share > ALLOWED_UNKNOWN:
+        names = [name for one in structure.left_out if not one.intended for name in one.names]
+        raise BadModel(
+            f"{structure.unknown_share:.1%} of the weights of {structure.family} would stay in "
+            f"high precision although nobody said so, strict allows {ALLOWED_UNKNOWN:.0%}: "
+            f"{some(names)}; name them in the keep of a spec, or leave strict out"
+        )
 
 
 def _refuse_quantized(model: nn.Module) -> None:

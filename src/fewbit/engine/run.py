@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fewbit.calibration import (
 from fewbit.calibration.drawing import CALIBRATION
 from fewbit.calibration.trial import Trial, try_out
 from fewbit.engine import memory
+from fewbit.engine.call import call_for
 from fewbit.engine.decibel import sqnr
 from fewbit.engine.identity import model_sha256, pipeline_sha256
 from fewbit.engine.idle import round_plainly
@@ -42,12 +44,13 @@ from fewbit.files import checked_path, keeping
 from fewbit.layers.bind import bind, unbind
 from fewbit.layers.offload import refuse_empty
 from fewbit.methods.method import BlockJob, Method, ModelJob
-from fewbit.models import Layer, ModelSpec, transformer_of
+from fewbit.models import SPEC, Layer, transformer_of
 from fewbit.pipelines.size import affordable
 from fewbit.printable import printable
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries
 from fewbit.storage.provenance import LARGEST_SEED, Provenance, mark, source_sha256
+from fewbit.storage.spec_file import Given, spec_from
 from fewbit.storage.tensors import digest, stored_once
 from fewbit.version import __version__
 
@@ -66,8 +69,9 @@ def quantize(
     device: str | torch.device | None = None,
     workdir: str | Path | None = None,
     progress: bool | Meter = True,
-    spec: ModelSpec | None = None,
+    spec: Given = None,
     allow_unknown: bool = False,
+    strict: bool = False,
     **settings: Any,
 ) -> Report:
     """Quantize a model in place and report what each layer lost.
@@ -76,8 +80,8 @@ def quantize(
     Ctrl-C, leaves the model as it was.
 
     Args:
-        model: A diffusers pipeline, a diffusers transformer, or any module that comes with a
-            `spec`. Its linear layers are replaced.
+        model: A diffusers pipeline, a diffusers transformer, or any module with lists of blocks.
+            Its linear layers are replaced.
         recipe: The name of a recipe (`fewbit.recipes()` lists them), the path of a recipe file
             (`.json`), or a `Method`. A name may carry its bits after a colon: `"rtn:w8a8"`.
         bits: One of the recipe's variants, such as `"w4a8"`: weights of 4 bits, inputs of 8.
@@ -92,10 +96,13 @@ def quantize(
         workdir: A folder that keeps what is finished. The same call with the same folder goes on
             from there, even after the process was killed, and ends with the same bits.
         progress: Whether to print the plan and the progress to stderr.
-        spec: Where the blocks of the model are and what their linear layers do. Needed for
-            classes that fewbit does not know.
+        spec: Where the blocks of the model are and what their linear layers do: a
+            `fewbit.ModelSpec`, a table of its fields, or the path of a JSON file, such as
+            `fewbit inspect MODEL --spec` prints. Left out, fewbit knows it or finds it out.
         allow_unknown: Whether layers of unknown role stay in high precision. Otherwise they are
             an error.
+        strict: Whether it is an error that more than 1 % of all weights stay in high precision
+            although neither a spec nor a family says so.
         **settings: Settings of the recipe by name, or `preset="fast"` for several that belong
             together. `fewbit recipes NAME` lists them.
 
@@ -114,9 +121,11 @@ def quantize(
     if device is not None:
         _refuse_unusable(device)
     transformer: Any = transformer_of(model)
-    plan = make_plan(transformer, chosen, spec, allow_unknown)
-    refuse_empty(transformer, "quantizing")
+    told = spec_from(spec)
     source = _source(model, chosen, asked, seed)
+    see = partial(call_for, model, source)
+    plan = make_plan(transformer, chosen, told, allow_unknown, strict=strict, see=see)
+    refuse_empty(transformer, "quantizing")
     shown = nullcontext(progress) if isinstance(progress, Meter) else Meter(str(chosen), progress)
     originals = Originals(transformer, work)
     with shown as meter, keeping(work), alone_in(work), originals.back_on_failure():
@@ -149,6 +158,7 @@ def quantize(
             },
             warnings=[note for note in (_note(source),) if note] + run.warnings + run.notes,
         )
+        setattr(transformer, SPEC, plan.structure.spec)
         mark(transformer, Provenance(chosen.to_dict(), seed, report.source, __version__))
         bind(transformer, plan.structure)
     memory.release()

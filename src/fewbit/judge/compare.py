@@ -10,11 +10,13 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fewbit.api import save
 from fewbit.engine import memory
+from fewbit.engine.call import call_for
 from fewbit.engine.card import REPORT
 from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe, split_bits
@@ -120,7 +122,8 @@ def _make(one: Asked, pipe: Any, seed: int, place: Path, workdir: Path, progress
 def _provenance(one: Asked, reference: Any, seed: int) -> Provenance:
     """Of the model that would be made."""
     transformer: Any = transformer_of(reference)
-    rules = make_plan(transformer, one.recipe, None, False).rules
+    see = partial(call_for, reference)
+    rules = make_plan(transformer, one.recipe, None, False, see=see).rules
     weights = {layer: digest(transformer.get_submodule(layer).weight) for layer in rules}
     return Provenance(one.recipe.to_dict(), seed, source_sha256(weights), __version__)
 

@@ -44,7 +44,7 @@ class LayerErrors:
     """Listens to the layers of both networks; `compare` after both have run on the same rows."""
 
     def __init__(self, reference: nn.Module, quantized: nn.Module) -> None:
-        structure = describe(reference)
+        structure = describe(quantized)
         self.pairs = {
             name: _Pair(role, reference.get_submodule(name), layer, layer.stage)
             for name, role, layer in _comparable(structure, quantized)
@@ -73,10 +73,10 @@ class LayerErrors:
         return [pair.found(name) for name, pair in self.pairs.items() if pair.signal]
 
 
-def turned_layers(reference: nn.Module, quantized: nn.Module) -> set[str]:
+def turned_layers(quantized: nn.Module) -> set[str]:
     """Those whose output stands in another basis."""
     layers = quantized_layers(quantized)
-    return _turned(describe(reference), layers) if layers else set()
+    return _turned(describe(quantized), layers) if layers else set()
 
 
 def _turned(structure: Structure, layers: Mapping[str, QLinear]) -> set[str]:

@@ -33,7 +33,7 @@ def first_strange_layer(model: Series, reference: Series, number: int) -> str | 
     record = _Record()
     with _listening(reference.pipe, record.enter, record.leave, record.note):
         reference.draw_alone(number)
-    turned = turned_layers(reference.pipe.transformer, model.pipe.transformer)
+    turned = turned_layers(model.pipe.transformer)
     replay = _Replay(record, {f"transformer.{name}" for name in turned})
     try:
         with _listening(model.pipe, replay.enter, record.leave, replay.check):

@@ -5,16 +5,20 @@ folder. Nothing here knows of quantization.
 """
 
 from fewbit.models.original_checkpoint import load_original
-from fewbit.models.spec import ModelSpec, Role
+from fewbit.models.recognise import Origin, is_known
+from fewbit.models.spec import SPEC, ModelSpec, Role
 from fewbit.models.structure import Attention, Layer, Structure, describe, transformer_of
 
 __all__ = [
+    "SPEC",
     "Attention",
     "Layer",
     "ModelSpec",
+    "Origin",
     "Role",
     "Structure",
     "describe",
+    "is_known",
     "load_original",
     "transformer_of",
 ]

@@ -11,7 +11,7 @@ from torch import nn
 from fewbit.models.discover import discover
 from fewbit.models.families import family_of
 from fewbit.models.guess import guess
-from fewbit.models.spec import ModelSpec
+from fewbit.models.spec import SPEC, ModelSpec
 
 
 class Origin(StrEnum):
@@ -24,14 +24,21 @@ class Origin(StrEnum):
     NAMES = "found by names alone"
 
 
+def is_known(model: nn.Module) -> bool:
+    """Whether nothing has to be found out."""
+    return hasattr(model, SPEC) or family_of(model) is not None
+
+
 def recognise(
     model: nn.Module, call: Mapping[str, Any] | None = None
 ) -> tuple[str, ModelSpec, Origin]:
     """The family, or else the class, with its spec."""
     family = family_of(model)
+    name = type(model).__name__ if family is None else family[0]
+    if hasattr(model, SPEC):
+        return name, getattr(model, SPEC), Origin.STORED
     if family is not None:
         return *family, Origin.FAMILY
-    name = type(model).__name__
     if call is not None:
         return name, discover(model, call), Origin.FORWARD
     return name, guess(model), Origin.NAMES

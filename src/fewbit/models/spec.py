@@ -122,9 +122,13 @@ class ModelSpec:
         fields = ", ".join(cls.__dataclass_fields__)
         if not isinstance(content, Mapping) or not content.keys() <= set(cls.__dataclass_fields__):
             raise BadArgument(f"a spec is a table of {fields}, got {content!r:.80}")
+        tables = {name: content[name] for name in ("roles", "heads") if name in content}
         try:
-            return cls(**content)
-        except TypeError:
+            pairs = {n: dict(value) for n, value in tables.items() if isinstance(value, list)}
+            return cls(**{**content, **pairs})
+        except (TypeError, ValueError) as error:
+            if isinstance(error, BadArgument):
+                raise
             raise BadArgument(f"a spec needs blocks and roles, got {content!r:.80}") from None
 
 

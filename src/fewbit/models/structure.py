@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
@@ -12,11 +12,12 @@ from torch import Size, Tensor, nn
 from fewbit.errors import BadArgument, BadModel
 from fewbit.models.lists import lists_of
 from fewbit.models.recognise import Origin, recognise
-from fewbit.models.spec import SPEC, ModelSpec, Role
+from fewbit.models.spec import ModelSpec, Role
 
 Status = Literal["quantize", "keep", "unknown"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SHOWN = 4
 LINEAR_SIDES = 2
 _LEAST_SIDE = 8  # of a matrix: what is smaller is a table of shifts or the like
 _OUT_OF_VALUE = {
@@ -126,6 +127,14 @@ class Structure:
         )
         return replace(self, blocks=blocks, layers=layers)
 
+    def notes(self) -> list[str]:
+        """Where the blocks are, who says so, and what stays out, in lines for people."""
+        lines = [f"  structure {self.origin}: blocks in {some(self.spec.blocks)}"]
+        for one in self.left_out:
+            share = one.parameters / max(self.parameters, 1)
+            lines.append(f"  {share:6.1%} of the weights stay: {one.what} ({some(one.names)})")
+        return lines
+
     def quantizable(self, block: int) -> tuple[Layer, ...]:
         return tuple(layer for layer in self._inside(block) if layer.status == "quantize")
 
@@ -202,9 +211,7 @@ def describe(
     """
     transformer = transformer_of(model)
     family, origin = type(transformer).__name__, Origin.GIVEN
-    if spec is None and hasattr(transformer, SPEC):
-        spec, origin = getattr(transformer, SPEC), Origin.STORED
-    elif spec is None:
+    if spec is None:
         family, spec, origin = recognise(transformer, call)
     elif not isinstance(spec, ModelSpec):
         raise BadArgument(f"spec must be a fewbit.ModelSpec, got {type(spec).__name__}")
@@ -226,6 +233,12 @@ def describe(
         structure.shared_inputs(block)
         structure.attentions(block)
     return structure
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def transformer_of(model: object) -> nn.Module:

@@ -28,6 +28,7 @@ from fewbit.storage.bounds import (
 from fewbit.storage.manifest import as_json, check_values, manifest_of
 from fewbit.storage.provenance import mark
 from fewbit.storage.reader import CONFIG, WEIGHTS, Artefact
+from fewbit.storage.spec_file import stored_spec
 from fewbit.storage.tensors import write_tensors
 
 
@@ -37,7 +38,7 @@ def save_module(model: nn.Module, folder: Path) -> None:
     config = {
         "_class_name": manifest.class_name,
         **manifest.architecture,
-        "quantization_config": manifest.quantization_config(),
+        "quantization_config": {**manifest.quantization_config(), **stored_spec(model)},
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=1))
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **manifest.to_metadata()})

@@ -14,6 +14,7 @@ from fewbit.errors import BrokenFile
 from fewbit.storage.blueprint import apply_blueprint
 from fewbit.storage.header import Header, read_header
 from fewbit.storage.manifest import Manifest, validate
+from fewbit.storage.spec_file import remember_spec
 from fewbit.storage.strict_json import read_table
 from fewbit.storage.tensors import checked_tensors
 
@@ -63,6 +64,7 @@ class Artefact:
 
     def prepare(self, model: nn.Module) -> None:
         """Make a full-precision skeleton ready to take the tensors."""
+        remember_spec(model, self.config["quantization_config"], self.folder / CONFIG)
         apply_blueprint(model, self.manifest.layers)
         validate(model, self.manifest, self.headers)
 
