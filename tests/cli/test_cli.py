@@ -184,6 +184,14 @@ def test_overwrite_replaces_what_was_there(pipeline_folder):
         ),
         ("tiny --recipe rtn --set adaln --output out", "--set takes NAME=VALUE, got 'adaln'"),
         ("tiny --recipe rtn --set group_size=7 --output out", "transformer_blocks.0."),
+        (
+            "tiny --recipe hq-dit --call hight=3 --output out",
+            "DiTPipeline takes no hight; it takes",
+        ),
+        (
+            "tiny --recipe hq-dit --call height --output out",
+            "--call takes NAME=VALUE, got 'height'",
+        ),
         ("tiny --recipe rtn --samples 8 --output out", "looks at no data"),
         ("tiny --recipe rtn", "Missing option '--output' (or '--dry-run')"),
         ("tiny --output out", "Missing option '--recipe'. Try `main quantize --help`."),

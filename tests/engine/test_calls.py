@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 
 import fewbit
+from fewbit.errors import BadCalibration
 from fewbit.methods import hq_dit
 
 FEW = {
@@ -162,3 +163,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
     again, _ = quantized("hq-dit", workdir=tmp_path)
     pairs = zip(whole.state_dict().values(), again.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_items_that_the_forward_cannot_take_are_told():
+    wrong = {**calls()[0], "latents": [torch.randn(6, 31), torch.randn(6, 31)]}
+    model = Odd()
+    with pytest.raises(BadCalibration, match=r"forward of Odd does not run on .* RuntimeError: "):
+        fewbit.quantize(model, "hq-dit", spec=SPEC, calibration=[wrong], progress=False)
+    assert isinstance(model.first[0].up, nn.Linear)
+    assert not any(module._forward_pre_hooks for module in model.modules())

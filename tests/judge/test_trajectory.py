@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fewbit.calibration import RowSet
+from fewbit.calibration import CallSet, RowSet
 from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument
 from fewbit.judge.trajectory import noise_prediction, picture_fidelity, trajectory_fidelity
@@ -41,6 +41,17 @@ def test_overall_and_by_timestep():
         assert db == pytest.approx(-20 * math.log10(0.1 * time / 100), abs=1e-3)
     actual = x * (1 + 0.001 * times[:, None, None, None])
     assert found.sqnr == pytest.approx(sqnr(x, actual), abs=1e-3)
+
+
+def test_calls_whose_rows_are_not_told_apart():
+    class Together(Scaled):
+        def forward(self, hidden_states, timestep):
+            return super().forward(torch.stack(hidden_states), timestep)["sample"][0]
+
+    latents = [torch.randn(4, 8, 8) for _ in range(2)]
+    items = [{"hidden_states": latents, "timestep": torch.tensor([t] * 2)} for t in (10.0, 100.0)]
+    found = trajectory_fidelity(Together(1), Together(1.1), CallSet.from_items(items))
+    assert list(found.by_timestep) == [10, 100]
 
 
 def test_the_batch_changes_nothing_and_the_same_network_loses_nothing():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.set import CalibrationSet, time_in
 from fewbit.calibration.tree import map_tensors
+from fewbit.errors import BadCalibration, FewbitError
 from fewbit.models.fused_attention import StandIn
 from fewbit.models.own_forward import own_forward
 
@@ -32,7 +33,6 @@ class Trial:
     odd: Mapping[str, str] = field(default_factory=dict)
 
 
-@torch.no_grad()
 def try_out(
     model: nn.Module,
     blocks: Sequence[str],
@@ -41,32 +41,56 @@ def try_out(
     data: CalibrationSet,
 ) -> Trial:
     """All of them by name; one forward for every shape that occurs in the data."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     ran: dict[str, None] = {}
     odd = {name: why for name in attending if (why := _bare(name, blocks))}
+    watched = {name: _Watched(model.get_submodule(name)) for name in attending}
+    with evaluating(model), _noting(model, (*blocks, *linears), ran), _watching(watched):
+        for inputs in data.examples():
+            time = time_in(inputs)
+            for one in watched.values():
+                one.begin(1 if time is None else len(time))
+            _run(model, inputs)
+            found = {name: why for name, one in watched.items() if (why := one.oddity())}
+            odd = {**found, **odd}
+    running = tuple(name for name in ran if name in set(blocks))
+    reached = {name for name in linears if name in ran and _inside(name, running)}
+    return Trial(running, frozenset(linears) - reached, odd)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        model(**map_tensors(inputs, lambda tensor: tensor.to(device)))
+    except FewbitError:
+        raise
+    except Exception as error:  # whatever a model says of inputs that it cannot take
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise BadCalibration(
+            f"the forward of {type(model).__name__} does not run on the calibration data: {reason}"
+        ) from error
+
+
+@contextmanager
+def _noting(model: nn.Module, names: Sequence[str], ran: dict[str, None]) -> Iterator[None]:
+    """Which of the modules run, in order of their first time."""
 
     def note(name: str, *_: Any) -> None:
         ran.setdefault(name)
 
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        for name in (*blocks, *linears):
+        for name in names:
             hook = model.get_submodule(name).register_forward_pre_hook(partial(note, name))
             stack.callback(hook.remove)
-        watched = {name: _Watched(model.get_submodule(name)) for name in attending}
+        yield
+
+
+@contextmanager
+def _watching(watched: Mapping[str, _Watched]) -> Iterator[None]:
+    with ExitStack() as stack:
         for one in watched.values():
             stack.enter_context(own_forward(one.module, one.forward))
-        for inputs in data.examples():
-            time = time_in(inputs)
-            for one in watched.values():
-                one.begin(1 if time is None else len(time))
-            model(**map_tensors(inputs, lambda tensor: tensor.to(device)))
-            for name, one in watched.items():
-                if name not in odd and (why := one.oddity()):
-                    odd[name] = why
-    running = tuple(name for name in ran if name in set(blocks))
-    reached = {name for name in linears if name in ran and _inside(name, running)}
-    return Trial(running, frozenset(linears) - reached, odd)
+        yield
 
 
 def _inside(name: str, blocks: Sequence[str]) -> bool:
