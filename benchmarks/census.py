@@ -31,6 +31,7 @@ from fewbit.calibration.tree import tensors
 from fewbit.engine.decibel import sqnr
 from fewbit.layers.bind import bind
 from fewbit.models import describe
+from fewbit.models.discover import discover
 
 FOUND = Path(__file__).parent.parent / "build" / "census.json"
 CALLS = 4
@@ -87,7 +88,7 @@ def passed(cell: Mapping[str, Any]) -> bool:
 def _through(tiny: Tiny, name: str, recipe: str) -> dict[str, Any]:
     model = tiny.build(name)
     *calls, held_out = tiny.calls(CALLS + 1)
-    spec = spec_of(model, held_out)
+    spec = discover(model, held_out)
     exact = output(model, held_out)
     given = {} if recipe in WITHOUT_DATA else {"calibration": calls}
     with warnings.catch_warnings():
@@ -96,7 +97,6 @@ def _through(tiny: Tiny, name: str, recipe: str) -> dict[str, Any]:
             model,
             recipe,
             spec=spec,
-            allow_unknown=True,
             progress=False,
             **given,
             **RECIPES[recipe],
@@ -146,62 +146,6 @@ def _said(cell: Mapping[str, Any]) -> str:
     if "error" in cell:
         return f"refused: {cell['error'][:80]}".replace("|", "/").replace("\n", " ")
     return "BROKEN: " + cell["raw"].strip().splitlines()[-1][:80].replace("|", "/")
-
-
-def spec_of(model: nn.Module, call: Arguments) -> fewbit.ModelSpec | None:
-    """What names and one forward tell of a class that fewbit does not know."""
-    blocks = _lists(model)
-    read: dict[str, int] = {}
-    hooks = [
-        module.register_forward_pre_hook(
-            lambda _, args, name=name: read.__setitem__(name, id(args[0])) if args else None
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    output(model, call)
-    for hook in hooks:
-        hook.remove()
-    roles: dict[str, str] = {}
-    for path in blocks:
-        for name, module in model.get_submodule(path).named_modules():
-            if isinstance(module, nn.Linear):
-                inner = name.partition(".")[2]
-                roles.setdefault(inner, _role(f"{path}.{name}", read))
-    return fewbit.ModelSpec(blocks, roles, keep=())
-
-
-def _lists(model: nn.Module) -> list[str]:
-    """The topmost lists whose members hold two linears or more."""
-    found: list[str] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{path}.") for path in found)
-        if isinstance(module, nn.ModuleList) and not inside and all(map(_is_block, module)):
-            found.append(name)
-    return found
-
-
-def _is_block(module: nn.Module) -> bool:
-    return sum(isinstance(inner, nn.Linear) for inner in module.modules()) >= 2
-
-
-QUERIES, OTHERS = (
-    ("to_q", "q_proj", "q"),
-    {"k": ("to_k", "k_proj", "k"), "v": ("to_v", "v_proj", "v")},
-)
-
-
-def _role(name: str, read: Mapping[str, int]) -> str:
-    """q, k and v of one parent by their names, self or cross by what they read; others alone."""
-    parent, _, last = name.rpartition(".")
-    siblings = [f"{parent}.{query}" for query in QUERIES]
-    query = next((one for one in siblings if one in read), None)
-    role = "q" if last in QUERIES else next((r for r, names in OTHERS.items() if last in names), "")
-    if not role or query is None:
-        return "adaln" if "norm" in parent.lower() else "skip"
-    keys = [f"{parent}.{key}" for key in OTHERS["k"]]
-    key = next((one for one in keys if one in read), query)
-    return role if read[key] == read[query] else f"cross_{role}"
 
 
 if __name__ == "__main__":
