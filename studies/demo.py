@@ -13,6 +13,7 @@ import fewbit
 from fewbit.calibration import CalibrationSet, sample
 from fewbit.demo import load
 from fewbit.judge.trajectory import TrajectoryFidelity, picture_fidelity, trajectory_fidelity
+from fewbit.layers.linear import quantized_layers
 from fewbit.pipelines.generate import generate
 
 RESULTS = Path(__file__).parent / "results"
@@ -52,6 +53,15 @@ def quantized(recipe: str, samples: int = 128, **settings: Any) -> tuple[Any, fe
 
 def fidelity(pipe: Any, demo: str = "shapes") -> TrajectoryFidelity:
     return trajectory_fidelity(reference(demo).transformer, pipe.transformer, held_out(demo))
+
+
+def bits(transformer: Any) -> float:
+    """Of a weight whose input is rounded, in all: codes, scales, sides, and the directions."""
+    layers = [one for one in quantized_layers(transformer).values() if one.activation is not None]
+    stages = {layer.stage for layer in layers if layer.stage is not None}
+    apart = [stage.principal.directions for stage in stages if stage.principal is not None]
+    stored = [layer.weight_bytes for layer in layers] + [tensor.nbytes for tensor in apart]
+    return 8 * sum(stored) / sum(layer.in_features * layer.out_features for layer in layers)
 
 
 def psnr(pipe: Any, demo: str = "shapes") -> float:

@@ -1,23 +1,11 @@
 """What do directions kept in int8 bring, at four bits?   python studies/principal.py"""
 
-from typing import Any
-
-from demo import calibration, fidelity, pipeline, write_table
+from demo import bits, calibration, fidelity, pipeline, write_table
 
 import fewbit
-from fewbit.layers.linear import quantized_layers
 
 RANKS = (0, 8, 16, 32)
 HEADER = ("directions", "shapes, dB", "bits a weight", "scenes, dB", "bits a weight")
-
-
-def bits(transformer: Any) -> float:
-    """Of a weight whose input is rounded, in all: codes, scales, sides, and the directions."""
-    layers = [one for one in quantized_layers(transformer).values() if one.activation is not None]
-    stages = {layer.stage for layer in layers if layer.stage is not None}
-    apart = [stage.principal.directions for stage in stages if stage.principal is not None]
-    stored = [layer.weight_bytes for layer in layers] + [tensor.nbytes for tensor in apart]
-    return 8 * sum(stored) / sum(layer.in_features * layer.out_features for layer in layers)
 
 
 def measured(demo: str, rank: int) -> tuple[float, float]:

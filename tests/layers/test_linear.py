@@ -25,6 +25,7 @@ PAIRS = [
     ("int2/row/bf16", None),
     ("e4m3/tensor/fp32", "uint8/row/fp32"),
     ("book4/g16/factor", "int8/row/fp32"),
+    ("book4/row/fp32", "book4/g16/factor"),
 ]
 pairs = pytest.mark.parametrize(("weight", "activation"), PAIRS)
 STORED = {"codes", "scales", "outer_scales", "zeros", "choices"}
