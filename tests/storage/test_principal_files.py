@@ -145,7 +145,7 @@ HOSTILE = {
     "more fields": (partial(input_of, {"width": 64, "rank": 8, "kind": "x"}), "understood was"),
     "no table": (partial(input_of, "principal"), "cannot be read"),
     "nothing": (partial(input_of, None), "cannot be read|needs a side"),
-    "no rank": (partial(input_of, {"width": 64}), "cannot be read"),
+    "no rank": (partial(input_of, {"width": 64}), "lacks .rank."),
     "half a rank": (partial(input_of, {"width": 64, "rank": 8.5}), "1 to 64 directions"),
 }
 
