@@ -402,3 +402,20 @@ def test_bad_arguments_are_named(dit):
     step = next(iter(stream_of(dit).steps()))
     with pytest.raises(BadArgument, match=r"no layer 'attn1.qkv'; it has: .*attn1\.to_q"):
         step.layer_inputs(["attn1.qkv"], lambda layer: None)
+
+
+def test_what_is_heard_is_what_layers_receive_and_no_more_of_the_block_is_run(dit):
+    names, ran = ["attn1.to_q", "norm1.linear"], []
+    step = next(stream_of(dit).steps())
+    received = {name: [] for name in names}
+    step.layer_inputs(names, lambda given: received[given.name].append(given))
+    hook = step.block.ff.register_forward_hook(lambda *_: ran.append(1))
+    heard = list(step.heard(names))
+    hook.remove()
+    assert not ran
+    assert len(heard) == step.minibatches
+    for number, found in enumerate(heard):
+        assert found.keys() == set(names)
+        for name, given in found.items():
+            assert torch.equal(given.x, received[name][number].x)
+            assert given.rows == received[name][number].rows

@@ -5,7 +5,7 @@ import torch
 from small_models import arguments, blocks_of, make
 
 from fewbit.calibration import BlockStream, RowSet
-from fewbit.calibration.observe import SAMPLE_ROWS, Observer, observe
+from fewbit.calibration.observe import SAMPLE_ROWS, Observer, Record, observe
 
 LAYERS = {"attn1.to_q": 16, "ff.net.2": 64}
 
@@ -49,3 +49,26 @@ def test_padding_is_seen_by_nobody():
     seen = observer.seen()
     assert torch.equal(seen.moments, torch.ones(4, 4))
     assert torch.equal(seen.sample, torch.ones(5, 4))
+
+
+def test_a_record_is_compared_sample_by_sample():
+    """What a layer read in the block as it was, and what it reads now."""
+    model = make("DiTTransformer2DModel")
+    data = RowSet.from_items([arguments("DiTTransformer2DModel", 1, s) for s in range(20)])
+    step = next(BlockStream(model, blocks_of(model), data, batch=8).steps())
+    record, heard = Record(step, LAYERS, seed=1), {"exact": [], "actual": []}
+    seen = observe(step, LAYERS, seed=1)["ff.net.2"]
+    assert torch.equal(record.seen("ff.net.2").moments, seen.moments)
+    assert torch.equal(record.seen("ff.net.2").sample, seen.sample)
+    step.layer_inputs(["ff.net.2"], lambda one: heard["exact"].append(one.x.flatten(0, -2)))
+    step.block.ff.net[0].proj.weight.data.mul_(0.9)
+    step.layer_inputs(["ff.net.2"], lambda one: heard["actual"].append(one.x.flatten(0, -2)))
+    x, given = torch.cat(heard["exact"]).double(), torch.cat(heard["actual"]).double()
+    assert not torch.allclose(x, given)
+    counts = torch.ones(20)
+    found = record.compare(
+        step, "ff.net.2", lambda one: one, lambda one: 2 * one, counts
+    ).around_zero()
+    cross, square = 2 * x.T @ given / len(x), 4 * given.T @ given / len(x)
+    torch.testing.assert_close(found.cross.double(), cross, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.square.double(), square, rtol=0, atol=1e-5)

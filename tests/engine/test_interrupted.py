@@ -13,7 +13,8 @@ import fewbit
 from fewbit.calibration import Step
 from fewbit.engine.run import _Run
 from fewbit.errors import BadModel
-from fewbit.methods import hq_dit, tq_dit, vq4dit
+from fewbit.methods import tq_dit, vq4dit
+from fewbit.methods.method import BlockJob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -169,7 +170,7 @@ def test_what_a_method_writes_into_the_block_is_undone():
     """HQ-DiT folds rotations into value projections and their biases, in their own tensors."""
     model = tiny.make()
     before = everything(model)
-    with stopped_after(hq_dit, "fold_into_values"):
+    with stopped_after(BlockJob, "fold_into_values"):
         quantize(model, "hq-dit")
     assert_as_before(model, before)
 

@@ -19,7 +19,7 @@ from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.layers.linear import quantized_layers
-from fewbit.methods.hq_dit import CANDIDATES, Settings, fold_into_values
+from fewbit.methods.hq_dit import CANDIDATES, Settings
 from fewbit.transforms.chain import Chain
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform
 from fewbit.transforms.smooth import Smooth
@@ -88,7 +88,7 @@ def test_folding_a_transform_into_the_values_changes_nothing(small, family):
             value = job.weight(attention.values[0]).clone()
             scales = torch.randn(64, generator=torch.Generator().manual_seed(2)).exp()
             rotation = HadamardTransform(Hadamard(64, attention.head_width, seed=3))
-            fold_into_values(job, attention, Chain([Smooth(scales), rotation]))
+            job.fold_into_values(attention, Chain([Smooth(scales), rotation]))
             assert not torch.allclose(job.weight(attention.values[0]), value)
         after = job.module(x, **conditions)
     # the fold itself is computed in float32: some 2^-24 of values that smoothing scaled up

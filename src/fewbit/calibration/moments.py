@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from fewbit.errors import BadCalibration
+
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class SecondMoments:
@@ -43,3 +47,74 @@ class SecondMoments:
                 f"second moments of {len(self.sum)} inputs saw no rows; allowed: one or more"
             )
         return (self.sum + self.sum.T) / (2 * self.rows)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How inputs x̂ vary around their mean, and together with the inputs x that they stand for."""
+
+    square: Tensor  # [in, in], the mean of x̂·x̂ᵀ around the means
+    cross: Tensor  # [exact in, in], the mean of x·x̂ᵀ around the means
+    exact: Tensor  # float64 [exact in], the mean of x
+    actual: Tensor  # float64 [in], the mean of x̂
+
+    def around_zero(self) -> Paired:
+        """The same for a layer without a bias, which can make up for no difference of means."""
+        square = self.square + self.actual.outer(self.actual).to(self.square)
+        cross = self.cross + self.exact.outer(self.actual).to(self.cross)
+        return Paired(square, cross, 0 * self.exact, 0 * self.actual)
+
+    def target(self, weight: Tensor, start: Tensor, damping: float) -> Tensor:
+        """The W' [out, in] whose product with x̂ is nearest to W·x; damping holds it near `start`.
+        The energy of W·x - Q·x̂ is that of (W' - Q)·x̂ and a constant: W' is what to round."""
+        ridge = damping * self.square.diagonal().double().mean().clamp(min=SMALLEST)
+        wanted = weight.double() @ self.cross.double() + ridge * start.double()
+        return self._divided(wanted, self.square.double(), ridge).to(weight)
+
+    def rest(self, target: Tensor, last: Tensor, damping: float) -> Tensor:
+        """What the first columns of a target become when the last ones are rounded to `last`."""
+        count = target.shape[1] - last.shape[1]
+        square = self.square.double()
+        ridge = damping * square.diagonal()[:count].mean().clamp(min=SMALLEST)
+        error = (target[:, count:] - last).double() @ square[count:, :count]
+        made_up = self._divided(error, square[:count, :count], ridge)
+        return target[:, :count] + made_up.to(target)
+
+    @staticmethod
+    def _divided(wanted: Tensor, square: Tensor, ridge: Tensor) -> Tensor:
+        """wanted·(square + ridge·I)⁻¹"""
+        damped = square + ridge * torch.eye(len(square)).to(square)
+        return torch.linalg.solve(damped, wanted, left=False)
+
+    def missing(self, weight: Tensor, rounded: Tensor) -> Tensor:
+        """What the bias must add, float64 [out]: the mean of W·x - Q·x̂."""
+        return weight.double() @ self.exact - rounded.double() @ self.actual
+
+
+class PairedMoments:
+    """Running moments of inputs x̂ and of those that they stand for, sample by sample."""
+
+    def __init__(self) -> None:
+        self.square = self.cross = self.exact = self.actual = torch.zeros(())
+        self.rows = 0.0
+
+    def update(self, exact: Tensor, actual: Tensor, weight: Tensor) -> None:
+        """Add x [..., exact in] and x̂ [..., in]; `weight` [...] is how much each row counts, and
+        0 of padding."""
+        weight = weight.flatten().float()
+        rows = (one.detach().flatten(0, -2)[weight > 0].float() for one in (exact, actual))
+        (x, given), weight = rows, weight[weight > 0]
+        weighted, total = given * weight[:, None], weight.double()
+        self.square = self.square + weighted.T @ given
+        self.cross = self.cross + x.T @ weighted
+        self.exact = self.exact + total @ x.double()
+        self.actual = self.actual + total @ given.double()
+        self.rows += total.sum().item()
+
+    def mean(self) -> Paired:
+        if self.rows == 0:
+            raise BadCalibration("pairs of inputs saw no rows; allowed: one or more")
+        exact, actual = self.exact / self.rows, self.actual / self.rows
+        square = self.square.double() / self.rows - actual.outer(actual)
+        cross = self.cross.double() / self.rows - exact.outer(actual)
+        return Paired(((square + square.T) / 2).float(), cross.float(), exact, actual)

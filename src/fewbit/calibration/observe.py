@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.calibration.modes import evaluating
-from fewbit.calibration.moments import SecondMoments
+from fewbit.calibration.moments import Paired, PairedMoments, SecondMoments
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.stream import LayerInput, Step
 from fewbit.calibration.tree import map_tensors
@@ -64,15 +64,75 @@ class Observer:
 
 def observe(step: Step, widths: Mapping[str, int], seed: int) -> dict[str, InputStats]:
     """What the layers of a block see, by their paths in it; one pass over all rows."""
-    observers = {
-        path: Observer(width, step.minibatches, seed, step.device) for path, width in widths.items()
-    }
+    observers = _observers(step, widths, seed)
 
     def receive(given: LayerInput) -> None:
         observers[given.name].update(given.x, given.mask)
 
     step.layer_inputs(tuple(widths), receive)
     return {path: observer.seen() for path, observer in observers.items()}
+
+
+class Record:
+    """All inputs of some layers of a block, as they are before the block is changed; of a layer
+    that is called several times in one go, those of the first call."""
+
+    def __init__(self, step: Step, widths: Mapping[str, int], seed: int) -> None:
+        self.observers = _observers(step, widths, seed)
+        self.heard = list(map(self._heard, step.heard(tuple(widths))))
+
+    def _heard(self, heard: Mapping[str, LayerInput]) -> dict[str, Tensor]:
+        """A minibatch may pass by a layer."""
+        for path, given in heard.items():
+            self.observers[path].update(given.x, given.mask)
+        return {path: given.x for path, given in heard.items()}
+
+    def seen(self, path: str) -> InputStats:
+        return self.observers[path].seen()
+
+    def tokens(self, path: str) -> float:
+        """All that a layer received."""
+        return self.observers[path].moments.rows
+
+    def compare(
+        self,
+        step: Step,
+        path: str,
+        transform: Callable[[Tensor], Tensor],
+        rounded: Callable[[Tensor], Tensor],
+        importance: Tensor,
+    ) -> Paired:
+        """The recorded inputs of a layer, transformed, with what is made of those that it has in
+        the block as it is now; `importance` is how much each row of the calibration counts."""
+        moments = PairedMoments()
+        for before, heard in zip(self.heard, step.heard([path]), strict=True):
+            if path in before and path in heard:
+                exact, given = before[path].float(), heard[path]
+                weight = _of_tokens(given, importance)
+                moments.update(transform(exact), rounded(given.x.float()), weight)
+        return moments.mean()
+
+
+def _of_tokens(given: LayerInput, importance: Tensor) -> Tensor:
+    """How much each token counts, 0 of padding; where they do not belong to rows, all alike."""
+    tokens, rows = given.x[..., 0], given.rows.indices
+    counts, uneven = (
+        importance[rows.start : rows.stop].to(tokens.device),
+        tokens.numel() % len(rows),
+    )
+    counts = (
+        counts.mean().repeat(tokens.numel())
+        if uneven
+        else counts.repeat_interleave(tokens.numel() // len(rows))
+    )
+    counts = counts.view(tokens.shape)
+    return counts if given.mask is None else counts * given.mask
+
+
+def _observers(step: Step, widths: Mapping[str, int], seed: int) -> dict[str, Observer]:
+    return {
+        path: Observer(width, step.minibatches, seed, step.device) for path, width in widths.items()
+    }
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ error on; steps that advance before do not. Two streams over one model give both
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -261,14 +261,32 @@ class Step:
     ) -> None:
         """Run the block over all rows, or over a few minibatches spread evenly over them, and hand
         over what its layers `names` receive. `begin` is told which rows are about to run."""
-        layers = {name: self._layer(name) for name in names}
         for number in self._spread(minibatches):
-            call = self.stream.call(self.index, number)
-            hear = partial(self._hear, receive, call, self.stream.text_mask(number))
-            if begin is not None:
-                begin(call.rows)
-            with _listening(layers, hear):
-                self._run(call)
+            self._hear_one(names, receive, number, begin)
+
+    def heard(self, names: Sequence[str]) -> Iterator[dict[str, LayerInput]]:
+        """What each of its layers `names` receives first, minibatch by minibatch; the block runs
+        no further than to the last of them."""
+        for number in range(self.minibatches):
+            found: dict[str, LayerInput] = {}
+            with suppress(_Enough):
+                self._hear_one(names, partial(_until_all, names, found), number)
+            yield found
+
+    def _hear_one(
+        self,
+        names: Sequence[str],
+        receive: Callable[[LayerInput], None],
+        number: int,
+        begin: Callable[[Rows], None] | None = None,
+    ) -> None:
+        layers = {name: self._layer(name) for name in names}
+        call = self.stream.call(self.index, number)
+        hear = partial(self._hear, receive, call, self.stream.text_mask(number))
+        if begin is not None:
+            begin(call.rows)
+        with _listening(layers, hear):
+            self._run(call)
 
     def _spread(self, minibatches: int | None) -> range:
         wanted = self.minibatches if minibatches is None else min(minibatches, self.minibatches)
@@ -320,6 +338,16 @@ class Step:
             raise BadArgument(
                 f"block {self.index} has no layer {name!r}; it has: {names}"
             ) from None
+
+
+class _Enough(Exception):
+    """All that was asked for has been heard."""
+
+
+def _until_all(names: Sequence[str], found: dict[str, LayerInput], given: LayerInput) -> None:
+    found.setdefault(given.name, given)
+    if len(found) == len(names):
+        raise _Enough
 
 
 @contextmanager

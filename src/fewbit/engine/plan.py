@@ -83,9 +83,9 @@ class Plan:
     ) -> SurveyJob:
         blocks = self.structure.blocks
         attending = chain.from_iterable(map(self.structure.attending, range(len(blocks))))
-        layers = tuple(name for name in self.rules if name not in self.trial.idle)
+        rules = {name: self.rules[name] for name in self.rules if name not in self.trial.idle}
         regular = tuple(name for name in attending if name not in self.trial.odd)
-        return SurveyJob(model, blocks, layers, regular, data, seed, track)
+        return SurveyJob(model, blocks, rules, regular, data, seed, track)
 
     def _attentions(self, block: int, rules: Mapping[str, Rule]) -> tuple[Attention, ...]:
         """Those all of whose value and output projections are to be quantized."""
@@ -105,12 +105,20 @@ class Plan:
         return replace(self, rules=rules)
 
     @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Those that have a rule."""
+        return tuple(layer for layer in self.structure.layers if layer.name in self.rules)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the quantized weights alone."""
+        return sum(self.rules[one.name].weight.bytes(*one.shape) for one in self.layers)
+
+    @property
     def bytes_after(self) -> int:
         """The arithmetic of the quantized weights, biases as they are, and all that is kept."""
         return self.structure.bytes - sum(
-            layer.bytes - self._layer_bytes(layer)
-            for layer in self.structure.layers
-            if layer.name in self.rules
+            layer.bytes - self._layer_bytes(layer) for layer in self.layers
         )
 
     def _layer_bytes(self, layer: Layer) -> int:

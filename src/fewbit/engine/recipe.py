@@ -24,14 +24,19 @@ class Recipe:
     @classmethod
     def make(cls, method: str | Method, bits: str | None, settings: Mapping[str, Any]) -> Recipe:
         found = method if isinstance(method, Method) else method_named(method)
-        settings = _with_preset(found, settings)
+        own = dict(settings)
+        preset = _of_presets(found, own.pop("preset", None))
+        preset_bits = preset.pop("bits", None)
+        settings = {**preset, **own}  # what is said beside a preset counts more
         known = [one.name for one in fields(found.settings)]
         for name in settings:
             if name not in known:
                 raise BadArgument(
                     f"{found.name} has no setting {name!r}; its settings: {', '.join(known)}"
                 )
-        return cls(found, _bits(found, bits), found.settings(**settings))
+        return cls(
+            found, _bits(found, preset_bits if bits is None else bits), found.settings(**settings)
+        )
 
     @classmethod
     def resolve(
@@ -164,16 +169,16 @@ def _say_weights_only(method: Method, bits: str | None, full: str) -> None:
         )
 
 
-def _with_preset(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`preset` stands for several settings; what is said beside it counts more."""
-    own = dict(settings)
-    preset = own.pop("preset", None)
-    if preset is None:
-        return own
-    if preset not in method.presets:
-        allowed = ", ".join(method.presets) or "none"
-        raise BadArgument(f"{method.name} has no preset {preset!r}; allowed: {allowed}")
-    return {**method.presets[preset], **own}
+def _of_presets(method: Method, names: object) -> dict[str, Any]:
+    """The settings that presets stand for, perhaps bits among them; of several that are joined, as
+    in `small+fast`, the last has the last word."""
+    given: dict[str, Any] = {}
+    for name in [] if names is None else str(names).split("+"):
+        if name not in method.presets:
+            allowed = ", ".join(method.presets) or "none"
+            raise BadArgument(f"{method.name} has no preset {name!r}; allowed: {allowed}")
+        given |= method.presets[name]
+    return given
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fewbit.calibration import (
 from fewbit.calibration.drawing import CALIBRATION
 from fewbit.calibration.trial import Trial, try_out
 from fewbit.engine import memory
+from fewbit.engine.allocate import allocate, budget_of
 from fewbit.engine.call import call_for
 from fewbit.engine.decibel import sqnr
 from fewbit.engine.identity import model_sha256, pipeline_sha256
@@ -125,6 +126,7 @@ def quantize(
     source = _source(model, chosen, asked, seed)
     see = partial(call_for, model, source)
     plan = make_plan(transformer, chosen, told, allow_unknown, strict=strict, see=see)
+    budget_of(plan)
     refuse_empty(transformer, "quantizing")
     shown = nullcontext(progress) if isinstance(progress, Meter) else Meter(str(chosen), progress)
     originals = Originals(transformer, work)
@@ -138,6 +140,7 @@ def quantize(
         run.calibrate()
         calibrated = time.perf_counter()
         run.survey()
+        run.allocate()
         run.blocks()
         run.finish()
         transformer.requires_grad_(False)  # as it will be when it is loaded again, to the last bit
@@ -234,6 +237,16 @@ class _Run:
         self.surveyed = method.survey(job, self.plan.recipe.settings)
         if self.work is not None:
             self.work.save_survey(self.surveyed)
+
+    def allocate(self) -> None:
+        """The rule of each layer, where a budget limits them all."""
+        budget = budget_of(self.plan)
+        if budget is None:
+            return
+        losses = {name: self.surveyed[f"{name}.losses"] for name in self.plan.rules}
+        self.plan = allocate(self.plan, losses, budget)
+        if self.meter.show:
+            print(printable(f"within the budget, {self.plan}"), file=sys.stderr)
 
     def blocks(self) -> None:
         """Each of them solved, or restored where an earlier run has finished it."""

@@ -30,12 +30,13 @@ from fewbit.layers.side import SIDE
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule
 from fewbit.methods.settings import Calibrated, setting
-from fewbit.models import Attention, Layer, Role
+from fewbit.models import Attention, Layer
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.gptq import Order, gptq
 from fewbit.rounding.grid import ChoiceGrid, Grid, round_to_nearest
 from fewbit.rounding.selection import best_for_all, by_error, by_ratio, in_scale
 from fewbit.transforms.chain import Chain
+from fewbit.transforms.fit import Consumer, least_lost, loudness
 from fewbit.transforms.hadamard import Block, Hadamard, HadamardTransform, allowed_blocks
 from fewbit.transforms.principal import Principal, check_rank, principal
 from fewbit.transforms.smooth import Smooth, smoothing_scales
@@ -136,7 +137,7 @@ def solve(job: BlockJob, settings: Settings) -> None:
     for number, attention in enumerate(job.attentions):
         transform = _value_transform(job, attention, number, seen, settings)
         if transform is not None:
-            fold_into_values(job, attention, transform)
+            job.fold_into_values(attention, transform)
             for name in attention.outs:
                 seen[name] = seen[name].after(transform)
                 folded[name] = transform.extra_repr()
@@ -155,34 +156,14 @@ def _value_transform(
     """Section 3.2 for what attention gives. It mixes tokens and not channels, so the value
     projections can give it transformed, free of run-time cost; each head is rotated in itself."""
     channels = job.linear(attention.outs[0]).in_features
-    if any(len(_value_rows(job, name)[0]) != channels for name in attention.values):
-        return None  # several heads read one value head
+    if not job.can_fold(attention):
+        return None
     rotation = None
     if settings.hadamard and allowed_blocks(attention.head_width):
         head = Hadamard.for_width(attention.head_width, 0, block="auto")
         rotation = Hadamard(channels, head.order, job.seed_of(number))
     looks = {name: seen[name] for name in attention.outs}
     return _transform(job, looks, rotation, settings)
-
-
-def fold_into_values(job: BlockJob, attention: Attention, transform: Transform) -> None:
-    """The value projections give what the output projections now expect: nothing changes."""
-    for name in attention.values:
-        weight, bias = _value_rows(job, name)
-        weight.copy_(transform(weight.float().T).T)
-        if bias is not None:
-            bias.copy_(transform(bias.float()))
-    for name in attention.outs:
-        weight = job.weight(name)
-        weight.copy_(transform.weight(weight.float()))
-
-
-def _value_rows(job: BlockJob, name: str) -> tuple[Tensor, Tensor | None]:
-    """The rows of a projection that give values: of a joint one the last third."""
-    linear = job.linear(name)
-    rows = linear.out_features // (3 if job.role(name) is Role.QKV else 1)
-    bias = None if linear.bias is None else linear.bias.detach()[-rows:]
-    return linear.weight.detach()[-rows:], bias
 
 
 def _solve_group(
@@ -234,55 +215,29 @@ def _transform(
     job: BlockJob, seen: Mapping[str, InputStats], rotation: Hadamard | None, settings: Settings
 ) -> Transform | None:
     """Section 3.2, for the layers that `seen` names and what each of them reads."""
+    consumers = [job.consumer(name, look, settings.directions) for name, look in seen.items()]
     parts: list[Transform] = []
     if settings.smooth is not None:
-        loud = torch.stack([look.rms for look in seen.values()]).norm(dim=0)
-        heavy = torch.cat([job.weight(name).float() for name in seen]).norm(dim=0)
-        parts.append(Smooth(smoothing_scales(loud, heavy, settings.smooth)))
+        parts.append(Smooth(smoothing_scales(*loudness(consumers), settings.smooth)))
     if rotation is not None:
         parts.append(HadamardTransform(rotation))
     both = [Chain(parts)] if len(parts) == 2 else []
     if settings.transform == "all":
         transform = next(iter(both or parts), None)
-        _warn_where_worse(job, seen, transform, settings)
+        _warn_where_worse(job, dict(zip(seen, consumers, strict=True)), transform)
         return transform
-    options = (*both, *reversed(parts), None)
-    return min(options, key=lambda option: sum(_losses(job, seen, option, settings).values()))
-
-
-def _losses(
-    job: BlockJob,
-    seen: Mapping[str, InputStats],
-    transform: Transform | None,
-    settings: Settings,
-) -> dict[str, float]:
-    """The share of each layer's output that plain rounding of input and weight loses."""
-    lost = {}
-    for name, look in seen.items():
-        weight, rule, look = job.weight(name).float(), job.rules[name], look.after(transform)
-        weight = weight if transform is None else transform.weight(weight)
-        exact = look.sample @ weight.T
-        apart = _directions(look, settings)
-        rest = look.sample if apart is None else apart.rest(look.sample)
-        assert rule.activation is not None
-        error = rule.activation.round(rest) @ rule.weight.round(weight).T - rest @ weight.T
-        lost[name] = float(error.square().sum() / exact.square().sum())
-    return lost
+    return least_lost((*both, *reversed(parts), None), consumers)
 
 
 def _warn_where_worse(
-    job: BlockJob,
-    seen: Mapping[str, InputStats],
-    transform: Transform | None,
-    settings: Settings,
+    job: BlockJob, consumers: Mapping[str, Consumer], transform: Transform | None
 ) -> None:
     """Where plain rounding of input and weight loses more with the transform than without."""
-    before = _losses(job, seen, None, settings)
-    after = _losses(job, seen, transform, settings)
+    lost = {name: (one.lost(None), one.lost(transform)) for name, one in consumers.items()}
     worse = [
-        f"{job.path(name)} ({100 * before[name]:.2g}% -> {100 * after[name]:.2g}%)"
-        for name in seen
-        if after[name] > MUCH_WORSE * before[name]
+        f"{job.path(name)} ({100 * before:.2g}% -> {100 * after:.2g}%)"
+        for name, (before, after) in lost.items()
+        if after > MUCH_WORSE * before
     ]
     if worse:
         job.warn(

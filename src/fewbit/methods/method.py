@@ -13,12 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewbit.calibration import BlockStream, CalibrationSet, Step
-from fewbit.calibration.observe import InputStats, observe
+from fewbit.calibration.observe import InputStats, Record, observe
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.layers.linear import QLinear
 from fewbit.methods.settings import Calibrated, Common
 from fewbit.models import Attention, Layer, Role
 from fewbit.progress import Track
+from fewbit.transforms.fit import Consumer
+from fewbit.transforms.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ class BlockJob:
     def observe(self) -> dict[str, InputStats]:
         """What each group of layers sees, by the name of its first."""
         assert self.step is not None
-        widths = {self.path(group[0]): self.linear(group[0]).in_features for group in self.groups}
-        seen = observe(self.step, widths, self.seed_of(999))
+        seen = observe(self.step, self._widths(), self.seed_of(999))
         return {group[0]: seen[self.path(group[0])] for group in self.groups}
 
     def regular_attentions(self) -> tuple[str, ...]:
@@ -77,6 +78,46 @@ class BlockJob:
             if name in self.odd:
                 self.warn(f"the matmuls of {name} stay as they are: {self.odd[name]}")
         return tuple(name for name in self.attending if name not in self.odd)
+
+    def record(self) -> Record:
+        """What each group of layers sees in full precision, by the path of its first."""
+        assert self.exact is not None
+        return Record(self.exact, self._widths(), self.seed_of(999))
+
+    def _widths(self) -> dict[str, int]:
+        firsts = (group[0] for group in self.groups)
+        return {self.path(name): self.linear(name).in_features for name in firsts}
+
+    def consumer(self, name: str, seen: InputStats, directions: int = 0) -> Consumer:
+        """A layer as whoever chooses the transform of its input knows it."""
+        rule, weight = self.rules[name], self.weight(name).float()
+        formats = rule.weight, rule.activation
+        return Consumer(seen.sample, seen.moments, weight, *formats, directions)
+
+    def can_fold(self, attention: Attention) -> bool:
+        """Whether a transform of what attention gives can stand in the weights before it: not where
+        several heads read one value head."""
+        channels = self.linear(attention.outs[0]).in_features
+        return all(len(self._value_rows(name)[0]) == channels for name in attention.values)
+
+    def fold_into_values(self, attention: Attention, transform: Transform) -> None:
+        """The value projections give what the output projections now expect: nothing changes.
+        Attention mixes tokens and not channels, so this is free of run-time cost."""
+        for name in attention.values:
+            weight, bias = self._value_rows(name)
+            weight.copy_(transform(weight.float().T).T)
+            if bias is not None:
+                bias.copy_(transform(bias.float()))
+        for name in attention.outs:
+            weight = self.weight(name)
+            weight.copy_(transform.weight(weight.float()))
+
+    def _value_rows(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """The rows of a projection that give values: of a joint one the last third."""
+        linear = self.linear(name)
+        rows = linear.out_features // (3 if self.role(name) is Role.QKV else 1)
+        bias = None if linear.bias is None else linear.bias.detach()[-rows:]
+        return linear.weight.detach()[-rows:], bias
 
     def path(self, name: str) -> str:
         """Of a layer inside its block."""
@@ -112,11 +153,21 @@ class SurveyJob:
 
     model: nn.Module
     blocks: tuple[str, ...]
-    layers: tuple[str, ...]  # those that have a rule
+    rules: Mapping[str, Rule]
     attending: tuple[str, ...]  # modules that call the fused attention, of all blocks
     data: CalibrationSet
     seed: int
     track: Track  # its minibatches, to show how far it is
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Those that have a rule."""
+        return tuple(self.rules)
+
+    def weight(self, name: str) -> Tensor:
+        linear = self.model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        return linear.weight.detach()
 
 
 @dataclass(frozen=True)
@@ -139,7 +190,8 @@ class Method:
     changes the whole model in the end, layers of the same kinds in their places, and says whether
     there was anything to do. A calibrated method sees data, and its settings are
     `Calibrated`; one with `targets` also sees what full precision gives: `exact` of its
-    jobs.
+    jobs. `options` says what a layer may become under a budget; the survey then gives what is
+    lost in each of them, by the name of the layer and ".losses".
     """
 
     name: str
@@ -152,6 +204,7 @@ class Method:
     finish: Callable[[ModelJob, Any], bool] | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     targets: bool = False
+    options: Callable[[Rule], tuple[Rule, ...]] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -159,6 +212,10 @@ class Method:
     @property
     def calibrated(self) -> bool:
         return issubclass(self.settings, Calibrated)
+
+    def options_of(self, rule: Rule) -> tuple[Rule, ...]:
+        """What a layer with this rule may become, where bits are chosen by layer."""
+        return (rule,) if self.options is None else self.options(rule)
 
     def rule_of(self, layer: Layer, variant: Rule, settings: Common) -> Rule | None:
         """The method's own rule, but for the modulation: one row per image, whose input is never

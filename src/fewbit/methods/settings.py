@@ -124,3 +124,27 @@ class Calibrated(Common):
     def keep_original(self) -> bool:
         """Whether a copy of the model in full precision stays until the end."""
         return False
+
+
+@dataclass(frozen=True)
+class Budgeted(Calibrated):
+    """The settings of a method that can choose bits by layer, so that the model fits a budget."""
+
+    size: float | None = setting(
+        None,
+        number=float,
+        above=0,
+        allowed=(None,),
+        help="megabytes of the model in the end; layers get the bits with which it loses least",
+    )
+    bits_per_weight: float | None = setting(
+        None,
+        number=float,
+        above=0,
+        allowed=(None,),
+        help="the same, as bits of a quantized weight on average, scales included",
+    )
+
+    def check(self) -> None:
+        if self.size is not None and self.bits_per_weight is not None:
+            raise BadArgument("a budget is size or bits_per_weight, not both")

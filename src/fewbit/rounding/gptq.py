@@ -19,6 +19,7 @@ from fewbit.errors import BadArgument, BadCalibration
 
 FEW_COLUMNS = 32  # up to here a column gathers its correction itself; above, matmuls spread it
 LARGEST_DAMPING = 1.0
+SMALLEST = torch.finfo(torch.float32).tiny
 
 Order = Literal["natural", "activation"]
 
@@ -163,6 +164,13 @@ def _feedback(hessian: Tensor, columns: Tensor, damping: float) -> tuple[Tensor,
         f"the second moments of {len(hessian)} inputs are not positive definite at a damping of "
         f"{LARGEST_DAMPING:g} times their mean; allowed: sums of x·xᵀ over finite inputs"
     )
+
+
+def conditional_variances(hessian: Tensor, damping: float = 0.01) -> Tensor:
+    """D: what a squared error in each column costs where the columns behind it make up for it."""
+    backwards = hessian.flip(0, 1).double()
+    backwards.diagonal().add_(damping * backwards.diagonal().mean().clamp(min=SMALLEST))
+    return torch.linalg.cholesky(backwards).diagonal().square().flip(0).to(hessian)
 
 
 def _processing_order(hessian: Tensor, order: Order) -> Tensor:

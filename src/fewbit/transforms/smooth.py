@@ -53,7 +53,17 @@ def smoothing_scales(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
     """
     if not 0 <= alpha <= 1:
         raise BadArgument(f"smoothing got alpha {alpha}; allowed: 0 to 1")
+    return _centred(inputs, weights, alpha, 1 - alpha)
+
+
+def balancing_scales(inputs: Tensor, weights: Tensor, strength: float) -> Tensor:
+    """s = (|x| / |W|)^strength per channel: from 0, nothing, to 1, where x/s is as loud as W is."""
+    return _centred(inputs, weights, strength, strength)
+
+
+def _centred(inputs: Tensor, weights: Tensor, up: float, down: float) -> Tensor:
+    """|x|^up / |W|^down, divided by its geometric mean."""
     live = (inputs > 0) & (weights > 0)
-    log_scales = alpha * inputs.log() - (1 - alpha) * weights.log()
+    log_scales = up * inputs.log() - down * weights.log()
     centred = log_scales - log_scales[live].mean()
     return torch.where(live, centred.clamp(-LARGEST_LOG, LARGEST_LOG), 0.0).exp()

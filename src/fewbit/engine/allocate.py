@@ -1,0 +1,94 @@
+"""The rule of each layer under a budget of bytes: those with which the model loses least.
+
+What a layer loses in each of its options is known beforehand, and losses add up: which option each
+layer takes is a knapsack, solved by dynamic programming over the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fewbit.engine.plan import Plan
+from fewbit.errors import BadArgument
+from fewbit.formats.names import megabytes
+from fewbit.methods.method import Rule
+from fewbit.methods.settings import Budgeted
+
+STEPS = 4096  # of the budget: what a layer needs is rounded up to one of them
+
+
+def budget_of(plan: Plan) -> float | None:
+    """How many bytes the quantized weights may take; None where nothing limits them."""
+    settings = plan.recipe.settings
+    if not isinstance(settings, Budgeted) or (settings.size or settings.bits_per_weight) is None:
+        return None
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
+    kept = plan.bytes_after - plan.weight_bytes
+    if settings.bits_per_weight is not None:
+        budget, said = settings.bits_per_weight * weights / 8, f"{settings.bits_per_weight:g} bits"
+    else:
+        assert settings.size is not None
+        budget, said = settings.size * 1e6 - kept, megabytes(settings.size * 1e6)
+    smallest = sum(
+        min(option.weight.bytes(*layer.shape) for option in _options(plan, layer.name))
+        for layer in plan.layers
+    )
+    if smallest > budget:
+        raise BadArgument(
+            f"a budget of {said} is below the smallest possible: {8 * smallest / weights:.2f} bits "
+            f"a weight, {megabytes(smallest + kept)}, of which {megabytes(kept)} are no quantized "
+            "weights"
+        )
+    return budget
+
+
+def allocate(plan: Plan, losses: Mapping[str, Tensor], budget: float) -> Plan:
+    """The plan whose quantized weights fit the budget and lose least; `losses` has those of all
+    options of a layer by its name."""
+    items = [
+        ([option.weight.bytes(*layer.shape) for option in _options(plan, layer.name)],
+         losses[layer.name].tolist())
+        for layer in plan.layers
+    ]  # fmt: skip
+    taken = zip(plan.layers, knapsack(items, budget), strict=True)
+    return replace(
+        plan, rules={layer.name: _options(plan, layer.name)[index] for layer, index in taken}
+    )
+
+
+def _options(plan: Plan, name: str) -> tuple[Rule, ...]:
+    return plan.recipe.method.options_of(plan.rules[name])
+
+
+def knapsack(items: Sequence[tuple[Sequence[int], Sequence[float]]], budget: float) -> list[int]:
+    """Of each item the option, so that costs stay within the budget and the losses are least; items
+    are costs and losses of their options. The cheapest of all must fit."""
+    cheapest = sum(min(costs) for costs, _ in items)
+    unit = max((budget - cheapest) / STEPS, 1e-9)
+    best = torch.zeros(STEPS + 1, dtype=torch.float64)
+    taken = []
+    for costs, losses in items:
+        extra = [-int(-(cost - min(costs)) // unit) for cost in costs]
+        tried = torch.stack(
+            [_shifted(best, more) + loss for more, loss in zip(extra, losses, strict=True)]
+        )
+        best, index = tried.min(0)
+        taken.append((extra, index))
+    left, chosen = STEPS, []
+    for extra, index in reversed(taken):
+        option = int(index[left])
+        chosen.append(option)
+        left -= extra[option]
+    return chosen[::-1]
+
+
+def _shifted(best: Tensor, by: int) -> Tensor:
+    """What was best with so much less to spend."""
+    shifted = torch.full_like(best, torch.inf)
+    if by <= STEPS:
+        shifted[by:] = best[: len(best) - by]
+    return shifted

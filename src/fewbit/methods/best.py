@@ -1,0 +1,322 @@
+"""best: few bits that look like many, by closed forms alone.
+
+Transform     each input is smoothed by (|x| / |W|)^a, rotated, both or neither: whatever loses
+              least in the formats that it will have. What attention gives is transformed in the
+              value projections before it, free of run-time cost.
+Compensation  layers are solved in the order in which they run, each on what the layers before it
+              now give. Its target is the output in full precision, so it makes up for their errors
+              (GPTAQ; Li et al., 2025), and its bias for what they change on average.
+Rounding      GPTQ, the scale of a group chosen by how loud the inputs are that it meets; then every
+              column once more, given all others (QuantEase; Behdin et al., 2023).
+
+The parts are shared with other methods: `transforms.fit`, `calibration.moments`, `rounding.gptq`,
+`rounding.descent`. What each of them brings is in studies/best_ablation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewbit.activations.activation import Activation
+from fewbit.activations.centred import Centred
+from fewbit.activations.dynamic import Dynamic
+from fewbit.calibration import BlockStream
+from fewbit.calibration.gradients import squared_gradients
+from fewbit.calibration.moments import SMALLEST, Paired
+from fewbit.calibration.observe import InputStats, Record
+from fewbit.errors import BadCalibration
+from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, SCALES, QTensor, Spec
+from fewbit.layers.linear import QLinear
+from fewbit.layers.side import SIDE
+from fewbit.layers.stage import InputStage
+from fewbit.methods.method import BlockJob, Method, Rule, SurveyJob
+from fewbit.methods.settings import Budgeted, modulation, setting
+from fewbit.models import Layer
+from fewbit.rounding.clipping import least_error, no_clipping
+from fewbit.rounding.descent import descend
+from fewbit.rounding.gptq import conditional_variances, gptq
+from fewbit.rounding.grid import Grid, round_to_nearest
+from fewbit.transforms.chain import Chain
+from fewbit.transforms.fit import least_lost, loudness
+from fewbit.transforms.hadamard import Hadamard, HadamardTransform
+from fewbit.transforms.principal import Principal, principal
+from fewbit.transforms.smooth import Smooth, balancing_scales
+from fewbit.transforms.transform import Transform
+
+STRENGTHS = (0.25, 0.5, 0.75)  # of the smoothing, beside none
+WIDTHS = ("book2", "book3", "book4", "int5", "int6", "int8")  # from which a budget chooses
+DIRECTIONS = 16
+DOUBT = 0.1  # damping of what a budget expects of layers: they were seen a little only
+GROUP = 32  # columns of a weight that share a scale
+INT8 = Spec(FORMATS["int8"])
+
+
+def _groups(name: str) -> Spec:
+    return Spec(FORMATS[name], GROUP, SCALES["fp16"])
+
+
+VARIANTS = {
+    "w4a8": Rule(_groups("book4"), INT8),
+    "w3a8": Rule(_groups("book3"), INT8),
+    "w2a8": Rule(_groups("book2"), INT8),
+    "w4a4": Rule(_groups("book4"), Spec(FORMATS["book4"])),
+    "nvfp4": Rule(NVFP4, NVFP4_TOKEN),
+    "mxfp4": Rule(MXFP4, MXFP4),
+    "w8a8": Rule(INT8, INT8),
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "balanced": {"bits": "w4a8"},
+    "small": {"bits": "w3a8"},
+    "tiny": {"bits": "w2a8"},
+    "fp4": {"bits": "nvfp4"},
+    "exact": {"bits": "w8a8"},
+    "fast": {"samples": 64, "sweeps": 0},
+}
+
+
+@dataclass(frozen=True)
+class Settings(Budgeted):
+    transform: str = setting(
+        "auto",
+        allowed=("auto", "none"),
+        help="auto: each input gets what loses least (smoothing, rotation, both, none); none: none",
+    )
+    directions: int | str = setting(
+        "auto",
+        number=int,
+        least=0,
+        allowed=("auto",),
+        help="so many of the strongest directions of an input are kept in int8; auto: 16 beside "
+        "inputs of 4 bits, else 0",
+    )
+    centre: bool = setting(True, help="inputs in groups are rounded around the mean of their image")
+    compensate: bool = setting(True, help="a layer makes up for the errors of what comes before it")
+    bias: bool = setting(True, help="a bias makes up for what rounding changes on average")
+    emphasis: float = setting(
+        1.0,
+        least=0,
+        help="timesteps count by what an error there does to the output, to this power; 0: alike",
+    )
+    clip: bool = setting(True, help="scales may lie below the largest weight where that loses less")
+    sweeps: int = setting(2, least=0, help="how often all columns are rounded again after GPTQ")
+    damping: float = setting(
+        0.01, above=0, below=1, help="damping of the second moments, as a share of their mean"
+    )
+    adaln: str = modulation("same")
+
+
+def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
+    return variant
+
+
+def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
+    """How much each row of the calibration counts for each layer: what an error of the layer at
+    that timestep does to the output of the model, its mean square."""
+    budget = settings.size is not None or settings.bits_per_weight is not None
+    if not (settings.emphasis or budget):
+        return {}
+    times = job.data.timesteps()
+    when = torch.zeros(len(job.data)) if times is None else times
+    when = when.unique(return_inverse=True)[1]
+    linears = {name: job.model.get_submodule(name) for name in job.layers}
+    blocks = [job.model.get_submodule(name) for name in job.blocks]
+    felt = squared_gradients(job.model, linears, {}, blocks, job.data, when, job.seed, job.track)
+    means = {name: one.mean(1).pow(settings.emphasis) for name, one in felt.items()}
+    counts = {name: (one / one.mean().clamp(min=SMALLEST))[when] for name, one in means.items()}
+    return {**counts, **(dict(_losses(job, felt, settings)) if budget else {})}
+
+
+def _losses(
+    job: SurveyJob, felt: Mapping[str, Tensor], settings: Settings
+) -> Iterator[tuple[str, Tensor]]:
+    """What the output of the model loses where one layer has one of its options: by GPTQ the error
+    of a column costs no more than its conditional variance."""
+    blocks = [job.model.get_submodule(name) for name in job.blocks]
+    for step, block in zip(
+        BlockStream(job.model, blocks, job.data).steps(), job.blocks, strict=True
+    ):
+        paths = {n: n.removeprefix(f"{block}.") for n in job.layers if n.startswith(f"{block}.")}
+        weights = {name: job.weight(name).float() for name in paths}
+        widths = {path: weights[name].shape[1] for name, path in paths.items()}
+        record = Record(step, widths, job.seed)
+        for name, path in paths.items():
+            moments = record.tokens(path) * record.seen(path).moments  # each token is felt
+            costs = conditional_variances(moments, DOUBT)
+            lost = [
+                float(felt[name].mean(0) @ (_error(weights[name], one.weight).square() @ costs))
+                for one in options(job.rules[name])
+            ]
+            yield f"{name}.losses", torch.tensor(lost)
+
+
+def _error(weight: Tensor, spec: Spec) -> Tensor:
+    return round_to_nearest(weight, Grid(spec, weight, least_error)).dequantize() - weight
+
+
+def options(rule: Rule) -> tuple[Rule, ...]:
+    """What a layer may become under a budget: weights of other bits, in the same groups."""
+    if rule.weight.format.name not in WIDTHS:
+        return (rule,)
+    return tuple(
+        replace(rule, weight=replace(rule.weight, format=FORMATS[name])) for name in WIDTHS
+    )
+
+
+def solve(job: BlockJob, settings: Settings) -> None:
+    record = job.record()
+    folded = dict(_fold(job, record, settings))
+    for number, group in enumerate(job.groups):
+        fold, seed = folded.get(group[0]), job.seed_of(100 + number)
+        stage = _stage(job, group, record, fold, seed, settings)
+        moments = _moments(job, group, record, fold, stage)
+        for name in group:
+            _solve_layer(job, name, stage, moments, settings)
+
+
+def _fold(job: BlockJob, record: Record, settings: Settings) -> Iterator[tuple[str, Transform]]:
+    """Transform what attention gives; each head is rotated in itself."""
+    for number, attention in enumerate(filter(job.can_fold, job.attentions)):
+        head = Hadamard.for_width(attention.head_width, 0, block="auto")
+        rotation = Hadamard(_width(job, attention.outs), head.order, job.seed_of(number))
+        seen = {name: record.seen(job.path(name)) for name in attention.outs}
+        transform = _transform(job, seen, rotation, settings)
+        if transform is not None:
+            job.fold_into_values(attention, transform)
+            yield from dict.fromkeys(attention.outs, transform).items()
+
+
+def _width(job: BlockJob, names: Sequence[str]) -> int:
+    return job.linear(names[0]).in_features
+
+
+def _transform(
+    job: BlockJob, seen: Mapping[str, InputStats], rotation: Hadamard, settings: Settings
+) -> Transform | None:
+    """For the layers that `seen` names and what each of them reads."""
+    if settings.transform == "none":
+        return None
+    consumers = [
+        job.consumer(name, one, _count(job.rules[name].activation, settings))
+        for name, one in seen.items()
+    ]
+    loud, heavy = loudness(consumers)
+    smooth = [Smooth(balancing_scales(loud, heavy, strength)) for strength in STRENGTHS]
+    rotate = HadamardTransform(rotation)
+    both = [Chain([one, rotate]) for one in smooth]
+    return least_lost((None, rotate, *smooth, *both), consumers)
+
+
+def _stage(
+    job: BlockJob,
+    group: Sequence[str],
+    record: Record,
+    folded: Transform | None,
+    seed: int,
+    settings: Settings,
+) -> InputStage | None:
+    """What becomes of the input of layers that read one tensor."""
+    spec, seen = job.rules[group[0]].activation, record.seen(job.path(group[0]))
+    if spec is None:
+        return None
+    transform = None
+    if folded is None:
+        rotation = Hadamard.for_width(_width(job, group), seed, block="auto")
+        transform = _transform(job, dict.fromkeys(group, seen), rotation, settings)
+    shown = None if folded is None else folded.extra_repr()
+    apart = _directions(spec, seen.after(folded or transform), settings)
+    return InputStage(transform, _activation(spec, settings), shown, apart)
+
+
+def _directions(spec: Spec, seen: InputStats, settings: Settings) -> Principal | None:
+    """Beside inputs of few bits, and no more than a quarter of their channels."""
+    most = len(seen.moments) // 4
+    count = min(_count(spec, settings), most)
+    return principal(seen.moments, count) if count else None
+
+
+def _count(spec: Spec | None, settings: Settings) -> int:
+    if settings.directions != "auto":
+        return int(settings.directions)
+    return DIRECTIONS if spec is not None and spec.format.bits <= 4 else 0
+
+
+def _activation(spec: Spec, settings: Settings) -> Activation:
+    """Groups are rounded around the mean of their image; whole rows make integers, as they are."""
+    return Centred(spec) if settings.centre and spec.span != "row" else Dynamic(spec)
+
+
+def _moments(
+    job: BlockJob,
+    group: Sequence[str],
+    record: Record,
+    folded: Transform | None,
+    stage: InputStage | None,
+) -> Paired:
+    """How the input of layers, as it will be rounded, goes with what it is in full precision."""
+    assert job.step is not None
+    transform = folded or (None if stage is None else stage.transform)
+    rounded = _as_it_is if stage is None else stage.values
+    counts = torch.stack([job.survey.get(name, torch.ones(job.step.rows)) for name in group]).mean(
+        0
+    )
+    return record.compare(job.step, job.path(group[0]), transform or _as_it_is, rounded, counts)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _solve_layer(
+    job: BlockJob, name: str, stage: InputStage | None, moments: Paired, settings: Settings
+) -> None:
+    weight, bias, corrected = job.weight(name).float(), job.linear(name).bias, None
+    if stage is not None and stage.transform is not None:
+        weight = stage.transform.weight(weight)
+    if bias is None or not settings.bias:
+        moments = moments.around_zero()
+    apart = None if stage is None else stage.principal
+    target = weight if apart is None else torch.cat([weight, apart.side(weight)], 1)
+    if settings.compensate:
+        target = moments.target(weight, target, settings.damping)
+    try:
+        packed, side = _round(target, moments, job.rules[name].weight, weight.shape[1], settings)
+    except BadCalibration as error:
+        raise BadCalibration(f"{name}: {error}") from None
+    if bias is not None:
+        parts = [one.dequantize() for one in (packed, side) if one is not None]
+        missing = moments.missing(weight, torch.cat(parts, 1))
+        corrected = (bias.detach() + missing).to(bias.dtype)
+    job.replace(name, QLinear(packed, corrected, stage, side), weight)
+
+
+def _round(
+    target: Tensor, moments: Paired, spec: Spec, width: int, settings: Settings
+) -> tuple[QTensor, QTensor | None]:
+    """The side, if there is one, is rounded first, and the rest makes up for it."""
+    side, square = None, moments.square[:width, :width]
+    if target.shape[1] > width:
+        side = QTensor.quantize(target[:, width:], SIDE)
+        target = moments.rest(target, side.dequantize(), settings.damping)
+    grid = Grid(spec, target, least_error if settings.clip else no_clipping, square.diagonal())
+    values = gptq(target, square, grid, damping=settings.damping).values
+    values = descend(target, square, values, grid, damping=settings.damping, sweeps=settings.sweeps)
+    return QTensor.quantize(values, spec, grid.scales()), side
+
+
+METHOD = Method(
+    "best",
+    "few bits that look like many: fitted transforms, compensated GPTQ, descent",
+    VARIANTS,
+    Settings,
+    rule,
+    solve,
+    survey=survey,
+    options=options,
+    presets=PRESETS,
+    targets=True,
+)

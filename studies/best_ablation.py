@@ -1,0 +1,51 @@
+"""What does each ingredient of best bring?   python studies/best_ablation.py w4a8
+
+Each is left out alone; also w3a8 and nvfp4. A killed study goes on from `studies/cache`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from cases import key_of, once
+from demo import fidelity, quantized, write_table
+
+CASES: dict[str, dict[str, Any]] = {
+    "best": {},
+    "no transforms": {"transform": "none"},
+    "no compensation": {"compensate": False},
+    "no bias": {"bias": False},
+    "timesteps alike": {"emphasis": 0.0},
+    "no clip": {"clip": False},
+    "no descent": {"sweeps": 0},
+    "adaLN int8": {"adaln": "int8"},
+}
+OF_GROUPS: dict[str, dict[str, Any]] = {"no centre": {"centre": False}}
+
+
+def measured(**settings: Any) -> list[float]:
+    """Trajectory SQNR, and bits of a quantized weight."""
+
+    def measure(_: Path) -> list[float]:
+        pipe, report = quantized("best", **settings)
+        weights = sum(one.bytes_before for one in report.layers)
+        bits = sum(one.bits_per_weight * one.bytes_before for one in report.layers) / weights
+        return [fidelity(pipe).sqnr, bits]
+
+    found: list[float] = once("ablation", key_of("best", "shapes", settings), measure)
+    return found
+
+
+bits = sys.argv[1]
+cases = {**CASES, **(OF_GROUPS if bits == "nvfp4" else {})}
+rows = [(name, *measured(bits=bits, **settings)) for name, settings in cases.items()]
+write_table(
+    f"best_ablation_{bits}",
+    f"Ingredients of best, {bits}",
+    "The shapes demo, 128 calibration rows, one ingredient left out at a time. SQNR of the noise "
+    "prediction over 128 rows of held-out trajectories; bits of a quantized weight, scales "
+    "included.",
+    ("setting", "trajectory SQNR, dB", "bits per weight"),
+    rows,
+    plotted=("trajectory SQNR, dB",),
+)
