@@ -414,9 +414,14 @@ NAMES = tuple(MODELS)
 
 
 def make(name: str) -> Any:
+    """All matrices random: some classes leave them empty, or zero, so that blocks do nothing."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return getattr(diffusers, name)(**MODELS[name][0]).eval()
+        model = getattr(diffusers, name)(**MODELS[name][0]).eval()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return model
 
 
 def call(name: str) -> Call:

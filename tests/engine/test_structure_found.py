@@ -6,6 +6,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.nn.utils import weight_norm as old_weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fewbit
 from fewbit.calibration import Calibration, manner_of
@@ -93,3 +95,27 @@ def test_the_printed_spec_can_be_edited_and_given_back(tmp_path):
     )
     assert type(loaded.transformer_blocks[0].ff.net[0].proj) is nn.Linear
     assert getattr(loaded, SPEC) == fewbit.ModelSpec.from_dict(spec)
+
+
+def test_one_module_under_two_names_is_named():
+    model = own_transformer.loom()
+    model.alone[1].merge = model.alone[0].merge
+    message = r"alone\.0\.merge and alone\.1\.merge are one module; .*deepcopy"
+    with pytest.raises(BadModel, match=message):
+        plan(model)
+
+
+@pytest.mark.parametrize("how", [spectral_norm, weight_norm, old_weight_norm])
+def test_a_weight_that_is_computed_is_named(how):
+    model = own_transformer.loom()
+    how(model.meetings[1].text_say)
+    with pytest.raises(BadModel, match=r"weight of meetings\.1\.text_say is computed .*remove_"):
+        plan(model)
+
+
+def test_a_linear_without_weights_is_named():
+    model = own_transformer.loom()
+    model.meetings[0].shift = nn.Linear(32, 1)
+    model.meetings[0].shift.out_features = 0
+    with pytest.raises(BadModel, match=r"meetings\.0\.shift has no weights, .*\[0, 32\]; keep it"):
+        plan(model)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fewbit.calibration import CalibrationSet
 from fewbit.calibration.trial import Trial
@@ -176,7 +177,7 @@ def make_plan(
         )
     if strict:
         _refuse_unknown_share(structure)
-    rules = {}
+    rules: dict[str, Rule] = {}
     for layer in structure.layers:
         if layer.status != "quantize":
             continue
@@ -184,6 +185,7 @@ def make_plan(
         if rule is not None:
             _check(model, layer, rule)
             rules[layer.name] = rule
+    _refuse_shared(model, rules)
     return Plan(recipe, structure, rules)
 
 
@@ -195,6 +197,18 @@ def _refuse_unknown_share(structure: Structure) -> None:
             f"high precision although nobody said so, strict allows {ALLOWED_UNKNOWN:.0%}: "
             f"{some(names)}; name them in the keep of a spec, or leave strict out"
         )
+
+
+def _refuse_shared(model: nn.Module, rules: Mapping[str, Rule]) -> None:
+    """A layer is replaced under one name; under another it would stay what it was."""
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        other = names.setdefault(module, name)
+        if other != name and {other, name} & rules.keys():
+            raise BadModel(
+                f"{other} and {name} are one module; give each its own, such as "
+                "copy.deepcopy(linear), or name it in the keep of a spec"
+            )
 
 
 def _refuse_quantized(model: nn.Module) -> None:
@@ -210,6 +224,13 @@ def _check(model: nn.Module, layer: Layer, rule: Rule) -> None:
     module = model.get_submodule(layer.name)
     if not isinstance(module, nn.Linear):
         raise BadModel(f"{layer.name} is a {type(module).__name__}, only nn.Linear is quantized")
+    if is_parametrized(module) or "weight" not in module._parameters:
+        raise BadModel(
+            f"the weight of {layer.name} is computed from other tensors; make it plain first: "
+            "torch.nn.utils.parametrize.remove_parametrizations(linear, 'weight')"
+        )
+    if 0 in layer.shape:
+        raise BadModel(f"{layer.name} has no weights, its shape is {list(layer.shape)}; keep it")
     for part in (rule.weight, rule.activation):
         if part is not None:
             try:
