@@ -17,7 +17,7 @@ def call_for(
 ) -> Mapping[str, Any] | None:
     """From the calibration data, or else from the pipeline, or None where there is neither."""
     if isinstance(source, CalibrationSet):
-        return source.take([0])
+        return source.take(source.parts(1)[0])
     if isinstance(model, nn.Module):
         return None
     try:
