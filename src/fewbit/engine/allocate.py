@@ -17,6 +17,7 @@ from fewbit.errors import BadArgument
 from fewbit.formats.names import megabytes
 from fewbit.methods.method import Rule
 from fewbit.methods.settings import Budgeted
+from fewbit.models import Layer
 
 STEPS = 4096  # of the budget: what a layer needs is rounded up to one of them
 
@@ -49,15 +50,17 @@ def budget_of(plan: Plan) -> float | None:
 def allocate(plan: Plan, losses: Mapping[str, Tensor], budget: float) -> Plan:
     """The plan whose quantized weights fit the budget and lose least; `losses` has those of all
     options of a layer by its name."""
-    items = [
-        ([option.weight.bytes(*layer.shape) for option in _options(plan, layer.name)],
-         losses[layer.name].tolist())
-        for layer in plan.layers
-    ]  # fmt: skip
+    items = [_item(plan, layer, losses.get(layer.name)) for layer in plan.layers]
     taken = zip(plan.layers, knapsack(items, budget), strict=True)
     return replace(
         plan, rules={layer.name: _options(plan, layer.name)[index] for layer, index in taken}
     )
+
+
+def _item(plan: Plan, layer: Layer, losses: Tensor | None) -> tuple[list[int], list[float]]:
+    """Bytes and losses of its options; what never ran loses nothing."""
+    costs = [option.weight.bytes(*layer.shape) for option in _options(plan, layer.name)]
+    return costs, [0.0] * len(costs) if losses is None else losses.tolist()
 
 
 def _options(plan: Plan, name: str) -> tuple[Rule, ...]:

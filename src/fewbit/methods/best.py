@@ -147,8 +147,9 @@ def _losses(
         for name, path in paths.items():
             moments = record.tokens(path) * record.seen(path).moments  # each token is felt
             costs = conditional_variances(moments, DOUBT)
+            feels = felt[name].mean(0) if name in felt else torch.zeros(len(weights[name]))
             lost = [
-                float(felt[name].mean(0) @ (_error(weights[name], one.weight).square() @ costs))
+                float(feels @ (_error(weights[name], one.weight).square() @ costs))
                 for one in options(job.rules[name])
             ]
             yield f"{name}.losses", torch.tensor(lost)
