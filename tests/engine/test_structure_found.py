@@ -15,7 +15,7 @@ from fewbit.cli import main
 from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadModel
-from fewbit.models import SPEC
+from fewbit.models import SPEC, recognise
 from fewbit.models.discover import discover
 from fewbit.pipelines.first_call import first_call
 from tests import own_transformer, tiny_transformers
@@ -119,3 +119,15 @@ def test_a_linear_without_weights_is_named():
     model.meetings[0].shift.out_features = 0
     with pytest.raises(BadModel, match=r"meetings\.0\.shift has no weights, .*\[0, 32\]; keep it"):
         plan(model)
+
+
+def test_a_pipeline_of_a_class_nobody_knows_is_run_once(monkeypatch):
+    monkeypatch.setattr(recognise, "family_of", lambda model: None)
+    model = tiny_transformers.make()
+    pipe = tiny_transformers.pipeline(model)
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    fewbit.quantize(pipe, "rtn", bits="w4a4", progress=False)
+    assert len(runs) == 1
+    assert getattr(model, SPEC).heads == 2  # which names alone do not tell
+    assert tiny_transformers.picture(pipe).isfinite().all()
