@@ -30,6 +30,7 @@ def test_nothing_leaves_less_where_directions_cost_the_same(budget):
 def test_a_direction_that_costs_more_must_bring_more():
     same = [torch.ones(16), torch.ones(16)]
     assert ranks(same, [10, 30], 160) == [16, 0]
+    assert ranks([same[0], 2 * same[1]], [10, 30], 240) == [16, 0]
     assert ranks([same[0], 4 * same[1]], [10, 30], 240) == [0, 8]
     assert ranks([same[0], 4 * same[1]], [10, 30], 320) == [8, 8]
 
