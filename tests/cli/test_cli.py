@@ -89,12 +89,16 @@ def test_help_fits_eighty_columns(verb):
     assert max(map(len, printed(verb, "--help").splitlines())) <= 80
 
 
+def test_without_a_name_the_recipe_is_best():
+    assert "best:w4a8" in printed("quantize", "shapes", "--dry-run")
+
+
 def test_a_real_process_refuses_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "fewbit.cli", "quantize", "nowhere", "--output", "out"]
+    command = [sys.executable, "-m", "fewbit.cli", "generate", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: Missing option '--recipe'. Try `python -m fewbit.cli quantize --help`.\n"
+        "error: Missing option '--output'. Try `python -m fewbit.cli generate --help`.\n"
     )
     assert not list(tmp_path.iterdir())
 
@@ -194,7 +198,6 @@ def test_overwrite_replaces_what_was_there(pipeline_folder):
         ),
         ("tiny --recipe rtn --samples 8 --output out", "looks at no data"),
         ("tiny --recipe rtn", "Missing option '--output' (or '--dry-run')"),
-        ("tiny --output out", "Missing option '--recipe'. Try `main quantize --help`."),
         ("tiny --recipe rtn --output .", "holds something"),
         ("tiny --recipe rtn --output . --overwrite", ". is the folder you are in or above it"),
         ("tiny --recipe rtn --output tiny", "tiny already holds something; choose another"),

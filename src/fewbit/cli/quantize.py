@@ -34,7 +34,12 @@ DISK = 200e6  # bytes a second, to guess how long saving takes
 
 @click.command(epilog=MODEL_HELP)
 @model_argument
-@click.option("--recipe", required=True, help="A name (see `fewbit recipes`) or a JSON file.")
+@click.option(
+    "--recipe",
+    default="best",
+    show_default=True,
+    help="A name (see `fewbit recipes`) or a JSON file.",
+)
 @click.option("--bits", help="One of the recipe's variants, such as w4a4; its first if left out.")
 @click.option("--output", type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace what OUTPUT holds.")
