@@ -1,6 +1,7 @@
 """Structure is found where nobody gives it, told in the plan, and taken from a file."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -28,11 +29,13 @@ def plan(model, spec=None, **how):
 
 
 def test_the_plan_tells_what_was_found_and_what_stays():
-    text = str(plan(own_transformer.loom(), see=own_transformer.call)).splitlines()
+    lines = str(plan(own_transformer.loom(), see=own_transformer.call)).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = re.sub(r"\n {4,}", " ", "\n".join(lines)).splitlines()  # wrapped lines in one
     found = "structure found by one forward: blocks in meetings.0, alone.0, meetings.1, alone.1"
     assert f"  {found}" in text
     assert any("linears outside of the blocks (takes, clock, gives)" in line for line in text)
-    assert any("matrices of experts (alone.0.table, alone.1.table)" in line for line in text)
+    assert any("matrices of experts (alone.*.table)" in line for line in text)
 
 
 def test_strict_refuses_what_nobody_said():

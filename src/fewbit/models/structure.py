@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from textwrap import wrap
 from typing import Any, Literal
 
 from torch import Size, Tensor, nn
@@ -17,6 +19,7 @@ from fewbit.models.spec import ModelSpec, Role
 Status = Literal["quantize", "keep", "unknown"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WIDTH = 80  # of what is printed
 _SHOWN = 4
 LINEAR_SIDES = 2
 _LEAST_SIDE = 8  # of a matrix: what is smaller is a table of shifts or the like
@@ -129,11 +132,22 @@ class Structure:
 
     def notes(self) -> list[str]:
         """Where the blocks are, who says so, and what stays out, in lines for people."""
-        lines = [f"  structure {self.origin}: blocks in {some(self.spec.blocks)}"]
+        said = [f"structure {self.origin}: blocks in {some(self.spec.blocks)}"]
         for one in self.left_out:
             share = one.parameters / max(self.parameters, 1)
-            lines.append(f"  {share:6.1%} of the weights stay: {one.what} ({some(one.names)})")
-        return lines
+            said.append(f"{share:.1%} of the weights stay: {one.what} ({some(_alike(one.names))})")
+        return [
+            line
+            for one in said
+            for line in wrap(
+                one,
+                WIDTH,
+                initial_indent="  ",
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        ]
 
     def quantizable(self, block: int) -> tuple[Layer, ...]:
         return tuple(layer for layer in self._inside(block) if layer.status == "quantize")
@@ -233,6 +247,11 @@ def describe(
         structure.shared_inputs(block)
         structure.attentions(block)
     return structure
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """Each pattern once of names that differ in their numbers alone."""
+    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names))
 
 
 def some(names: Sequence[str]) -> str:
