@@ -583,7 +583,7 @@ CLASSES: dict[str, Tiny] = {
         {
             **HEADS, **ROPE, "num_layers": 5, "in_channels": 16, "out_channels": 4,
             "joint_attention_dim": 32, "num_experts": 4, "moe_intermediate_dim": 32,
-            "capacity_factors": [2.0] * 5,
+            "capacity_factors": [2.0] * 5, "mlp_ratio": 8.0,
         },
         lambda n: {**packed(n, 16), **text(n), "img_shapes": [(1, 4, 4)],
                    "encoder_hidden_states_mask": mask(6)},

@@ -141,6 +141,19 @@ def test_the_same_seed_gives_the_same_numbers():
     assert not torch.equal(one["0.mlp.fc1"], other["0.mlp.fc1"])
 
 
+def test_a_layer_that_the_model_runs_without_gradients_is_left_out():
+    class Routed(Chain):
+        def forward(self, hidden_states, timestep):
+            with torch.no_grad():
+                routed = self.first(hidden_states)
+            return self.second(routed)
+
+    model, data = Routed(), rows()
+    linears = {"first": model.first, "second": model.second}
+    groups = torch.zeros(len(data), dtype=torch.int64)
+    assert squared_gradients(model, linears, {}, (), data, groups, seed=0).keys() == {"second"}
+
+
 def test_a_layer_without_effect_has_zeros():
     model = original()
     model.blocks[1].mlp.fc2.weight.data.zero_()

@@ -141,7 +141,8 @@ def _listening_to_linears(
         real = real_tokens(args[0], given, mask) if args else None
         if not output.requires_grad:
             output = output.requires_grad_().clone()  # the model may write into it
-        output.register_hook(lambda g: hear[name](g.square(), real))
+        if output.requires_grad:  # else the model itself computes this without gradients
+            output.register_hook(lambda g: hear[name](g.square(), real))
         return output
 
     with ExitStack() as stack:
