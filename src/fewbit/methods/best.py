@@ -3,11 +3,15 @@
 Transform     each input is smoothed by (|x| / |W|)^a, rotated, both or neither: whatever loses
               least in the formats that it will have. What attention gives is transformed in the
               value projections before it, free of run-time cost.
+Inputs        of 4 bits keep their strongest directions in int8, and those in groups are rounded
+              around the mean of their image.
 Compensation  layers are solved in the order in which they run, each on what the layers before it
               now give. Its target is the output in full precision, so it makes up for their errors
               (GPTAQ; Li et al., 2025), and its bias for what they change on average.
 Rounding      GPTQ, the scale of a group chosen by how loud the inputs are that it meets; then every
               column once more, given all others (QuantEase; Behdin et al., 2023).
+Time          a timestep counts by what an error there does to the output of the model.
+Budget        under one, each layer gets the bits with which that output loses least.
 
 The parts are shared with other methods: `transforms.fit`, `calibration.moments`, `rounding.gptq`,
 `rounding.descent`. What each of them brings is in studies/best_ablation.py.
