@@ -20,6 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no descent": {"sweeps": 0},
     "adaLN int8": {"adaln": "int8"},
 }
+BUDGETS = {"w4a8": 4.5, "w3a8": 3.5}  # what the uniform bits come to
 OF_GROUPS: dict[str, dict[str, Any]] = {"no centre": {"centre": False}}
 
 
@@ -38,13 +39,15 @@ def measured(**settings: Any) -> list[float]:
 
 bits = sys.argv[1]
 cases = {**CASES, **(OF_GROUPS if bits == "nvfp4" else {})}
+if bits in BUDGETS:
+    cases["bits by layer"] = {"bits_per_weight": BUDGETS[bits]}
 rows = [(name, *measured(bits=bits, **settings)) for name, settings in cases.items()]
 write_table(
     f"best_ablation_{bits}",
     f"Ingredients of best, {bits}",
-    "The shapes demo, 128 calibration rows, one ingredient left out at a time. SQNR of the noise "
-    "prediction over 128 rows of held-out trajectories; bits of a quantized weight, scales "
-    "included.",
+    "The shapes demo, 128 calibration rows, one ingredient left out or changed at a time. SQNR of "
+    "the noise prediction over 128 rows of held-out trajectories; bits of a quantized weight, "
+    "scales included.",
     ("setting", "trajectory SQNR, dB", "bits per weight"),
     rows,
     plotted=("trajectory SQNR, dB",),

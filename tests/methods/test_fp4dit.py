@@ -14,7 +14,8 @@ from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import FORMATS
 from fewbit.layers.attention import quantized_attentions
-from fewbit.layers.linear import STORED, quantized_layers
+from fewbit.layers.linear import quantized_layers
+from fewbit.layers.packed_matrix import STORED
 from fewbit.methods import fp4dit
 
 pytest.importorskip("diffusers")

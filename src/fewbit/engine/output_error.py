@@ -12,7 +12,7 @@ from fewbit.calibration import LayerInput, Step
 from fewbit.engine.decibel import energies, ratio_db
 from fewbit.methods.method import BlockJob, Rule
 
-MINIBATCHES = 2  # of the calibration stream: the error of a layer is an average over its tokens
+ROWS = 16  # of the calibration: the error of a layer is an average over its tokens
 
 
 @dataclass
@@ -53,7 +53,8 @@ def output_errors(
         error.noise += noise
         error.plain_noise += energies(exact, rounded)[1]
 
-    step.layer_inputs([job.path(name) for name in job.solved], receive, MINIBATCHES)
+    minibatches = -(-ROWS * step.minibatches // step.rows)
+    step.layer_inputs([job.path(name) for name in job.solved], receive, minibatches)
     return errors
 
 

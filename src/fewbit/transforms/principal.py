@@ -91,7 +91,8 @@ def strongest(moments: Tensor, count: int) -> tuple[Tensor, Tensor]:
     iteration: a few directions of many need no whole decomposition."""
     moments = moments.double()
     wide = min(count + SPARE, len(moments))
-    start = torch.randn(len(moments), wide, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    start = torch.randn(len(moments), wide, generator=generator, device="cpu")
     basis = start.to(moments)
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(moments @ basis).Q
