@@ -89,8 +89,20 @@ def test_help_fits_eighty_columns(verb):
     assert max(map(len, printed(verb, "--help").splitlines())) <= 80
 
 
-def test_without_a_name_the_recipe_is_best():
-    assert "best:w4a8" in printed("quantize", "shapes", "--dry-run")
+def test_without_a_name_the_recipe_is_best_and_balanced():
+    plan = printed("quantize", "shapes", "--dry-run")
+    assert "best:w4a8" in plan
+    assert "a budget of 4.50 bits a weight" in plan
+    plan = printed("quantize", "shapes", "--dry-run", "--bits", "w3a8")
+    assert "best:w3a8" in plan
+    assert "budget" not in plan
+
+
+def test_a_budget_is_given_in_megabytes_or_bits():
+    plan = printed("quantize", "shapes", "--dry-run", "--size", "9MB")
+    assert "9.0 MB in all" in plan
+    assert max(map(len, plan.splitlines())) <= 80
+    assert "3.30 bits" in printed("quantize", "shapes", "--dry-run", "--bits-per-weight", "3.3")
 
 
 def test_a_real_process_refuses_in_one_line(tmp_path):
@@ -198,6 +210,8 @@ def test_overwrite_replaces_what_was_there(pipeline_folder):
         ),
         ("tiny --recipe rtn --samples 8 --output out", "looks at no data"),
         ("tiny --recipe rtn", "Missing option '--output' (or '--dry-run')"),
+        ("tiny --size 9kB --output out", "--size takes megabytes such as 300MB or 1.5GB, got"),
+        ("tiny --recipe rtn --size 9 --output out", "rtn has no setting 'size'"),
         ("tiny --recipe rtn --output .", "holds something"),
         ("tiny --recipe rtn --output . --overwrite", ". is the folder you are in or above it"),
         ("tiny --recipe rtn --output tiny", "tiny already holds something; choose another"),

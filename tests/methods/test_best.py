@@ -10,7 +10,8 @@ from fewbit import ModelSpec
 from fewbit.engine.decibel import sqnr
 from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadArgument, BadCalibration
-from fewbit.methods.best import VARIANTS
+from fewbit.methods.best import METHOD, VARIANTS
+from fewbit.models import Layer, Role
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -177,3 +178,10 @@ def test_a_layer_without_a_bias_is_solved_around_zero():
     assert model.blocks[0].up.bias is None
     held_out = tokens(64, seed=2)
     assert sqnr(through(Tower(bias=False), held_out), through(model, held_out)) > 15
+
+
+@pytest.mark.parametrize(("width", "span"), [(64, 32), (72, 24), (48, 24), (80, 16), (36, "row")])
+def test_a_width_that_groups_of_32_do_not_divide_gets_others(width, span):
+    layer = Layer("a", Role.FC1, "quantize", 0, (8, width), 0, 0)
+    assert METHOD.rule(layer, VARIANTS["w4a8"], METHOD.settings()).weight.span == span
+    assert METHOD.rule(layer, VARIANTS["nvfp4"], METHOD.settings()) == VARIANTS["nvfp4"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,15 +37,16 @@ DISK = 200e6  # bytes a second, to guess how long saving takes
 @model_argument
 @click.option(
     "--recipe",
-    default="best",
-    show_default=True,
-    help="A name (see `fewbit recipes`) or a JSON file.",
+    help="A name (see `fewbit recipes`) or a JSON file; best if left out, and balanced if nothing "
+    "else is said of it.",
 )
 @click.option("--bits", help="One of the recipe's variants, such as w4a4; its first if left out.")
 @click.option("--output", type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace what OUTPUT holds.")
 @click.option("--preset", help="Settings of the recipe that belong together, such as fast.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A recipe's setting.")
+@click.option("--size", metavar="MB", help="Of the whole model, such as 300MB; by recipe best.")
+@click.option("--bits-per-weight", type=float, help="On average, such as 3.3; by recipe best.")
 @click.option("--samples", type=int, help="Of calibration; the recipe's own number if left out.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="To calibrate on; one a line.")
 @click.option("--steps", type=int, help="Of calibration; the pipeline's own if left out.")
@@ -73,12 +75,14 @@ DISK = 200e6  # bytes a second, to guess how long saving takes
 @quiet_option
 def quantize(
     model: str,
-    recipe: str,
+    recipe: str | None,
     bits: str | None,
     output: Path | None,
     overwrite: bool,
     preset: str | None,
     settings: tuple[str, ...],
+    size: str | None,
+    bits_per_weight: float | None,
     samples: int | None,
     prompts: Path | None,
     steps: int | None,
@@ -100,7 +104,16 @@ def quantize(
 
     The folder holds the packed weights, the recipe and the report; diffusers loads it.
     """
-    chosen = {**({"preset": preset} if preset else {}), **_named("--set", settings)}
+    wanted = {
+        "preset": preset,
+        "size": None if size is None else _megabytes(size),
+        "bits_per_weight": bits_per_weight,
+    }
+    chosen = {name: value for name, value in wanted.items() if value is not None}
+    chosen |= _named("--set", settings)
+    if recipe is None:
+        recipe = "best"
+        chosen = chosen if chosen or bits else {"preset": "balanced"}
     told = _named("--call", call)
     if output is not None:
         refuse_taken(output, overwrite)
@@ -110,6 +123,7 @@ def quantize(
         refuse_unwritable(workdir)
 
     import fewbit
+    from fewbit.engine.allocate import promise
     from fewbit.engine.call import call_for
     from fewbit.engine.card import REPORT
     from fewbit.engine.plan import make_plan
@@ -129,7 +143,8 @@ def quantize(
     if output is None or dry_run:
         see, transformer = partial(call_for, source), transformer_of(source)
         plan = make_plan(transformer, resolved, known, allow_unknown, strict=strict, see=see)
-        show(_plan_dict(plan) if as_json else plan)
+        promised = promise(plan)
+        show(_plan_dict(plan) if as_json else "\n".join([str(plan), *promised]))
         return
     with Meter(str(resolved), not quiet) as meter:
         meter.expect("saving", seconds=_bytes(source) / DISK)
@@ -165,6 +180,14 @@ def _bytes(model: Any) -> int:
 
     parts = model.components.values() if hasattr(model, "components") else [model]
     return sum(stored_bytes(part) for part in parts if isinstance(part, nn.Module))
+
+
+def _megabytes(text: str) -> float:
+    """`300MB`, `1.5GB` or a plain number of megabytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB)?", text, re.IGNORECASE)
+    if match is None:
+        raise BadArgument(f"--size takes megabytes such as 300MB or 1.5GB, got {text!r}")
+    return float(match[1]) * (1000 if (match[2] or "").upper() == "GB" else 1)
 
 
 def _named(option: str, texts: tuple[str, ...]) -> dict[str, Any]:

@@ -22,6 +22,20 @@ from fewbit.models import Layer
 STEPS = 4096  # of the budget: what a layer needs is rounded up to one of them
 
 
+def promise(plan: Plan) -> list[str]:
+    """What a budget will change of the plan, in lines for people."""
+    budget = budget_of(plan)
+    if budget is None:
+        return []
+    kept = plan.bytes_after - plan.weight_bytes
+    bits = 8 * budget / sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
+    total = megabytes(budget + kept)
+    return [
+        f"  a budget of {bits:.2f} bits a weight, {total} in all: layers get the bits with",
+        "  which the model loses least, once it was measured what their errors do",
+    ]
+
+
 def budget_of(plan: Plan) -> float | None:
     """How many bytes the quantized weights may take; None where nothing limits them."""
     settings = plan.recipe.settings

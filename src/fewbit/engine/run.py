@@ -29,7 +29,7 @@ from fewbit.calibration import (
 from fewbit.calibration.drawing import CALIBRATION
 from fewbit.calibration.trial import Trial, try_out
 from fewbit.engine import memory
-from fewbit.engine.allocate import allocate, budget_of
+from fewbit.engine.allocate import allocate, budget_of, promise
 from fewbit.engine.call import call_for
 from fewbit.engine.decibel import sqnr
 from fewbit.engine.identity import model_sha256, pipeline_sha256
@@ -132,7 +132,7 @@ def quantize(
     originals = Originals(transformer, work)
     with shown as meter, keeping(work), alone_in(work), originals.back_on_failure():
         if meter.show:
-            print(printable(str(plan)), file=sys.stderr)
+            print(printable("\n".join([str(plan), *promise(plan)])), file=sys.stderr)
             if said := _note(source):
                 print(printable(f"  {said}"), file=sys.stderr)
         bytes_before = stored_bytes(transformer)

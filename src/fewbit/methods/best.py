@@ -57,6 +57,7 @@ WIDTHS = ("book2", "book3", "book4", "int5", "int6", "int8")  # from which a bud
 DIRECTIONS = 16
 DOUBT = 0.1  # damping of what a budget expects of layers: they were seen a little only
 GROUP = 32  # columns of a weight that share a scale
+SPANS = (GROUP, 24, 16)  # what stands for it
 INT8 = Spec(FORMATS["int8"])
 
 
@@ -74,8 +75,8 @@ VARIANTS = {
     "w8a8": Rule(INT8, INT8),
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "balanced": {"bits": "w4a8"},
-    "small": {"bits": "w3a8"},
+    "balanced": {"bits": "w4a8", "bits_per_weight": 4.5},
+    "small": {"bits": "w3a8", "bits_per_weight": 3.5},
     "tiny": {"bits": "w2a8"},
     "fp4": {"bits": "nvfp4"},
     "exact": {"bits": "w8a8"},
@@ -115,7 +116,12 @@ class Settings(Budgeted):
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
-    return variant
+    """The variant; a layer that groups of 32 do not divide gets the largest that do, or one scale
+    for each row. The groups of nvfp4 and mxfp4 are those of their standards."""
+    if variant.weight.span != GROUP or variant.weight.scale is not SCALES["fp16"]:
+        return variant
+    span = next((size for size in SPANS if layer.shape[1] % size == 0), "row")
+    return replace(variant, weight=replace(variant.weight, span=span))
 
 
 def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
