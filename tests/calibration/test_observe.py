@@ -72,3 +72,13 @@ def test_a_record_is_compared_sample_by_sample():
     cross, square = 2 * x.T @ given / len(x), 4 * given.T @ given / len(x)
     torch.testing.assert_close(found.cross.double(), cross, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.square.double(), square, rtol=0, atol=1e-5)
+
+
+def test_other_tokens_than_were_recorded_stand_for_themselves():
+    model = make("DiTTransformer2DModel")
+    data = RowSet.from_items([arguments("DiTTransformer2DModel", 1, s) for s in range(4)])
+    step = next(BlockStream(model, blocks_of(model), data, batch=2).steps())
+    record = Record(step, LAYERS, seed=1)
+    record.heard[0]["ff.net.2"] = record.heard[0]["ff.net.2"][:, 1:]  # as a router would
+    found = record.compare(step, "ff.net.2", lambda x: x, lambda x: x, torch.ones(4))
+    torch.testing.assert_close(found.cross, found.square, rtol=0, atol=1e-5)

@@ -185,3 +185,10 @@ def test_a_width_that_groups_of_32_do_not_divide_gets_others(width, span):
     layer = Layer("a", Role.FC1, "quantize", 0, (8, width), 0, 0)
     assert METHOD.rule(layer, VARIANTS["w4a8"], METHOD.settings()).weight.span == span
     assert METHOD.rule(layer, VARIANTS["nvfp4"], METHOD.settings()) == VARIANTS["nvfp4"]
+
+
+def test_a_width_without_a_rotation_is_smoothed_or_left():
+    model, items = Tower(hidden=85), tokens(4)
+    exact = through(model, items)
+    fewbit.quantize(model, "best", spec=TOWER, calibration=items, progress=False)
+    assert sqnr(exact, through(model, items)) > 25

@@ -108,6 +108,8 @@ class Record:
         for before, heard in zip(self.heard, step.heard([path]), strict=True):
             if path in before and path in heard:
                 exact, given = before[path].float(), heard[path]
+                if exact.shape != given.x.shape:  # a router now sends other tokens to this layer
+                    exact = given.x.float()
                 weight = _of_tokens(given, importance)
                 moments.update(transform(exact), rounded(given.x.float()), weight)
         return moments.mean()
@@ -116,16 +118,11 @@ class Record:
 def _of_tokens(given: LayerInput, importance: Tensor) -> Tensor:
     """How much each token counts, 0 of padding; where they do not belong to rows, all alike."""
     tokens, rows = given.x[..., 0], given.rows.indices
-    counts, uneven = (
-        importance[rows.start : rows.stop].to(tokens.device),
-        tokens.numel() % len(rows),
-    )
-    counts = (
-        counts.mean().repeat(tokens.numel())
-        if uneven
-        else counts.repeat_interleave(tokens.numel() // len(rows))
-    )
-    counts = counts.view(tokens.shape)
+    counts = importance[rows.start : rows.stop].to(tokens.device)
+    each, uneven = divmod(tokens.numel(), len(rows))
+    if uneven:
+        counts, each = counts.mean(), tokens.numel()
+    counts = counts.repeat_interleave(each).view(tokens.shape)
     return counts if given.mask is None else counts * given.mask
 
 

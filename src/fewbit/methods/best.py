@@ -47,7 +47,7 @@ from fewbit.rounding.gptq import conditional_variances, gptq
 from fewbit.rounding.grid import Grid, round_to_nearest
 from fewbit.transforms.chain import Chain
 from fewbit.transforms.fit import least_lost, loudness
-from fewbit.transforms.hadamard import Hadamard, HadamardTransform
+from fewbit.transforms.hadamard import Hadamard, HadamardTransform, allowed_blocks
 from fewbit.transforms.principal import Principal, principal
 from fewbit.transforms.smooth import Smooth, balancing_scales
 from fewbit.transforms.transform import Transform
@@ -192,8 +192,9 @@ def solve(job: BlockJob, settings: Settings) -> None:
 def _fold(job: BlockJob, record: Record, settings: Settings) -> Iterator[tuple[str, Transform]]:
     """Transform what attention gives; each head is rotated in itself."""
     for number, attention in enumerate(filter(job.can_fold, job.attentions)):
-        head = Hadamard.for_width(attention.head_width, 0, block="auto")
-        rotation = Hadamard(_width(job, attention.outs), head.order, job.seed_of(number))
+        head = _rotation(attention.head_width, 0)
+        width, seed = _width(job, attention.outs), job.seed_of(number)
+        rotation = None if head is None else Hadamard(width, head.order, seed)
         seen = {name: record.seen(job.path(name)) for name in attention.outs}
         transform = _transform(job, seen, rotation, settings)
         if transform is not None:
@@ -206,7 +207,7 @@ def _width(job: BlockJob, names: Sequence[str]) -> int:
 
 
 def _transform(
-    job: BlockJob, seen: Mapping[str, InputStats], rotation: Hadamard, settings: Settings
+    job: BlockJob, seen: Mapping[str, InputStats], rotation: Hadamard | None, settings: Settings
 ) -> Transform | None:
     """For the layers that `seen` names and what each of them reads."""
     if settings.transform == "none":
@@ -217,9 +218,16 @@ def _transform(
     ]
     loud, heavy = loudness(consumers)
     smooth = [Smooth(balancing_scales(loud, heavy, strength)) for strength in STRENGTHS]
+    if rotation is None:
+        return least_lost((None, *smooth), consumers)
     rotate = HadamardTransform(rotation)
     both = [Chain([one, rotate]) for one in smooth]
     return least_lost((None, rotate, *smooth, *both), consumers)
+
+
+def _rotation(width: int, seed: int) -> Hadamard | None:
+    """None for an odd width."""
+    return Hadamard.for_width(width, seed, block="auto") if allowed_blocks(width) else None
 
 
 def _stage(
@@ -236,7 +244,7 @@ def _stage(
         return None
     transform = None
     if folded is None:
-        rotation = Hadamard.for_width(_width(job, group), seed, block="auto")
+        rotation = _rotation(_width(job, group), seed)
         transform = _transform(job, dict.fromkeys(group, seen), rotation, settings)
     shown = None if folded is None else folded.extra_repr()
     apart = _directions(spec, seen.after(folded or transform), settings)
