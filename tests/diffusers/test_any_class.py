@@ -7,9 +7,10 @@ import fewbit
 
 diffusers = pytest.importorskip("diffusers")
 
+import any_transformers  # noqa: E402
+
 from fewbit.models import SPEC  # noqa: E402
 from fewbit.models.discover import discover  # noqa: E402
-from tests import any_transformers  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,7 +3,9 @@
 import json
 import re
 
+import own_transformer
 import pytest
+import tiny_transformers
 import torch
 from click.testing import CliRunner
 from torch import nn
@@ -19,7 +21,6 @@ from fewbit.errors import BadModel
 from fewbit.models import SPEC, recognise
 from fewbit.models.discover import discover
 from fewbit.pipelines.first_call import first_call
-from tests import own_transformer, tiny_transformers
 
 RTN = Recipe.make("rtn", "w4a4", {})
 

@@ -1,5 +1,7 @@
 """Structure from one forward: equal to what family files say, and right where there are none."""
 
+import any_transformers
+import own_transformer
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,6 @@ from fewbit.models import ModelSpec, Role, describe
 from fewbit.models.discover import discover
 from fewbit.models.guess import guess
 from fewbit.models.recognise import Origin
-from tests import any_transformers, own_transformer
 from tests.models.test_families import FAMILY, FORWARD, ROLES, paths
 from tests.models.test_families import model as model  # a fixture
 

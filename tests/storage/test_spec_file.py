@@ -2,6 +2,7 @@
 
 import json
 
+import own_transformer
 import pytest
 import torch
 
@@ -10,7 +11,6 @@ from fewbit.errors import BadArgument, BrokenFile
 from fewbit.models import SPEC, ModelSpec
 from fewbit.models.discover import discover
 from fewbit.storage.spec_file import as_stored, spec_from
-from tests import own_transformer
 
 SPECIFIED = ModelSpec(
     "blocks", {"a.*": "q", "*": "fc1"}, keep="head", heads={"a": 2}, shared=[["a.q", "a.k"]]
