@@ -111,6 +111,15 @@ def _runs(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _qualities() -> Iterator[tuple[str, str, str]]:
+    for demo in ("shapes", "scenes"):
+        best = study(f"best_{demo}")
+        shown = (f"{name} {_tenths(best[name][1])} dB at {best[name][0]} bits a weight"
+                 for name in ("best balanced", "best small", "hq-dit w4a8"))  # fmt: skip
+        yield (
+            f"presets of `best` on `{demo}`, trajectory",
+            "; ".join(shown),
+            f"`python studies/best.py {demo}`",
+        )
     hq = {name: row[0] for name, row in study("hq_dit_ablation").items()}
     yield (
         "`hq-dit` w4a4 on `shapes`, trajectory",

@@ -125,10 +125,12 @@ class PackedMatrix(nn.Module):
 
     def _is_traced(self) -> bool:
         """Whether a call must stay in sight of what traces it."""
-        if is_traced() and torch.jit.is_tracing():  # records what is there, not how it is made
+        if not is_traced():
+            return False
+        if torch.jit.is_tracing():  # records what is there, not how it is made
             with without_recording():
                 self.bound()
-        return is_traced()
+        return True
 
     def _stored_codes(self) -> Tensor:
         if self._bound is None or self.codes.dim() == 2:
