@@ -113,8 +113,8 @@ def _runs(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _qualities() -> Iterator[tuple[str, str, str]]:
     for demo in ("shapes", "scenes"):
         best = study(f"best_{demo}")
-        shown = (f"{name} {_tenths(best[name][1])} dB at {best[name][0]} bits a weight"
-                 for name in ("best balanced", "best small", "hq-dit w4a8"))  # fmt: skip
+        names = ("best balanced", "best small", "best tiny", "hq-dit w4a8")
+        shown = (f"{n} {_tenths(best[n][1])} dB at {best[n][0]} bits a weight" for n in names)
         yield (
             f"presets of `best` on `{demo}`, trajectory",
             "; ".join(shown),
