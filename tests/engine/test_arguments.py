@@ -95,7 +95,8 @@ def test_calibration_dicts_that_do_not_suit_the_forward(model, monkeypatch, item
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"spec": {"blocks": "b"}}, "spec must be a fewbit.ModelSpec, got dict"),
+        ({"spec": {"blocks": "b"}}, "a spec needs blocks and roles, got"),
+        ({"spec": 3}, "spec must be a fewbit.ModelSpec, a table of its fields or the path"),
         ({"workdir": 3}, "workdir must be a path, got 3"),
         ({"workdir": ""}, "workdir must not be empty"),
         ({"workdir": "a\0b"}, r"workdir must not be empty or hold NUL, got 'a\\x00b'"),
