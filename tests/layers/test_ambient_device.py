@@ -22,6 +22,7 @@ from fewbit.kernels.values import AdaLNInput, Epilogue
 from fewbit.layers.attention import QAttention
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
+from fewbit.models.fused_attention import AttentionCall
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform
 
 SOURCE = Path(__file__).parents[2] / "src" / "fewbit"
@@ -59,7 +60,8 @@ def operations() -> Any:
             yield activation(x)
             yield InputStage(rotation, activation).values(x)
         for asked in (None, shares):
-            yield QAttention(static, static, asked, static)(heads, heads, heads, mask)
+            call = AttentionCall(heads, heads, heads, mask)
+            yield QAttention(static, static, asked, static)(call)
         backend = backend_for(x)
         yield backend.gelu(x)
         yield backend.attention(heads, heads, heads, mask, 0.2)

@@ -18,6 +18,7 @@ from fewbit.layers.attention import QAttention
 from fewbit.layers.linear import QLinear
 from fewbit.layers.quick_attention import attention
 from fewbit.layers.stage import InputStage
+from fewbit.models.fused_attention import AttentionCall
 from fewbit.transforms.chain import Chain
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform
 from fewbit.transforms.smooth import Smooth
@@ -121,8 +122,8 @@ def test_no_queries_in_quantized_attention(backend, shape, shares):
     rounded = {"none": lambda: None, "unit": lambda: two_regions("unit")}
     made = rounded.get(shares, lambda: two_regions("unit", 3))()
     q, k = torch.ones(shape), torch.ones(shape[0], 2, 5, 8)
-    assert QAttention(static(), static(), made, static())(q, k, k).shape == shape
-    assert attention(q, k, k).shape == shape
+    assert QAttention(static(), static(), made, static())(AttentionCall(q, k, k)).shape == shape
+    assert attention(AttentionCall(q, k, k)).shape == shape
 
 
 WRONG = ((3, WIDTH + 1), (WIDTH, 1), (2, 3, WIDTH - 1), (2, 2 * WIDTH), (WIDTH + 1,), ())

@@ -23,6 +23,7 @@ from fewbit.layers.attention import (
 )
 from fewbit.layers.dequantize import dequantize_layers
 from fewbit.models.families.original_dit import SelfAttention
+from fewbit.models.fused_attention import AttentionCall
 
 CPU = torch.device("cpu")
 
@@ -60,7 +61,7 @@ MASKS = {
 @pytest.mark.parametrize("scale", [None, 0.7])
 def test_unrounded_it_is_the_fused_attention(mask, scale):
     q, k, v = operands()
-    found = exact()(q, k, v, attn_mask=MASKS[mask], scale=scale)
+    found = exact()(AttentionCall(q, k, v, MASKS[mask], scale=scale))
     fused = F.scaled_dot_product_attention(q, k, v, MASKS[mask], scale=scale)
     double = [x.double() for x in (q, k, v)]
     mask_double = MASKS[mask].double() if mask == "numbers" else MASKS[mask]
@@ -71,7 +72,7 @@ def test_unrounded_it_is_the_fused_attention(mask, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_result_has_the_dtype_of_the_query(dtype):
-    assert exact()(*operands(dtype)).dtype == dtype
+    assert exact()(AttentionCall(*operands(dtype))).dtype == dtype
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -81,10 +82,10 @@ def test_shares_of_two_regions_are_rounded_alike_by_every_backend(mask, backend,
     q, k, v = operands()
     bins, steps = TimeBins(torch.zeros(1)), torch.tensor([0.001, 1 / 128])[:, None, None]
     shares = MultiRegion(Spec.parse("uint8/tensor/fp32"), "unit", steps, bins)
-    found = QAttention(Exact(), Exact(), shares, Exact())(q, k, v, attn_mask=MASKS[mask])
+    found = QAttention(Exact(), Exact(), shares, Exact())(AttentionCall(q, k, v, MASKS[mask]))
     by_hand = shares(scores_of(q, k, MASKS[mask], None).softmax(-1)) @ v
     with torch.no_grad():
-        fused = QAttention(Exact(), Exact(), shares, Exact())(q, k, v, attn_mask=MASKS[mask])
+        fused = QAttention(Exact(), Exact(), shares, Exact())(AttentionCall(q, k, v, MASKS[mask]))
     for one in (found, fused):
         torch.testing.assert_close(one, by_hand, atol=1e-5, rtol=0)
 
@@ -98,7 +99,7 @@ def test_images_that_were_laid_side_by_side_keep_the_regions_of_their_time(backe
     bins.clock.read(bins, (torch.tensor([100, 0]),), {})
     shares = MultiRegion(Spec.parse("uint8/tensor/fp32"), "unit", steps, bins)
     with torch.no_grad():
-        found = QAttention(Exact(), Exact(), shares, Exact())(q, k, v)
+        found = QAttention(Exact(), Exact(), shares, Exact())(AttentionCall(q, k, v))
     by_hand = shares(scores_of(q, k, None, None).softmax(-1)) @ v
     torch.testing.assert_close(found, by_hand, atol=1e-5, rtol=0)
 
@@ -114,22 +115,22 @@ def test_native_code_rounds_the_shares_on_its_way(monkeypatch):
     )
     matmuls = QAttention(Exact(), Exact(), shares, Exact())
     with torch.no_grad():
-        expected = matmuls(*operands())
+        expected = matmuls(AttentionCall(*operands()))
         monkeypatch.setattr("fewbit.layers.attention.scores_of", None)
-        assert torch.equal(matmuls(*operands()), expected)
+        assert torch.equal(matmuls(AttentionCall(*operands())), expected)
 
 
 def test_all_four_operands_are_rounded():
     q, k, v = operands()
     r = [(x / 0.25).round().clamp(-128, 127) * 0.25 for x in (q, k, v)]
     shares = (r[0] @ r[1].mT * 8**-0.5).softmax(-1)
-    assert torch.equal(static(0.25)(q, k, v), (shares / 0.25).round() * 0.25 @ r[2])
+    assert torch.equal(static(0.25)(AttentionCall(q, k, v)), (shares / 0.25).round() * 0.25 @ r[2])
 
 
 @pytest.mark.parametrize("how", ["is_causal", "enable_gqa"])
 def test_what_no_transformer_of_diffusion_does_is_refused(how):
     with pytest.raises(BadModel, match='allowed: attention="skip"'):
-        exact()(*operands(), **{how: True})
+        exact()(AttentionCall(*operands(), **{how: True}))
 
 
 class Foreign(nn.Module):

@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from fewbit.kernels.choose import BACKENDS, VARIABLE
 from fewbit.layers.quick_attention import attention, quick_attention
 from fewbit.layers.swap import answer_of, swap, swap_back
+from fewbit.models.fused_attention import AttentionCall
 
 HERE = [b.name for b in BACKENDS if b.why_not(torch.device("cpu")) is None]
 
@@ -29,7 +30,7 @@ def test_it_is_what_torch_gives(backend, dtype, tokens, keys, masked, monkeypatc
     exact = scaled_dot_product_attention(
         q.double(), k.double(), v.double(), None if mask is None else mask.double()
     )
-    ours = attention(q, k, v, attn_mask=mask)
+    ours = attention(AttentionCall(q, k, v, mask))
     assert ours.dtype == dtype
     assert ours.shape == exact.shape
     allowed = 1e-5 if dtype == torch.float32 else 4 * 2.0**-8
@@ -40,7 +41,7 @@ def test_it_is_what_torch_gives(backend, dtype, tokens, keys, masked, monkeypatc
 def test_what_is_asked_beyond_it_is_torchs():
     q = made(1, 2, 8, 16, seed=0)
     for asked in ({"is_causal": True}, {"scale": 0.5}):
-        ours = attention(q, q, q, **asked)
+        ours = attention(AttentionCall(q, q, q, **asked))
         assert torch.allclose(ours, scaled_dot_product_attention(q, q, q, **asked), atol=1e-6)
 
 

@@ -4,32 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from solving import Integers, correlated, normal
 
 from fewbit.formats import FORMATS, NVFP4, Spec
 from fewbit.rounding.clipping import least_error
 from fewbit.rounding.descent import descend
 from fewbit.rounding.gptq import gptq
 from fewbit.rounding.grid import Grid
-
-
-class Integers:
-    group = None
-
-    def begin(self, columns, weight):
-        pass
-
-    def round(self, weight, column):
-        return weight.round()
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def correlated(inputs, seed=0):
-    x = normal(4 * inputs, inputs, seed=seed) @ normal(inputs, inputs, seed=seed + 1)
-    return x.T @ x / len(x)
 
 
 def lost(weight, values, hessian):

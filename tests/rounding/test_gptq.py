@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from solving import Integers, correlated, normal
 from torch.testing import assert_close
 
 from fewbit.errors import BadArgument, BadCalibration
@@ -27,29 +28,6 @@ class Grid:
     def round(self, weight, column):
         scale = self.scales[column - column % self.group if self.group else 0]
         return (weight / scale).round().clamp(-7, 7) * scale
-
-
-class Integers:
-    """The integers; no scale to fix."""
-
-    group = None
-
-    def begin(self, columns, weight):
-        pass
-
-    def round(self, weight, column):
-        return weight.round()
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def correlated(inputs, seed=0):
-    """Second moments of inputs that share a few strong directions."""
-    x = normal(4 * inputs, inputs, seed=seed) @ normal(inputs, inputs, seed=seed + 1)
-    return x.T @ x / len(x)
 
 
 def nearest(weight, rounder):

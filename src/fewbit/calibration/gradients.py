@@ -28,7 +28,7 @@ from fewbit.calibration.padding import real_tokens, text_mask
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.tree import by_rows, map_tensors, tensors
 from fewbit.errors import BadCalibration
-from fewbit.models.fused_attention import standing_in
+from fewbit.models.fused_attention import AttentionCall, standing_in
 from fewbit.progress import Track
 
 ROWS = 4  # in one backward pass: enough to keep the processor busy, few enough for memory
@@ -162,25 +162,18 @@ def _listening_to_attentions(
 
     def explicit(
         name: str,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
+        call: AttentionCall,
     ) -> Tensor:
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = query @ key.transpose(-1, -2)
+        key, attn_mask = call.key, call.attn_mask
+        scores = call.query @ key.transpose(-1, -2)
         if not scores.requires_grad:
             scores.requires_grad_()
-        masked = scores * factor
+        masked = scores * call.factor
         if attn_mask is not None:
             blind = attn_mask.dtype == torch.bool
             masked = masked.masked_fill(~attn_mask, -torch.inf) if blind else masked + attn_mask
         shares = masked.softmax(-1)
-        products = shares @ value
+        products = shares @ call.value
         keys = key.shape[-2] if attn_mask is None else _keys_seen(shares.detach())
         scores.register_hook(lambda g: hear[f"{name}.scores"](_per_head(g, keys)))
         products.register_hook(lambda g: hear[f"{name}.products"](_beside(g)))

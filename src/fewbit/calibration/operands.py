@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.calibration.stream import LayerInput, Rows, Step
 from fewbit.calibration.tree import by_rows
 from fewbit.layers.attention import scores_of
-from fewbit.models.fused_attention import standing_in
+from fewbit.models.fused_attention import AttentionCall, standing_in
 
 TOKENS = 4096  # of each layer input, over all rows
 QUERIES = 64  # of each row that shows its attention
@@ -97,19 +96,13 @@ class _OperandSampler:
 
     def __call__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
+        call: AttentionCall,
     ) -> Tensor:
-        like = query.shape[1:], key.shape[1:], attn_mask is None
+        query, key, value, mask = call.query, call.key, call.value, call.attn_mask
+        like = query.shape[1:], key.shape[1:], mask is None
         if self.places is None:
             order = torch.randperm(query.shape[-2], generator=self.generator)
-            self.places, self.scale = order[:QUERIES].sort().values, scale
+            self.places, self.scale = order[:QUERIES].sort().values, call.scale
             self.like = like
         rows = [self.part[entry * len(self.part) // len(query)] for entry in range(len(query))]
         here = [entry for entry, row in enumerate(rows) if row in self.rows]
@@ -117,12 +110,10 @@ class _OperandSampler:
             self.taken += [rows[entry] for entry in here]
             parts = (query[here][..., self.places, :], key[here], value[here])
             self.parts.append(tuple(part.detach().float().cpu() for part in parts))
-            if attn_mask is not None:
-                whole = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+            if mask is not None:
+                whole = mask.expand(*query.shape[:-1], key.shape[-2])
                 self.masks.append(whole[here][..., self.places, :].cpu())
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return call.plainly()
 
     def operands(self) -> Operands:
         assert self.places is not None

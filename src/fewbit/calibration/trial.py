@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.set import CalibrationSet, time_in
 from fewbit.calibration.tree import map_tensors
 from fewbit.errors import BadCalibration, FewbitError
-from fewbit.models.fused_attention import StandIn
+from fewbit.models.fused_attention import AttentionCall, StandIn
 from fewbit.models.own_forward import own_forward
 
 
@@ -131,22 +130,14 @@ class _Watched:
 
     def _answer(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
+        call: AttentionCall,
     ) -> Tensor:
         self.asked[self.forwards] += 1
-        if is_causal:
+        query = call.query
+        if call.is_causal:
             self.whys.append("it is causal")
-        if enable_gqa or query.shape[:-2] != key.shape[:-2]:
+        if call.enable_gqa or query.shape[:-2] != call.key.shape[:-2]:
             self.whys.append("its heads share keys and values")
         if query.ndim != 4 or len(query) % self.rows:
             self.whys.append(f"it does not run row by row, its queries are {list(query.shape)}")
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return call.plainly()

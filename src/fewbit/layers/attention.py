@@ -16,7 +16,7 @@ from fewbit.errors import BadArgument, BadModel
 from fewbit.kernels.choose import backend_for
 from fewbit.kernels.precision import without_function_modes
 from fewbit.layers.swap import Forward, swap, swap_back
-from fewbit.models.fused_attention import run_with
+from fewbit.models.fused_attention import AttentionCall, run_with
 from fewbit.models.own_forward import is_wrapped
 from fewbit.rounding.straight_through import straight_through
 
@@ -36,38 +36,28 @@ class QAttention(nn.Module):
 
     def forward(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
+        call: AttentionCall,
     ) -> Tensor:
         """What scaled_dot_product_attention gives in evaluation."""
-        if is_causal or enable_gqa:
+        if call.is_causal or call.enable_gqa:
             raise BadModel(
                 "attention that is causal or shares heads cannot be quantized; "
                 'allowed: attention="skip"'
             )
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.autocast(call.query.device.type, enabled=False):
             q, k, v = (
-                _rounded(self.query, query),
-                _rounded(self.key, key),
-                _rounded(self.value, value),
+                _rounded(self.query, call.query),
+                _rounded(self.key, call.key),
+                _rounded(self.value, call.value),
             )
             if self.shares is None:
-                mask = (
-                    attn_mask
-                    if attn_mask is None or attn_mask.dtype == torch.bool
-                    else attn_mask.float()
-                )
-                result = scaled_dot_product_attention(q, k, v, mask, scale=scale)
+                mask = call.attn_mask
+                mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
+                result = scaled_dot_product_attention(q, k, v, mask, scale=call.scale)
             else:
                 with without_function_modes():
-                    result = _rounding_shares(self.shares, q, k, v, attn_mask, scale)
-        return result.to(query.dtype)
+                    result = _rounding_shares(self.shares, q, k, v, call.attn_mask, call.scale)
+        return result.to(call.query.dtype)
 
     def check_heads(self, heads: object) -> None:
         """Refuse steps for other parts than the attention has heads, where that is known."""

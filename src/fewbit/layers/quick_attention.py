@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit.kernels.choose import backend_for
 from fewbit.layers.swap import Forward, may_answer
-from fewbit.models.fused_attention import StandIn
+from fewbit.models.fused_attention import AttentionCall, StandIn
 
 
 def quick_attention(inherited: Forward, name: str) -> Forward:
@@ -24,21 +23,9 @@ def quick_attention(inherited: Forward, name: str) -> Forward:
     return forward
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`scaled_dot_product_attention`, which is still asked for more than plain attention."""
-    odd = dropout_p > 0 or is_causal or enable_gqa or query.dim() != 4
-    if odd or query.device.type != "cpu":
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return backend_for(query).attention(query, key, value, attn_mask, scale)
+def attention(call: AttentionCall) -> Tensor:
+    """The backend's; torch's where more than plain attention is asked for."""
+    query, odd = call.query, call.dropout_p > 0 or call.is_causal or call.enable_gqa
+    if odd or query.dim() != 4 or query.device.type != "cpu":
+        return call.plainly()
+    return backend_for(query).attention(query, call.key, call.value, call.attn_mask, call.factor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,7 +17,33 @@ from torch.overrides import TorchFunctionMode
 from fewbit.errors import BadModel
 from fewbit.models.own_forward import own_forward
 
-Answer = Callable[..., Tensor]  # takes what scaled_dot_product_attention takes
+
+class AttentionCall(NamedTuple):
+    """What scaled_dot_product_attention is called with, by its own names."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    @property
+    def factor(self) -> float:
+        """What scores are multiplied with."""
+        return float(self.query.shape[-1] ** -0.5) if self.scale is None else self.scale
+
+    def plainly(self) -> Tensor:
+        """What torch itself gives."""
+        q, k, v, mask, dropout, causal, scale, shared = self
+        return scaled_dot_product_attention(
+            q, k, v, mask, dropout, causal, scale=scale, enable_gqa=shared
+        )
+
+
+Answer = Callable[[AttentionCall], Tensor]
 
 
 class StandIn(TorchFunctionMode):
@@ -39,7 +65,7 @@ class StandIn(TorchFunctionMode):
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.calls += 1
-        return self.answer(*args, **(kwargs or {}))
+        return self.answer(AttentionCall(*args, **(kwargs or {})))
 
 
 def run_with(answer: Answer, name: str, forward: Callable[..., Any], *args: Any, **kw: Any) -> Any:

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from fewbit.errors import BadCalibration, BadModel
+from fewbit.models.fused_attention import AttentionCall
 from fewbit.models.graph import Node
 from fewbit.models.lists import linears_in
 
@@ -129,9 +130,8 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if func is scaled_dot_product_attention and self.now is not None:
-            named = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            query, key, value = named["query"], named["key"], named["value"]
-            self.now.attended.append(Attended(query, key, value, out))
+            call = AttentionCall(*args, **(kwargs or {}))
+            self.now.attended.append(Attended(call.query, call.key, call.value, out))
         return out
 
     def _begin(self, name: str, *_: Any) -> None:
