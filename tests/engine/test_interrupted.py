@@ -143,27 +143,40 @@ def test_a_failure_in_the_other_phases(method, phase):
     assert_as_before(model, before)
 
 
-@pytest.mark.parametrize("recipe", ["tq-dit", "fp4dit"])
-def test_a_forward_that_somebody_put_on_an_attention_stays(recipe):
+def test_a_forward_that_somebody_put_on_an_attention_stays():
     """Quantized matmuls would be passed by, so they are refused; without them it is reached."""
-    model = tiny.make()
+    model, attention, calls = with_own_forward()
+    own, before = attention.forward, everything(model)
+    with pytest.raises(BadModel, match="forward of its own"):
+        quantize(model, "tq-dit")
+    assert_as_before(model, before)
+    fewbit.quantize(model, "tq-dit", calibration=rows(), progress=False, **LEFT_OUT["tq-dit"])
+    calls.clear()
+    run(model)
+    assert attention.forward is own
+    assert len(calls) == 1
+
+
+def test_a_method_that_trains_copies_refuses_such_a_forward_wherever_it_is():
+    model, _, _ = with_own_forward()
+    before = everything(model)
+    with pytest.raises(BadModel, match="a copy is trained"):
+        fewbit.quantize(model, "fp4dit", calibration=rows(), progress=False, **LEFT_OUT["fp4dit"])
+    assert_as_before(model, before)
+
+
+def with_own_forward():
+    """A model, one of its attentions with a plain function as forward, and the calls of that."""
+    model, calls = tiny.make(), []
     attention = model.transformer_blocks[1].attn1
-    whole, calls = attention.forward, []
+    whole = attention.forward
 
     def own(*arguments, **named):
         calls.append(None)
         return whole(*arguments, **named)
 
     attention.forward = own
-    before = everything(model)
-    with pytest.raises(BadModel, match="forward of its own"):
-        quantize(model, recipe)
-    assert_as_before(model, before)
-    fewbit.quantize(model, recipe, calibration=rows(), progress=False, **LEFT_OUT[recipe])
-    calls.clear()
-    run(model)
-    assert attention.forward is own
-    assert len(calls) == 1
+    return model, attention, calls
 
 
 def test_what_a_method_writes_into_the_block_is_undone():
