@@ -94,6 +94,16 @@ def test_rows_do_not_see_each_other_but_through_a_tensor_scale(spec):
     assert torch.equal(alone, together) == (spec.scale.outer != "tensor") or spec.span == 1
 
 
+@pytest.mark.parametrize("spec", DIVIDING, ids=str)
+def test_rows_encoded_a_few_at_a_time_are_the_same(monkeypatch, spec):
+    matrix = normal(7, 16)
+    whole = QTensor.quantize(matrix, spec)
+    monkeypatch.setattr("fewbit.formats.qtensor.AT_ONCE", 2 * 16)
+    parts = QTensor.quantize(matrix, spec)
+    assert torch.equal(parts.packed, whole.packed)
+    assert torch.equal(parts.dequantize(), whole.dequantize())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_matrices_are_rounded_in_float32(dtype):
     matrix = normal(3, 16).to(dtype)

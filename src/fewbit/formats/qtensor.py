@@ -10,6 +10,8 @@ from torch import Tensor
 from fewbit.formats.pack import pack, packed_width, unpack
 from fewbit.formats.spec import Scales, Spec
 
+AT_ONCE = 1 << 20  # weights that are encoded together
+
 
 @dataclass(frozen=True)
 class QTensor:
@@ -20,10 +22,16 @@ class QTensor:
 
     @classmethod
     def quantize(cls, matrix: Tensor, spec: Spec, scales: Scales | None = None) -> QTensor:
-        """Plain rounding to nearest, at the given scales or at those that clip nothing."""
+        """Plain rounding to nearest, at the given scales or at those that clip nothing. Some rows
+        at a time: what is needed in between is many times as large as the codes."""
         scales = scales or spec.fit(matrix)
-        codes = spec.encode(matrix, scales)
-        return cls(pack(codes, spec.format.bits), scales, spec, matrix.shape[1])
+        rows, columns = matrix.shape
+        step = max(AT_ONCE // max(columns, 1), 1)
+        parts = [slice(start, start + step) for start in range(0, max(rows, 1), step)]
+        packed = [
+            pack(spec.encode(matrix[part], scales.rows(part)), spec.format.bits) for part in parts
+        ]
+        return cls(torch.cat(packed), scales, spec, columns)
 
     @classmethod
     def empty(cls, rows: int, columns: int, spec: Spec) -> QTensor:
@@ -41,13 +49,7 @@ class QTensor:
 
     def rows(self, part: slice) -> QTensor:
         """Some of the rows, sharing memory with all."""
-
-        per_row = {
-            name: tensor[part]
-            for name in ("stored", "outer", "zeros", "choices")
-            if (tensor := getattr(self.scales, name)) is not None and len(tensor) > 1
-        }
-        return replace(self, packed=self.packed[part], scales=replace(self.scales, **per_row))
+        return replace(self, packed=self.packed[part], scales=self.scales.rows(part))
 
     def with_codebook_in(self, dtype: torch.dtype) -> QTensor:
         assert self.scales.codebook is not None

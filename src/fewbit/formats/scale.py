@@ -23,6 +23,15 @@ class Scales:
     choices: Tensor | None = None  # uint8 [rows, 1], which option a row uses
     codebook: Tensor | None = None  # float16 [entries, columns], learned levels
 
+    def rows(self, part: slice) -> Scales:
+        """Those of some rows of the matrix, sharing memory with all."""
+        per_row = {
+            name: tensor[part]
+            for name in ("stored", "outer", "zeros", "choices")
+            if (tensor := getattr(self, name)) is not None and len(tensor) > 1
+        }
+        return replace(self, **per_row)
+
 
 @dataclass(frozen=True)
 class ScaleFormat:
