@@ -23,7 +23,7 @@ class Killed(Exception):
 
 def _training(folder: Path, killed_at: int = -1) -> Training:
     model = denoiser.build()
-    denoiser.tie(model)
+    model.transformer_blocks = model.transformer_blocks[:1]
     denoiser.initialise(model, 12, torch.Generator().manual_seed(0))
 
     def loss(step: int, random: torch.Generator) -> torch.Tensor:
