@@ -90,7 +90,7 @@ def make_small(name: str = "DiTTransformer2DModel", seed: int = 0) -> Any:
         return getattr(diffusers, name)(num_layers=2, **common, **SMALL[name]).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> Callable[..., Any]:
     pytest.importorskip("diffusers")
     return make_small

@@ -21,32 +21,29 @@ MOMENTS = {
 }
 
 
-def kill_at(moment, count, code, *folders):
-    """Run `code`, which finds modules in `folders` too, until `moment` has come so many times."""
-    died = python(f"import killed\nkilled.die_at({moment!r}, {count})\n{code}", *folders)
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
-
-
-def kill_each(prepare, function, cases):
-    """Run function(argument), for each (moment, count, argument) in a process of its own that is
-    killed there; the code `prepare` is run once for all of them, on one thread."""
+def kill_each(prepare, function, kills, folder):
+    """Run function(place), for each kill (moment, count) in a process of its own, until `moment`
+    has come so many times; the code `prepare` is run once for all of them. Returns their places."""
+    places = {kill: folder / "-".join(map(str, kill)) for kill in kills}
+    cases = [(*kill, str(place)) for kill, place in places.items()]
     ended = python(f"import killed\n{prepare}\nkilled.fork_each({function}, {cases!r})")
     assert ended.returncode == 0, ended.stderr.decode()
+    return places
 
 
 def fork_each(function, cases):
-    for moment, count, argument in cases:
+    for moment, count, place in cases:
         child = os.fork()
         if child == 0:
             die_at(moment, count)
-            function(argument)
+            function(place)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), f"{moment} came less than {count} times"
 
 
-def python(code, *folders):
-    return subprocess.run(_command(code), capture_output=True, env=_environment(*folders))
+def python(code):
+    return subprocess.run(_command(code), capture_output=True, env=_environment())
 
 
 def running(code, *folders):

@@ -77,6 +77,8 @@ def test_in_a_fresh_process(forked, number):
 
 
 def test_fewbit_alone_imports_neither_torch_nor_diffusers():
-    code = "import fewbit, sys\nassert 'diffusers' not in sys.modules and 'torch' not in sys.modules"
+    code = (
+        "import fewbit, sys\nassert 'diffusers' not in sys.modules and 'torch' not in sys.modules"
+    )
     done = run(code)
     assert done.returncode == 0, done.stderr

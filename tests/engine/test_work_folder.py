@@ -236,11 +236,8 @@ KILLS = [("kept", 2), ("written", 2), ("saved", 1)]
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     pytest.importorskip("diffusers")
-    folder = tmp_path_factory.mktemp("killed")
-    places = {kill: folder / f"{kill[0]}-{kill[1]}" for kill in KILLS}
     prepare = "import test_work_folder as here; here.tiny.pipeline(here.tiny.make())"
-    kill_each(prepare, "here.make", [(*kill, str(at)) for kill, at in places.items()])
-    return places
+    return kill_each(prepare, "here.make", KILLS, tmp_path_factory.mktemp("killed"))
 
 
 @pytest.mark.parametrize("kill", KILLS)

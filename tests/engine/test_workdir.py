@@ -1,10 +1,8 @@
 """A run that was killed goes on at the last finished block, to the same bits."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from killed import blocks_solved, kill_at
+from killed import blocks_solved, kill_each
 from small_dit import bits_of
 from torch import nn
 
@@ -49,15 +47,23 @@ def quantize(model, workdir=None, **arguments):
     return fewbit.quantize(model, "hq-dit", workdir=workdir, **given)
 
 
-@pytest.mark.parametrize("moment", ["written", "advanced"])
-@pytest.mark.parametrize("count", [1, 2])
-def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, moment, count):
-    code = f"import test_workdir as here; here.quantize(here.Tower(), {str(tmp_path)!r})"
-    kill_at(moment, count, code, Path(__file__).parent)
+KILLS = [(moment, count) for moment in ("written", "advanced") for count in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    function = "lambda place: here.quantize(here.Tower(), place)"
+    return kill_each(
+        "import test_workdir as here", function, KILLS, tmp_path_factory.mktemp("killed")
+    )
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=str)
+def test_killed_and_resumed_is_the_same_to_the_bit(killed, monkeypatch, kill):
     solved = blocks_solved(monkeypatch)
     resumed, whole = Tower(), Tower()
-    report = quantize(resumed, tmp_path)
-    assert solved == list(range(count, BLOCKS))
+    report = quantize(resumed, killed[kill])
+    assert solved == list(range(kill[1], BLOCKS))
     expected = quantize(whole)
     assert bits_of(resumed) == bits_of(whole)
     assert report.layers == expected.layers

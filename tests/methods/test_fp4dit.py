@@ -1,11 +1,9 @@
 """FP4DiT on small models of every family: formats by role, what is stored, what is refused."""
 
-import os
-
 import pytest
 import small_models
 import torch
-from killed import blocks_solved, kill_at
+from killed import blocks_solved, kill_each
 from small_dit import bits_of, rows, run
 
 import fewbit
@@ -117,24 +115,30 @@ def test_saved_and_loaded_gives_the_same(small, tmp_path, settings):
     assert fewbit.inspect(tmp_path).layers == fewbit.inspect(model).layers
 
 
-@pytest.mark.parametrize(
-    ("moment", "count", "blocks_left"), [("written", 1, 1), ("advanced", 1, 2), ("advanced", 3, 1)]
-)
-def test_killed_and_resumed_is_the_same_to_the_bit(
-    small, tmp_path, monkeypatch, moment, count, blocks_left
-):
-    code = (
-        "import test_fp4dit as here, conftest; import torch; torch.set_num_threads(1); "
-        f"here.quantize(conftest.make_small(), workdir={str(tmp_path)!r})"
-    )
-    kill_at(moment, count, code, os.path.dirname(__file__))
+KILLS = {("written", 1): 1, ("advanced", 1): 2, ("advanced", 3): 1}  # and blocks left to solve
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    prepare = "import test_fp4dit as here, conftest; conftest.make_small()"
+    function = "lambda place: here.quantize(conftest.make_small(), workdir=place)"
+    return kill_each(prepare, function, KILLS, tmp_path_factory.mktemp("killed"))
+
+
+@pytest.fixture(scope="module")
+def whole(small):
+    model = small()
+    report = quantize(model)
+    return bits_of(model), report.layers
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=str)
+def test_killed_and_resumed_is_the_same_to_the_bit(small, killed, whole, monkeypatch, kill):
     solved = blocks_solved(monkeypatch)
-    resumed, whole = small(), small()
-    report = quantize(resumed, workdir=tmp_path)
-    assert len(solved) == blocks_left
-    expected = quantize(whole)
-    assert bits_of(resumed) == bits_of(whole)
-    assert report.layers == expected.layers
+    resumed = small()
+    report = quantize(resumed, workdir=killed[kill])
+    assert len(solved) == KILLS[kill]
+    assert (bits_of(resumed), report.layers) == whole
 
 
 def test_the_attention_is_rounded_as_asked(small):

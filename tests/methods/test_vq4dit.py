@@ -1,10 +1,8 @@
 """VQ4DiT on small models: what is stored, what is resumed, what is refused."""
 
-import os
-
 import pytest
 import torch
-from killed import blocks_solved, kill_at
+from killed import blocks_solved, kill_each
 from small_dit import bits_of, rows, run
 
 import fewbit
@@ -157,31 +155,36 @@ def test_a_half_precision_model_keeps_its_dtype(small):
     assert {p.dtype for p in kept.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(
-    ("moment", "count", "blocks_left"),
-    [
-        ("written", 1, 1),
-        ("advanced", 1, 2),
-        ("advanced", 2, 1),
-        ("advanced", 3, 1),
-        ("tuned", 1, 0),
-    ],
-)
-def test_killed_and_resumed_is_the_same_to_the_bit(
-    small, tmp_path, monkeypatch, moment, count, blocks_left
-):
-    code = (
-        "import test_vq4dit as here, conftest; import torch; torch.set_num_threads(1); "
-        f"here.quantize(conftest.make_small(), workdir={str(tmp_path)!r}, tuning=4)"
-    )
-    kill_at(moment, count, code, os.path.dirname(__file__))
+KILLS = {
+    ("written", 1): 1,
+    ("advanced", 1): 2,
+    ("advanced", 2): 1,
+    ("advanced", 3): 1,
+    ("tuned", 1): 0,
+}  # and blocks left to solve
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    prepare = "import test_vq4dit as here, conftest; conftest.make_small()"
+    function = "lambda place: here.quantize(conftest.make_small(), workdir=place, tuning=4)"
+    return kill_each(prepare, function, KILLS, tmp_path_factory.mktemp("killed"))
+
+
+@pytest.fixture(scope="module")
+def whole(small):
+    model = small()
+    report = quantize(model, tuning=4)
+    return bits_of(model), report.layers
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=str)
+def test_killed_and_resumed_is_the_same_to_the_bit(small, killed, whole, monkeypatch, kill):
     solved = blocks_solved(monkeypatch)
-    resumed, whole = small(), small()
-    report = quantize(resumed, workdir=tmp_path, tuning=4)
-    assert len(solved) == blocks_left
-    expected = quantize(whole, tuning=4)
-    assert bits_of(resumed) == bits_of(whole)
-    assert report.layers == expected.layers
+    resumed = small()
+    report = quantize(resumed, workdir=killed[kill], tuning=4)
+    assert len(solved) == KILLS[kill]
+    assert (bits_of(resumed), report.layers) == whole
 
 
 def spoilt(model):

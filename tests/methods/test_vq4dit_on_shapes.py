@@ -1,7 +1,8 @@
 """What VQ4DiT gains on the shipped demo, measured on trajectories that calibration never saw.
 
 With a fraction of the default training, so that the suite stays quick: 40 steps of 8 rows for each
-block, in float32, because a CPU without bf16 units multiplies bf16 many times slower. `studies/vq4dit_candidates.py` has the figures of the default.
+block, in float32, because a CPU without bf16 units multiplies bf16 many times slower.
+`studies/vq4dit_candidates.py` has the figures of the default.
 """
 
 import pytest
