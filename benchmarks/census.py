@@ -2,11 +2,12 @@
 
 python benchmarks/census.py [--classes PATTERN] [--recipes NAME ...] [--again]
 
-The models are those of `tiny_classes.py`, with random weights. A cell of the table is the SQNR of
-the output in dB, or the error that a user would read. A class passes where the output is finite and
-the loaded model gives the same bits, or where the error is one of fewbit's own. What was measured
-stands in `build/census.json` and is not measured again, unless `--again` asks for it; the table is
-written beside it.
+The models are those of `tiny_classes.py`, with random weights. A cell is the SQNR of the output in
+dB, or the error that a user would read. A class passes where the output is finite and the loaded
+model gives the same bits, or where the error is one of fewbit's own. What was measured stands in
+`build/census`, a file for each class, and is not measured again, unless `--again` asks for it.
+Several runs may share the work by patterns of classes. All of it goes into
+benchmarks/results/census.json, and `python benchmarks/reach.py` makes a page of it.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from environment import write_result
 from tiny_classes import CLASSES, Arguments, Tiny
 from torch import Tensor, nn
 
 import fewbit
 from fewbit.calibration.tree import tensors
 from fewbit.engine.decibel import sqnr
-from fewbit.layers.bind import bind
-from fewbit.models import describe
 from fewbit.models.discover import discover
 
-FOUND = Path(__file__).parent.parent / "build" / "census.json"
+FOUND = Path(__file__).parent.parent / "build" / "census"
 CALLS = 4
 RECIPES: dict[str, dict[str, Any]] = {
     "rtn": {"bits": "w4a4"},
+    "best": {"bits": "w4a4"},
     "hq-dit": {"bits": "w4a4"},
     "vq4dit": {"bits": "w2", "steps": 2},
     "fp4dit": {"bits": "w4a8", "steps": 2},
@@ -48,17 +49,22 @@ WITHOUT_DATA = ("rtn",)
 def main() -> None:
     asked = _asked()
     names = [name for name in CLASSES if fnmatchcase(name, asked.classes)]
-    found = json.loads(FOUND.read_text()) if FOUND.exists() else {}
+    FOUND.mkdir(parents=True, exist_ok=True)
     for name in names:
         for recipe in asked.recipes:
-            if asked.again or recipe not in found.setdefault(name, {}):
-                found[name][recipe] = cell = measured(name, recipe)
-                FOUND.parent.mkdir(exist_ok=True)
-                FOUND.write_text(json.dumps(found, indent=1) + "\n")
-                print(f"{name} {recipe}: {_said(cell)}", flush=True)
-    text = table(found)
-    FOUND.with_suffix(".md").write_text(text)
-    print(text)
+            cells = _found(name)
+            if asked.again or recipe not in cells:
+                cells[recipe] = measured(name, recipe)
+                (FOUND / f"{name}.json").write_text(json.dumps(cells, indent=1) + "\n")
+                print(f"{name} {recipe}: {said(cells[recipe])}", flush=True)
+    classes = {name: cells for name in CLASSES if (cells := _found(name))}
+    print(write_result("census", {"classes": classes}))
+
+
+def _found(name: str) -> dict[str, Any]:
+    path = FOUND / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def _asked() -> argparse.Namespace:
@@ -107,7 +113,6 @@ def _through(tiny: Tiny, name: str, recipe: str) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         fewbit.save(model, folder, report=report, overwrite=True)
         loaded = type(model).from_pretrained(folder)
-        bind(loaded, describe(loaded, spec))  # what a spec tells is not in the folder
     return {
         "db": round(sqnr(exact, actual), 1),
         "equal": torch.equal(output(loaded, held_out), actual),
@@ -123,24 +128,7 @@ def output(model: nn.Module, call: Arguments) -> Tensor:
     return torch.cat([one.float().flatten() for one in given if one.is_floating_point()])
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["| class | " + " | ".join(RECIPES) + " |", "| --- |" + " --- |" * len(RECIPES)]
-    for name, cells in found.items():
-        said = [_said(cells[recipe]) if recipe in cells else "" for recipe in RECIPES]
-        lines.append(f"| {name} | " + " | ".join(said) + " |")
-    lines.append("| **passed** | " + " | ".join(_counted(found)) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _counted(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for recipe in RECIPES:
-        cells = [one[recipe] for one in found.values() if recipe in one]
-        ran = sum("db" in cell and passed(cell) for cell in cells)
-        told = sum("error" in cell for cell in cells)
-        yield f"{ran} ran, {told} refused, of {len(cells)}"
-
-
-def _said(cell: Mapping[str, Any]) -> str:
+def said(cell: Mapping[str, Any]) -> str:
     if "db" in cell:
         return f"{cell['db']:.1f}" if cell["equal"] else "loaded otherwise"
     if "error" in cell:

@@ -27,7 +27,7 @@ def grid(
     width, height = rows[0][0].size
     left = _MARGIN + math.ceil(max((font.getlength(line) for line in _lines(labels)), default=0))
     top = _MARGIN + (_FONT_SIZE + _MARGIN if columns else 0)
-    left += _MARGIN if labels else 0
+    left += 3 * _MARGIN if labels else 0
     size = (
         left + max(map(len, rows)) * (width + _MARGIN),
         top + len(rows) * (height + _MARGIN),
