@@ -52,7 +52,9 @@ class Tiny:
             torch.manual_seed(0)
             model: nn.Module = getattr(diffusers, name)(**self.config)
             for parameter in model.parameters():
-                if not parameter.any():  # gates and last layers that training begins at zero
+                if parameter.ndim > 1:  # some classes leave matrices empty, or zero
+                    nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+                elif not parameter.any():  # gates that training begins at zero
                     nn.init.normal_(parameter, std=0.02)
         return model.eval()
 

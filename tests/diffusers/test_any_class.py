@@ -8,6 +8,7 @@ import fewbit
 diffusers = pytest.importorskip("diffusers")
 
 import any_transformers  # noqa: E402
+from small_dit import bits_of  # noqa: E402
 
 from fewbit.models import SPEC  # noqa: E402
 from fewbit.models.discover import discover  # noqa: E402
@@ -49,5 +50,7 @@ def test_it_is_quantized_while_it_is_loaded(tmp_path):
     model = cls.from_pretrained(tmp_path, quantization_config=config)
     model.save_pretrained(tmp_path / "small")
     loaded = cls.from_pretrained(tmp_path / "small")
-    assert torch.equal(output(loaded, name), output(model, name))
+    assert bits_of(loaded) == bits_of(model)
+    # Kept layers are torch's own, whose product of one row depends on where its weight lies.
+    torch.testing.assert_close(output(loaded, name), output(model, name))
     assert getattr(loaded, SPEC) == getattr(model, SPEC)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fewbit.models.families.parts import FEED_FORWARD, SELF_ATTENTION
 from fewbit.models.spec import ModelSpec, Role
 
 CLASSES = ("DiTTransformer2DModel",)
@@ -10,15 +11,7 @@ CLASSES = ("DiTTransformer2DModel",)
 def spec(model: Any) -> ModelSpec:
     return ModelSpec(
         blocks="transformer_blocks",
-        roles={
-            "norm1.linear": Role.ADALN,
-            "attn1.to_q": Role.Q,
-            "attn1.to_k": Role.K,
-            "attn1.to_v": Role.V,
-            "attn1.to_out.0": Role.ATTN_OUT,
-            "ff.net.0.proj": Role.FC1,
-            "ff.net.2": Role.FC2,
-        },
+        roles={"norm1.linear": Role.ADALN, **SELF_ATTENTION, **FEED_FORWARD},
         keep=("transformer_blocks.*.norm1.emb.*", "proj_out_1", "proj_out_2"),
         heads=model.config.num_attention_heads,
     )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fewbit.models.families.parts import CROSS_ATTENTION, FEED_FORWARD, SELF_ATTENTION
 from fewbit.models.spec import ModelSpec, Role
 
 CLASSES = ("HunyuanDiT2DModel",)
@@ -13,16 +14,9 @@ def spec(model: Any) -> ModelSpec:
         roles={
             "skip_linear": Role.SKIP,
             "norm1.linear": Role.ADALN,
-            "attn1.to_q": Role.Q,
-            "attn1.to_k": Role.K,
-            "attn1.to_v": Role.V,
-            "attn1.to_out.0": Role.ATTN_OUT,
-            "attn2.to_q": Role.CROSS_Q,
-            "attn2.to_k": Role.CROSS_K,
-            "attn2.to_v": Role.CROSS_V,
-            "attn2.to_out.0": Role.CROSS_OUT,
-            "ff.net.0.proj": Role.FC1,
-            "ff.net.2": Role.FC2,
+            **SELF_ATTENTION,
+            **CROSS_ATTENTION,
+            **FEED_FORWARD,
         },
         keep=("text_embedder.*", "time_extra_emb.*", "norm_out.*", "proj_out"),
         heads=model.config.num_attention_heads,
