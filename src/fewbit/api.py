@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.engine.card import write_card
-from fewbit.engine.inspection import Inspection, inspect_folder, inspect_model
+from fewbit.engine.inspection import Inspection, Inspections, inspect_folder, inspect_model
 from fewbit.engine.report import Report
 from fewbit.errors import BadArgument, BadModel
 from fewbit.files import checked_path, new_folder
 from fewbit.layers.bind import bind, unbind
 from fewbit.layers.dequantize import dequantize_layers
 from fewbit.layers.linear import quantized_layers
-from fewbit.models import transformer_of
+from fewbit.models import Component, quantized_components
 from fewbit.pipelines.opening import check_folder, locate, open_model
 from fewbit.storage.folder import save_module
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
-from fewbit.storage.spec_file import Given, spec_from
+from fewbit.storage.spec_file import Given
 
 MODES = ("compact", "fast")
 
@@ -40,8 +40,7 @@ def save(
     place = checked_path("path", path)
     if not isinstance(report, Report | None):
         raise BadArgument(f"report must be a fewbit.Report, got {type(report).__name__}")
-    if not hasattr(transformer_of(model), "fewbit"):
-        raise BadModel("the model is not quantized; call fewbit.quantize(model, recipe) first")
+    _quantized(model)
     with new_folder(place, overwrite) as folder:
         if hasattr(model, "save_pretrained"):
             _keep_class_names(model)
@@ -52,8 +51,13 @@ def save(
         write_card(model, folder, report)
 
 
-def inspect(model: Any, spec: Given = None, *, heads: int | None = None) -> Inspection:
+def inspect(
+    model: Any, spec: Given = None, *, heads: int | None = None
+) -> Inspection | Inspections:
     """Say what a model is made of: each linear layer, its role, its shape, its bytes.
+
+    Of a pipeline these are the networks that denoise and those that are quantized; of more than one
+    each has an inspection of its own.
 
     Args:
         model: A pipeline, a module, a folder, an original checkpoint file, a hub id, or the name
@@ -63,14 +67,13 @@ def inspect(model: Any, spec: Given = None, *, heads: int | None = None) -> Insp
             of a pipeline that it does not know it runs the transformer once.
         heads: The number of attention heads, for an original checkpoint of unpublished width.
     """
-    told = spec_from(spec)
     if not isinstance(model, str | Path):
-        return inspect_model(model, told)
+        return inspect_model(model, spec)
     place = locate(model)
     if not (isinstance(place, Path) and place.is_dir()):
-        return inspect_model(open_model(model, heads=heads), told)
+        return inspect_model(open_model(model, heads=heads), spec)
     check_folder(place)
-    return inspect_folder(place, told)
+    return inspect_folder(place, spec)
 
 
 def prepare(model: Any, mode: str = "fast") -> None:
@@ -88,14 +91,11 @@ def prepare(model: Any, mode: str = "fast") -> None:
     """
     if mode not in MODES:
         raise BadArgument(f"unknown mode {mode!r}; allowed: {', '.join(MODES)}")
-    transformer = transformer_of(model)
-    layers = quantized_layers(transformer)
-    if not layers:
-        raise BadModel("the model is not quantized; call fewbit.quantize(model, recipe) first")
-    unbind(transformer)
-    for layer in layers.values():
-        layer.fast = mode == "fast"
-    bind(transformer)
+    for component in _quantized(model):
+        unbind(component.network)
+        for layer in quantized_layers(component.network).values():
+            layer.fast = mode == "fast"
+        bind(component.network)
 
 
 def dequantize(model: Any) -> None:
@@ -106,13 +106,22 @@ def dequantize(model: Any) -> None:
     Args:
         model: A quantized pipeline or module.
     """
-    transformer: Any = transformer_of(model)
-    if not hasattr(transformer, "fewbit"):
+    components = quantized_components(model)
+    if not components:
         raise BadModel("the model is not quantized; there is nothing to undo")
-    if hasattr(transformer, "hf_quantizer"):
-        transformer.dequantize()
-    else:
-        dequantize_layers(transformer)
+    for component in components:
+        network: Any = component.network
+        if hasattr(network, "hf_quantizer"):
+            network.dequantize()
+        else:
+            dequantize_layers(network)
+
+
+def _quantized(model: Any) -> tuple[Component, ...]:
+    components = quantized_components(model)
+    if not components:
+        raise BadModel("the model is not quantized; call fewbit.quantize(model, recipe) first")
+    return components
 
 
 def _keep_class_names(model: Any) -> None:

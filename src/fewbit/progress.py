@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self, TextIO, TypeVar
 
@@ -54,21 +55,33 @@ class Meter:
         self.label, self.show, self.stream = printable(label), show, stream or sys.stderr
         self.phases: dict[str, Phase] = {}
         self.phase: Phase | None = None
+        self.part = ""  # of the work, to which the phases belong
         self.start = self.last_line = self.last_step = time.monotonic()
         self.wrote = False
 
     def expect(self, name: str, work: float = 0.0, seconds: float = 0.0) -> None:
         """A phase to come, for the estimate of those before it."""
+        name = self._named(name)
         self.phases[name] = Phase(name, work, seconds)
 
     def begin(self, name: str, steps: int) -> None:
         """The phase before, if there was one, has ended."""
+        name = self._named(name)
         if self.phase is not None:
             self.phase.done = self.phase.steps
         self.phase = self.phases.setdefault(name, Phase(name))
         self.phase.steps, self.phase.done = steps, 0.0
         self.last_step = time.monotonic()
         self._line()
+
+    @contextmanager
+    def inside(self, part: str) -> Iterator[None]:
+        """Phases belong to a part of the work that has a name, unless it is the whole."""
+        self.part = part
+        try:
+            yield
+        finally:
+            self.part = ""
 
     def track(self, name: str, items: Iterable[T], steps: int) -> Iterator[T]:
         """The items again, each of them a step of this phase."""
@@ -97,6 +110,9 @@ class Meter:
                 self._write(f"{self._where()} in {self._clock(time.monotonic() - self.start)}")
             if self.stream.isatty():
                 self.stream.write("\n")
+
+    def _named(self, phase: str) -> str:
+        return f"{self.part}, {phase}" if self.part else phase
 
     def _line(self) -> None:
         now = time.monotonic()

@@ -199,12 +199,12 @@ def test_a_scheduler_with_two_forwards_a_step(labelled):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 50])
 def test_the_choice_is_even_and_without_repetition(moments, steps):
     choice = Choice.spread(moments, steps)
-    chosen = choice.of(range(choice.images), steps)
+    chosen = choice.of(range(choice.images), range(steps))
     assert sorted(m for at in chosen.values() for m in at) == list(range(moments))
     counts = [len(chosen.get(step, ())) for step in range(steps)]
     assert max(counts) - min(counts) <= 1
     assert all(len(set(at.values())) == len(at) for at in chosen.values())
-    parts = (choice.of([image], steps) for image in range(choice.images))
+    parts = (choice.of([image], range(steps)) for image in range(choice.images))
     assert sorted(m for part in parts for at in part.values() for m in at) == list(range(moments))
 
 

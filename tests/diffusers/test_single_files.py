@@ -102,8 +102,12 @@ def test_an_original_checkpoint_is_quantized_while_it_is_converted(name, tmp_pat
         quantization_config=fewbit.FewbitConfig("rtn", bits="w4a4"),
     )
     fewbit.quantize(model, "rtn", bits="w4a4", progress=False)
-    assert torch.equal(output(loaded, name), output(model, name))
     assert loaded.fewbit.recipe["bits"] == "w4a4"
     loaded.save_pretrained(tmp_path / "small")
     again = type(model).from_pretrained(tmp_path / "small")
-    assert torch.equal(output(again, name), output(model, name))
+    for found in (loaded, again):
+        tensors = found.state_dict()
+        assert tensors.keys() == model.state_dict().keys()
+        assert all(torch.equal(tensors[key], one) for key, one in model.state_dict().items())
+        # Plain layers may sum in another order where a mapped file has aligned them otherwise.
+        assert torch.allclose(output(found, name), output(model, name), atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +14,43 @@ import torch
 from torch import Generator, nn
 
 from fewbit.calibration.modes import evaluating
+from fewbit.calibration.set import CalibrationSet
+from fewbit.pipelines.asking import Enough, Manner
+from fewbit.progress import Meter
+from fewbit.storage.entries import Entries
 
 CALIBRATION = "calibration"  # what the phase is called
 MOMENTS_PER_IMAGE = 4  # more saves time, fewer means more images
 
 
-class AllSeen(Exception):
-    """Nothing more is wanted of this run of the pipeline."""
+class AllSeen(Enough):
+    """What was chosen is kept."""
+
+
+class Source(ABC):
+    """How a pipeline is to give calibration data, settled before anything is drawn."""
+
+    manner: Manner
+    note: str | None  # what a user would not expect
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows of the data."""
+
+    @property
+    @abstractmethod
+    def rows_run(self) -> int:
+        """Rows that go through the watched network while the pipeline runs."""
+
+    @abstractmethod
+    def draw(
+        self, pipe: Any, kept: Entries | None = None, meter: Meter | None = None
+    ) -> CalibrationSet:
+        """Each part is kept when it is drawn, and is not drawn again."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the data depend on beside the pipeline."""
+        return sha256(repr(self).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -36,13 +67,13 @@ class Choice:
     def spread(cls, moments: int, steps: int) -> Choice:
         return cls(moments, -(-moments // min(MOMENTS_PER_IMAGE, steps)))
 
-    def of(self, images: Sequence[int], steps: int) -> dict[int, dict[int, int]]:
-        """Step -> moment -> place of its image among `images`."""
+    def of(self, images: Sequence[int], steps: Sequence[int]) -> dict[int, dict[int, int]]:
+        """Step -> moment -> place of its image among `images`; `steps` can be chosen."""
         chosen: dict[int, dict[int, int]] = {}
         for place, image in enumerate(images):
             for moment in range(image, self.moments, self.images):
-                step = (2 * moment + 1) * steps // (2 * self.moments)
-                chosen.setdefault(step, {})[moment] = place
+                number = (2 * moment + 1) * len(steps) // (2 * self.moments)
+                chosen.setdefault(steps[number], {})[moment] = place
         return chosen
 
 

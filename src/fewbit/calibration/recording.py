@@ -89,7 +89,8 @@ class Recording:
 
         generator = generator_of(self.seed, image)
         torch.manual_seed(generator_of(self.seed, f"calls of {image}").initial_seed())
-        hook = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+        network = self.manner.network(pipe)
+        hook = network.register_forward_pre_hook(look, with_kwargs=True)
         try:
             self.manner.ask(pipe, [subject], [generator])
         except AllSeen:
@@ -99,17 +100,18 @@ class Recording:
             pipe.scheduler = lender
         if not found:
             raise BadModel(
-                f"{type(pipe).__name__} drew an image without running its transformer at one of "
-                "the steps that were chosen; give calibration=[{...}, ...], dicts of its forward"
+                f"{type(pipe).__name__} drew an image without running its {self.manner.watched} at "
+                "one of the steps that were chosen; give calibration=[{...}, ...], dicts of its "
+                "forward"
             )
         return found
 
     def _wanted(self, pipe: Any, image: int) -> set[int]:
         """Steps of the scheduler whose calls are kept."""
-        return set(self.choice.of([image], len(pipe.scheduler.timesteps)))
+        return set(self.choice.of([image], self.manner.steps_of(pipe)))
 
     def _last(self, pipe: Any, image: int) -> int:
-        return max(self._wanted(pipe, image))
+        return max(self._wanted(pipe, image), default=0)
 
 
 class _Count:

@@ -1,4 +1,4 @@
-"""What the transformer sees while its own pipeline draws images.
+"""What a transformer sees while its own pipeline draws images.
 
 The pipeline runs as it is: its loop, its guidance, a copy of its scheduler. A hook on the
 transformer keeps the few rows that were chosen, and ends the run when it has them.
@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -21,17 +20,20 @@ from fewbit.calibration.drawing import (
     CALIBRATION,
     AllSeen,
     Choice,
+    Source,
     borrowed,
     by_name,
     drawn,
     generator_of,
 )
+from fewbit.calibration.reading import Reading
 from fewbit.calibration.recording import Recording
 from fewbit.calibration.row_set import RowSet, count_rows, in_rows, time_per_row
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.tree import rebuild
 from fewbit.errors import BadArgument, BadCalibration, BadModel
-from fewbit.pipelines.asking import EMBEDDED, Manner, manner_of
+from fewbit.models import denoises
+from fewbit.pipelines.asking import EMBEDDED, Enough, Manner, manner_of
 from fewbit.pipelines.request import Calibration
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries, Entry
@@ -49,20 +51,26 @@ def sample(
     prompts: Sequence[str] | None = None,
     batch: int = 8,
     times: int = 1,
+    component: str = "transformer",
+    call: Mapping[str, Any] | None = None,
 ) -> CalibrationSet:
     """`samples` rows, spread evenly over the scheduler's timesteps and over many images.
 
     With guidance, rows 2k and 2k + 1 are the conditional and the unconditional half of one image
     at one timestep. `steps` and `guidance` are the pipeline's own unless given; `batch` is images
     at a time and changes nothing but the last bits of floating-point sums. Where fewer than `times`
-    different timesteps would be seen, that is said before anything is drawn.
+    different timesteps would be seen, that is said before anything is drawn. `component` is the
+    name of the network that is watched; one that encodes prompts sees as many as there are.
     """
-    manner = manner_of(pipe, Calibration(samples, prompts, steps, guidance))
-    return Sampling.of(manner, samples, seed, batch, times).draw(pipe)
+    asked = Calibration(samples, prompts, steps, guidance, call or {})
+    manner = manner_of(pipe, asked, component)
+    if not denoises(component):
+        return Reading(manner, samples, seed).draw(pipe)
+    return Sampling.of(manner, samples, seed, batch, times, asked).draw(pipe)
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Source):
     """All that decides which rows a pipeline gives, settled before anything is drawn."""
 
     manner: Manner
@@ -106,10 +114,6 @@ class Sampling:
     def rows_run(self) -> int:
         """Rows that go through the transformer while the images are drawn."""
         return self.choice.images * self.manner.steps * self.manner.halves
-
-    def fingerprint(self) -> str:
-        """SHA-256 of all that the rows depend on beside the pipeline."""
-        return sha256(repr(self).encode()).hexdigest()
 
     def draw(
         self, pipe: Any, kept: Entries | None = None, meter: Meter | None = None
@@ -167,7 +171,7 @@ def _unpacked(entry: Entry) -> dict[int, dict[str, Any]]:
     return dict(zip(moments, rows.batches(len(rows) // len(moments)), strict=True))
 
 
-class NoRows(Exception):
+class NoRows(Enough):
     """The transformer's calls are not made of rows, one for each image and half of the guidance."""
 
 
@@ -189,22 +193,24 @@ class _Recording:
         self.kept: dict[int, dict[str, Any]] = {}
         self.wanted: dict[int, dict[int, int]] | None = None
         self.step = 0
+        self.seen: set[int] = set()  # steps at which the network was called
 
     def of(self, pipe: Any, subjects: Sequence[Any]) -> dict[int, dict[str, Any]]:
         """Moment -> the forward arguments of its one or two rows."""
         lender, pipe.scheduler = pipe.scheduler, copy.deepcopy(pipe.scheduler)
-        pipe.scheduler.step = self._counting(pipe.scheduler)
+        pipe.scheduler.step = self._counting(pipe)
 
         def look(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.wanted is None:
-                self.wanted = self.choice.of(self.images, len(pipe.scheduler.timesteps))
+            self._choose(pipe)
             forward = by_name(transformer, args, kwargs)
-            if self.wanted and not self.kept and not self._has_rows(forward):
-                raise NoRows
+            if self.step in self.seen or not (self.kept or self._has_rows(forward)):
+                raise NoRows  # halves may come in calls of their own
+            self.seen.add(self.step)
             self._keep(forward)
 
         torch.manual_seed(self.global_seed)  # the batches before may not have been drawn
-        hook = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+        network = self.manner.network(pipe)
+        hook = network.register_forward_pre_hook(look, with_kwargs=True)
         try:
             self.manner.ask(pipe, subjects, self.generators)
         except AllSeen:
@@ -212,17 +218,22 @@ class _Recording:
         finally:
             hook.remove()
             pipe.scheduler = lender
+        if self.wanted == {}:
+            return self.kept
         raise BadModel(
             f"{type(pipe).__name__} ended after {self.step} scheduler steps although its "
-            "transformer had not been run at all of the scheduler's timesteps"
+            f"{self.manner.watched} had not been run at all of the scheduler's timesteps"
         )
+
+    def _choose(self, pipe: Any) -> None:
+        """Once the scheduler is set."""
+        if self.wanted is None:
+            self.wanted = self.choice.of(self.images, self.manner.steps_of(pipe))
 
     def _keep(self, forward: Mapping[str, Any]) -> None:
         assert self.wanted is not None
         for moment, place in self.wanted.pop(self.step, {}).items():
             self.kept[moment] = _rows(forward, self._halves(place))
-        if not self.wanted:
-            raise AllSeen
 
     def _has_rows(self, forward: Mapping[str, Any]) -> bool:
         """As many as images and halves, and nothing in lists whose order nobody knows."""
@@ -236,8 +247,9 @@ class _Recording:
         halves = [place + half * count for half in range(self.manner.halves)]
         return halves if self.manner.conditional_first else halves[::-1]
 
-    def _counting(self, scheduler: Any) -> Any:
+    def _counting(self, pipe: Any) -> Any:
         """The scheduler's step, its noise drawn from each image's own generator."""
+        scheduler = pipe.scheduler
         step = scheduler.step
         accepted = inspect.signature(step).parameters
 
@@ -245,6 +257,9 @@ class _Recording:
         def counted(
             output: Tensor, timestep: Any, latent: Tensor, *args: Any, **kwargs: Any
         ) -> Any:
+            self._choose(pipe)
+            if not self.wanted:
+                raise AllSeen
             if "generator" in accepted and kwargs.get("generator") is None:
                 kwargs["generator"] = self.generators * (len(latent) // len(self.generators))
             self.step += 1

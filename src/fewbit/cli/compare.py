@@ -10,11 +10,13 @@ import click
 from fewbit.cli.judging import Judging, command_line, environment, judging_options
 from fewbit.cli.options import (
     MODEL_HELP,
+    components_option,
     device_option,
     dtype_named,
     dtype_option,
     json_option,
     model_argument,
+    names_in,
     quiet_option,
 )
 from fewbit.cli.places import refuse_unwritable
@@ -27,6 +29,7 @@ from fewbit.cli.saying import show
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="Keeps all; resumes there."
 )
+@components_option
 @judging_options
 @device_option
 @dtype_option
@@ -36,6 +39,7 @@ def compare(
     model: str,
     recipes: str,
     output: Path,
+    components: str | None,
     judging: Judging,
     device: str,
     dtype: str,
@@ -65,7 +69,8 @@ def compare(
     reference = Named(opened(), model)
     judges = judging.judges(reference.pipe, model)
     setting = judging.setting(model)
-    found = lay_side_by_side(reference, opened, wanted, setting, judges, output, not quiet)
+    parts = names_in(components)
+    found = lay_side_by_side(reference, opened, wanted, setting, judges, output, not quiet, parts)
     found.save(output / "comparison.json")
     pictures = output / PICTURES
     drawn = {one.label: picture_files(pictures / one.folder)[: judging.count] for one in wanted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -59,6 +60,7 @@ def evaluate(
     from fewbit.judge.evaluation import evaluate as score
     from fewbit.judge.page import About, Shown, write_page
     from fewbit.judge.reading import picture_files, write_npz
+    from fewbit.models import quantized_components
     from fewbit.pipelines.opening import device_named, open_model
 
     setting = judging.setting(reference)
@@ -76,8 +78,8 @@ def evaluate(
                 picture_files(output / name)[: judging.count] for name in (MODEL, REFERENCE)
             )
             about = About(f"{model} beside {reference}", exact, command_line(), environment())
-            made = getattr(ours.pipe.transformer, "fewbit", None)
-            shown = Shown(found.recipe, found, drawn, made and made.recipe)
+            made: list[Any] = [one.network.fewbit for one in quantized_components(ours.pipe)]
+            shown = Shown(found.recipe, found, drawn, made[0].recipe if made else None)
             write_page(output / "report.html", about, [shown])
         if npz and found.scores:
             write_npz(picture_files(folder / MODEL)[: judging.count], folder / f"{MODEL}.npz")

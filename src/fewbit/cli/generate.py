@@ -10,10 +10,12 @@ import click
 from fewbit.cli.options import (
     MODEL_HELP,
     SEEDS,
+    call_option,
     device_option,
     dtype_named,
     dtype_option,
     model_argument,
+    named,
     quiet_option,
 )
 from fewbit.cli.places import refuse_files
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option("--steps", type=int, help="Denoising steps; the pipeline's own if left out.")
 @click.option("--guidance", type=float, help="Guidance scale; the pipeline's own if left out.")
+@call_option("More of")
 @click.option("--grid", "as_grid", is_flag=True, help="One picture of all instead of files.")
 @click.option("--compare", metavar="MODEL", help="A second model's pictures, a row above.")
 @device_option
@@ -49,6 +52,7 @@ def generate(
     seed: int,
     steps: int | None,
     guidance: float | None,
+    call: tuple[str, ...],
     as_grid: bool,
     compare: str | None,
     device: str,
@@ -65,6 +69,7 @@ def generate(
     one_file = as_grid or compare is not None or count == 1
     files = [output] if one_file else [output.with_stem(f"{output.stem}-{s}") for s in seeds]
     refuse_files(files)
+    told = named("--call", call)
 
     from fewbit.judge.finite import NotFinite, finite_outputs, outermost
     from fewbit.pages.images import common_facts, grid, psnr, save_png
@@ -82,6 +87,7 @@ def generate(
                     prompts=prompts,
                     steps=steps,
                     guidance=guidance,
+                    call=told,
                     progress=not quiet,
                 )
         except NotFinite as error:

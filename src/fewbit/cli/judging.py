@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fewbit.cli.options import lines_of, seed_option
+from fewbit.cli.options import call_option, lines_of, named, seed_option
 
 if TYPE_CHECKING:
     from fewbit.judge.evaluation import Judges, Setting
@@ -24,6 +24,7 @@ _OPTIONS = (
     ),
     click.option("--steps", type=int, help="Denoising steps; the pipeline's own if left out."),
     click.option("--guidance", type=float, help="Guidance scale; the pipeline's own if left out."),
+    call_option("More of"),
     click.option(
         "--together", type=click.IntRange(1), default=1, help="Pictures at a time; faster."
     ),
@@ -56,6 +57,7 @@ class Judging:
     count: int
     steps: int | None
     guidance: float | None
+    call: tuple[str, ...]
     together: int
     prompts: Path | None
     real: Path | None
@@ -72,7 +74,8 @@ class Judging:
         from fewbit.judge.evaluation import Setting
 
         texts = _prompts_for(name, self.prompts, self.count)
-        return Setting(self.count, self.seed, self.steps, self.guidance, texts, self.together)
+        manner = self.steps, self.guidance, texts, self.together, named("--call", self.call)
+        return Setting(self.count, self.seed, *manner)
 
     def judges(self, pipe: Any, name: str) -> Judges:
         """For the reference `pipe` called `name`."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fewbit.errors import BrokenFile
+from fewbit.errors import BadArgument, BrokenFile
 from fewbit.storage.provenance import LARGEST_SEED
 
 if TYPE_CHECKING:
     import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 MODEL_HELP = (
     "MODEL is a folder (a diffusers pipeline or transformer, or what fewbit wrote), an original "
@@ -40,9 +44,41 @@ spec_option = click.option(
     type=click.Path(path_type=Path),
     help="A JSON file that says where the blocks are; `fewbit inspect MODEL --spec` prints one.",
 )
+components_option = click.option(
+    "--components",
+    metavar="NAMES",
+    help="Networks of the pipeline to quantize, such as transformer,text_encoder; those that "
+    "denoise if left out.",
+)
 heads_option = click.option(
     "--heads", type=int, help="Attention heads of an original checkpoint of unpublished width."
 )
+
+
+def call_option(what: str) -> Callable[[F], F]:
+    return click.option(
+        "--call", "call", multiple=True, metavar="NAME=VALUE",
+        help=f"{what} what the pipeline is told, such as height=512 or num_frames=17.",
+    )  # fmt: skip
+
+
+def names_in(text: str | None) -> list[str] | None:
+    """Of a list with commas."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def named(option: str, texts: tuple[str, ...]) -> dict[str, Any]:
+    """`group_size=64` as Python would have it: JSON where it is JSON, else a string."""
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()):
+            raise BadArgument(f"{option} takes NAME=VALUE, got {text!r}")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
 
 
 def lines_of(file: Path) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ import click
 
 from fewbit.cli.options import (
     MODEL_HELP,
+    call_option,
+    components_option,
     device_option,
     dtype_named,
     dtype_option,
@@ -19,6 +21,8 @@ from fewbit.cli.options import (
     json_option,
     lines_of,
     model_argument,
+    named,
+    names_in,
     quiet_option,
     seed_option,
     spec_option,
@@ -51,18 +55,13 @@ DISK = 200e6  # bytes a second, to guess how long saving takes
 @click.option("--prompts", type=click.Path(path_type=Path), help="To calibrate on; one a line.")
 @click.option("--steps", type=int, help="Of calibration; the pipeline's own if left out.")
 @click.option("--guidance", type=float, help="Of calibration; the pipeline's own if left out.")
-@click.option(
-    "--call",
-    "call",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Of calibration: what the pipeline is told, such as height=512 or num_frames=17.",
-)
+@call_option("Of calibration:")
 @click.option(
     "--workdir",
     type=click.Path(path_type=Path),
     help="Keeps what is finished; a stopped run goes on from there.",
 )
+@components_option
 @spec_option
 @click.option("--strict", is_flag=True, help="Refuse if over 1% would stay without being told to.")
 @click.option("--allow-unknown", is_flag=True, help="Keep layers of unknown role as they are.")
@@ -89,6 +88,7 @@ def quantize(
     guidance: float | None,
     call: tuple[str, ...],
     workdir: Path | None,
+    components: str | None,
     spec: Path | None,
     strict: bool,
     allow_unknown: bool,
@@ -110,11 +110,11 @@ def quantize(
         "bits_per_weight": bits_per_weight,
     }
     chosen = {name: value for name, value in wanted.items() if value is not None}
-    chosen |= _named("--set", settings)
+    chosen |= named("--set", settings)
     if recipe is None:
         recipe = "best"
         chosen = chosen if chosen or bits else {"preset": "balanced"}
-    told = _named("--call", call)
+    told = named("--call", call)
     if output is not None:
         refuse_taken(output, overwrite)
     elif not dry_run:
@@ -123,28 +123,37 @@ def quantize(
         refuse_unwritable(workdir)
 
     import fewbit
-    from fewbit.engine.allocate import promise
     from fewbit.engine.call import call_for
     from fewbit.engine.card import REPORT
     from fewbit.engine.plan import make_plan
     from fewbit.engine.recipe import Recipe, split_bits
     from fewbit.files import keeping
-    from fewbit.models import transformer_of
+    from fewbit.models import components_of
     from fewbit.pipelines.opening import device_named, open_model
     from fewbit.progress import Meter
-    from fewbit.storage.spec_file import spec_from
+    from fewbit.storage.spec_file import specs_from
 
     given = (samples, None if prompts is None else lines_of(prompts), steps, guidance)
     usual = given == (None,) * 4 and not told
     calibration = None if usual else fewbit.Calibration(*given, told)
-    resolved, known = Recipe.resolve(recipe, bits, chosen), spec_from(spec)
+    resolved, asked = Recipe.resolve(recipe, bits, chosen), names_in(components)
     solver = device_named(device)
     source = open_model(model, dtype=dtype_named(dtype), heads=heads)
     if output is None or dry_run:
-        see, transformer = partial(call_for, source), transformer_of(source)
-        plan = make_plan(transformer, resolved, known, allow_unknown, strict=strict, see=see)
-        promised = promise(plan)
-        show(_plan_dict(plan) if as_json else "\n".join([str(plan), *promised]))
+        parts = components_of(source, asked)
+        known = specs_from(spec, [part.name for part in parts])
+        plans = {
+            part.name: make_plan(
+                part.network,
+                resolved,
+                known[part.name],
+                allow_unknown,
+                strict=strict,
+                see=partial(call_for, source, part, asked=calibration or fewbit.Calibration()),
+            )
+            for part in parts
+        }
+        show(_tables(plans) if as_json else "\n".join(_lines(plans)))
         return
     with Meter(str(resolved), not quiet) as meter:
         meter.expect("saving", seconds=_bytes(source) / DISK)
@@ -157,7 +166,8 @@ def quantize(
             device=None if solver.type == "cpu" else solver,
             workdir=workdir,
             progress=meter,
-            spec=known,
+            spec=spec,
+            components=asked,
             strict=strict,
             allow_unknown=allow_unknown,
             **chosen,
@@ -190,18 +200,18 @@ def _megabytes(text: str) -> float:
     return float(match[1]) * (1000 if (match[2] or "").upper() == "GB" else 1)
 
 
-def _named(option: str, texts: tuple[str, ...]) -> dict[str, Any]:
-    """`group_size=64` as Python would have it: JSON where it is JSON, else a string."""
-    settings = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (equals and name.isidentifier()):
-            raise BadArgument(f"{option} takes NAME=VALUE, got {text!r}")
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
-    return settings
+def _lines(plans: Mapping[str, Plan]) -> Iterator[str]:
+    """Each plan under its name, where there are several."""
+    from fewbit.engine.allocate import promise
+
+    for name, plan in plans.items():
+        yield from [f"{name}:"] if len(plans) > 1 else []
+        yield from [str(plan), *promise(plan)]
+
+
+def _tables(plans: Mapping[str, Plan]) -> dict[str, Any]:
+    tables = {name: _plan_dict(plan) for name, plan in plans.items()}
+    return tables if len(plans) > 1 else next(iter(tables.values()))
 
 
 def _plan_dict(plan: Plan) -> dict[str, Any]:

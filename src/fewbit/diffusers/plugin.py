@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
-from os import PathLike
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import safetensors.torch
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers.auto import (
@@ -21,6 +19,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor
 
+import fewbit.diffusers.writing  # noqa: F401
 from fewbit.diffusers.configuration import SAID
 from fewbit.diffusers.registration import when_imported
 from fewbit.engine.plan import Plan, make_plan
@@ -32,7 +31,6 @@ from fewbit.models import SPEC, ModelSpec
 from fewbit.storage.blueprint import by_name, stored_as_is
 from fewbit.storage.folder import put
 from fewbit.storage.manifest import (
-    KEY,
     SCHEMA_VERSION,
     check_values,
     manifest_of,
@@ -42,8 +40,10 @@ from fewbit.storage.provenance import Provenance, source_sha256, when_marked
 from fewbit.storage.reader import Artefact
 from fewbit.storage.spec_file import KEY as SPEC_KEY
 from fewbit.storage.spec_file import Given, as_stored, spec_from, stored_spec
-from fewbit.storage.tensors import digest, write_tensors
+from fewbit.storage.tensors import digest
 from fewbit.version import __version__
+
+OURS_LATER = "fewbit.diffusers.text_encoders"  # has the class that stands for FewbitConfig there
 
 
 class QuantMethod(StrEnum):
@@ -274,13 +274,13 @@ class _Rounding:
     @classmethod
     def asked_by(cls, config: FewbitConfig) -> _Rounding:
         recipe = config.as_recipe()
-        _refuse_calibrated(recipe)
+        refuse_calibrated(recipe)
         return cls(recipe, config.modules_to_not_convert, spec_from(config.spec))
 
     def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
         self.model = model
         whole = make_plan(model, self.recipe, self.spec, allow_unknown=False)
-        self.plan = _without(whole, self.keep)
+        self.plan = without(whole, self.keep)
         self.modules = by_name(model)
 
     def state_dict(self, mapped: dict[str, Any]) -> dict[str, Any]:
@@ -319,7 +319,7 @@ def attach(model: Any) -> None:
     model.register_to_config(**{SAID: config})
 
 
-def _without(plan: Plan, keep: Sequence[str]) -> Plan:
+def without(plan: Plan, keep: Sequence[str]) -> Plan:
     """Names and patterns of layers, or of modules that hold layers."""
     for pattern in keep:
         kept = plan.without([pattern, f"{pattern}.*", f"*.{pattern}", f"*.{pattern}.*"])
@@ -340,31 +340,12 @@ def _refuse_no_configuration(recipe: object, others: Mapping[str, Any]) -> None:
         raise BadArgument(f"a quantization_config cannot hold {taken[0][:80]!r}")
 
 
-def _refuse_calibrated(recipe: Recipe) -> None:
+def refuse_calibrated(recipe: Recipe) -> None:
     if recipe.method.calibrated:
         raise BadCalibration(
             f"{recipe.method} needs calibration and cannot be applied while loading; load the "
             f'pipeline, call fewbit.quantize(pipe, "{recipe.method}"), then pipe.save_pretrained'
         )
-
-
-_save_file = safetensors.torch.save_file
-
-
-def _save_sorted(
-    tensors: dict[str, Tensor],
-    filename: str | PathLike[str],
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """`save_pretrained` asks a quantizer what to write and safetensors to write it, whose metadata
-    come in random order. The files of quantized models are written by us, all others by it."""
-    if metadata is not None and KEY in metadata:
-        write_tensors(Path(filename), tensors, metadata)
-    else:
-        _save_file(tensors, filename, metadata)
-
-
-safetensors.torch.save_file = _save_sorted
 
 
 def _refuse_packed(state_dict: Mapping[str, Any]) -> None:
@@ -379,7 +360,9 @@ def _refuse_packed(state_dict: Mapping[str, Any]) -> None:
 def _tell_transformers(auto: ModuleType) -> None:
     """PipelineQuantizationConfig takes no backend that transformers has not heard of."""
     known = auto.AUTO_QUANTIZATION_CONFIG_MAPPING
-    known.setdefault(QuantMethod.FEWBIT.value, FewbitConfig)
+    name = QuantMethod.FEWBIT.value
+    if getattr(known.setdefault(name, FewbitConfig), "__module__", "") == OURS_LATER:
+        known[name] = FewbitConfig
 
 
 # A name that somebody else has taken stays theirs.

@@ -20,27 +20,39 @@ PLUGINS = {  # a module of theirs: one of ours, which registers when it is impor
     "diffusers.loaders.peft": "fewbit.diffusers.adapters",
     "diffusers.loaders.lora_pipeline": "fewbit.diffusers.flux_adapters",
     "peft.tuners.lora": "fewbit.diffusers.peft_plugin",
+    "transformers.quantizers.auto": "fewbit.diffusers.text_encoders",
 }
 
 
 def register() -> None:
     for target in PLUGINS:
-        when_imported(target, lambda module: import_module(PLUGINS[module.__name__]))
+        when_imported(target, _import_ours)
 
 
 def when_imported(name: str, action: Callable[[ModuleType], object]) -> None:
     """Now, if the module is there; else once it is."""
     if name in sys.modules:
         action(sys.modules[name])
-    elif not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder(name, action))
+        return
+    ours = [one for one in sys.meta_path if isinstance(one, _Finder) and one.name == name]
+    if not ours:
+        sys.meta_path.insert(0, _Finder(name, [action]))
+    elif action not in ours[0].actions:
+        ours[0].actions.append(action)
+
+
+def _import_ours(module: ModuleType) -> None:
+    import_module(PLUGINS[module.__name__])
+
+
+Action = Callable[[ModuleType], object]
 
 
 class _Finder(MetaPathFinder):
     """Finds nothing itself; lets the real loader work and acts when it is done."""
 
-    def __init__(self, name: str, action: Callable[[ModuleType], object]) -> None:
-        self.name, self.action = name, action
+    def __init__(self, name: str, actions: list[Action]) -> None:
+        self.name, self.actions = name, actions
 
     def find_spec(
         self,
@@ -52,17 +64,18 @@ class _Finder(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ActingLoader(spec.loader, self.action)
+            spec.loader = _ActingLoader(spec.loader, self.actions)
         return spec
 
 
 class _ActingLoader(Loader):
-    def __init__(self, real: Loader, action: Callable[[ModuleType], object]) -> None:
-        self.real, self.action = real, action
+    def __init__(self, real: Loader, actions: Sequence[Action]) -> None:
+        self.real, self.actions = real, actions
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.real.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.real.exec_module(module)
-        self.action(module)
+        for action in self.actions:
+            action(module)

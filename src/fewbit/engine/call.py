@@ -1,4 +1,4 @@
-"""One call of a model's forward, to see how the model is built."""
+"""One call of a network's forward, to see how the network is built."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 
 from torch import nn
 
-from fewbit.calibration import Calibration, CalibrationSet, Sampling, manner_of
+from fewbit.calibration import Calibration, CalibrationSet, Source, manner_of
 from fewbit.errors import BadModel
+from fewbit.models import Component
 from fewbit.pipelines.first_call import first_call
+from fewbit.pipelines.size import smallest
+
+AS_USUAL = Calibration()
 
 
 def call_for(
-    model: Any, source: CalibrationSet | Sampling | None = None
+    model: Any,
+    component: Component,
+    source: CalibrationSet | Source | None = None,
+    asked: Calibration = AS_USUAL,
 ) -> Mapping[str, Any] | None:
     """From the calibration data, or else from the pipeline, or None where there is neither."""
     if isinstance(source, CalibrationSet):
@@ -21,7 +28,9 @@ def call_for(
     if isinstance(model, nn.Module):
         return None
     try:
-        manner = manner_of(model, Calibration()) if source is None else source.manner
+        if source is not None:
+            return first_call(model, source.manner) or None
+        manner = smallest(model, manner_of(model, asked, component.name))
     except BadModel:  # a pipeline that is asked in a way of its own
         return None
     return first_call(model, manner) or None

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fewbit.engine.page import write_page
 from fewbit.engine.report import Report
 from fewbit.formats.names import megabytes
-from fewbit.models import transformer_of
+from fewbit.models import quantized_components
 from fewbit.storage.provenance import Provenance
-from fewbit.storage.reader import PIPELINE_INDEX, Artefact
+from fewbit.storage.reader import Artefact
 
 RECIPE, REPORT, CARD = "fewbit_recipe.json", "fewbit_report.json", "README.md"
 PAGE = "fewbit_report.html"
 
 
 def write_card(model: Any, folder: Path, report: Report | None) -> None:
-    provenance: Provenance = transformer_of(model).fewbit  # type: ignore[assignment]
+    artefacts = {one.name: Artefact.open(folder / one.name) for one in quantized_components(model)}
+    provenance = next(iter(artefacts.values())).manifest.provenance
     (folder / RECIPE).write_text(json.dumps(provenance.recipe, indent=1))
     if report is not None:
         report.save(folder / REPORT)
         write_page(folder / PAGE, report)
-    place = folder / "transformer" if (folder / PIPELINE_INDEX).exists() else folder
-    (folder / CARD).write_text(_card(model, provenance, report, Artefact.open(place)))
+    (folder / CARD).write_text(_card(model, provenance, report, artefacts))
 
 
-def _card(model: Any, provenance: Provenance, report: Report | None, artefact: Artefact) -> str:
+def _card(
+    model: Any,
+    provenance: Provenance,
+    report: Report | None,
+    artefacts: Mapping[str, Artefact],
+) -> str:
     recipe = provenance.recipe
     base = _base_model(model)
     lines = [
@@ -49,8 +55,14 @@ def _card(model: Any, provenance: Provenance, report: Report | None, artefact: A
         "## What was done",
         "",
         f"- recipe: `{json.dumps(recipe)}`, seed {provenance.seed}",
-        f"- weight files of the transformer: {_sizes(artefact)}",
-        f"- SHA-256 of the source weights: `{provenance.source_sha256}`",
+        *(
+            line
+            for name, artefact in artefacts.items()
+            for line in (
+                f"- weight files of the {name or 'transformer'}: {_sizes(artefact)}",
+                f"- SHA-256 of its source weights: `{artefact.manifest.provenance.source_sha256}`",
+            )
+        ),
         f"- written by fewbit {provenance.fewbit_version}",
         *([] if report is None else ["", "## Report", "", "```", str(report), "```"]),
     ]

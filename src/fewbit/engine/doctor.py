@@ -16,7 +16,7 @@ from fewbit.errors import BadModel
 from fewbit.kernels.choose import BACKENDS, choose
 from fewbit.kernels.reference import Reference
 from fewbit.layers.linear import QLinear, quantized_layers
-from fewbit.models import transformer_of
+from fewbit.models import quantized_components
 from fewbit.version import __version__
 
 WIDTH = 80
@@ -131,10 +131,17 @@ class LayerPaths:
 
 def examine_layers(model: Any) -> LayerPaths:
     """Of a quantized model, on the device where it is."""
-    layers = quantized_layers(transformer_of(model))
-    if not layers:
+    components = quantized_components(model)
+    if not components:
         raise BadModel("the model is not quantized; every layer runs as torch has it")
-    return LayerPaths(tuple(_layer_path(name, layer) for name, layer in layers.items()))
+    several = len(components) > 1
+    return LayerPaths(
+        tuple(
+            _layer_path(one.inside(name) if several else name, layer)
+            for one in components
+            for name, layer in quantized_layers(one.network).items()
+        )
+    )
 
 
 def _layer_path(name: str, layer: QLinear) -> LayerPath:

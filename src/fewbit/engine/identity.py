@@ -29,13 +29,9 @@ def model_sha256(model: nn.Module, without: Collection[str] = ()) -> str:
     return fingerprint(json.dumps(said, sort_keys=True, default=str), kept)
 
 
-def pipeline_sha256(pipe: Any) -> str:
-    """Over all components of a diffusers pipeline but its transformer."""
-    parts = {
-        name: _of_part(part)
-        for name, part in pipe.components.items()
-        if part is not pipe.transformer
-    }
+def pipeline_sha256(pipe: Any, without: nn.Module) -> str:
+    """Over all components of a diffusers pipeline but one of its networks."""
+    parts = {name: _of_part(part) for name, part in pipe.components.items() if part is not without}
     said = {"class": type(pipe).__name__, "config": _named(pipe.config), "parts": parts}
     return fingerprint(json.dumps(said, sort_keys=True, default=str), {})
 

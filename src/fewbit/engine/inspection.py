@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,18 @@ from fewbit.formats.names import brief, megabytes
 from fewbit.layers.adapters import adapter_names, inner_layer
 from fewbit.layers.attention import OPERANDS, quantized_attentions
 from fewbit.layers.linear import QLinear
-from fewbit.models import Layer, ModelSpec, describe, is_known, transformer_of
-from fewbit.storage.folder import skeleton
+from fewbit.models import (
+    Component,
+    Layer,
+    ModelSpec,
+    components_of,
+    describe,
+    is_known,
+    quantized_components,
+)
+from fewbit.storage.folder import component_folders, skeleton
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX, Artefact
+from fewbit.storage.spec_file import Given, spec_from, specs_from
 from fewbit.storage.strict_json import read_table
 
 NUMBERS = (1, 6)  # the columns of counts and of megabytes
@@ -111,18 +120,76 @@ class Inspection:
         )
 
 
-def inspect_model(model: Any, spec: ModelSpec | None = None) -> Inspection:
+@dataclass(frozen=True)
+class Inspections:
+    """Of several networks of a pipeline, by their names."""
+
+    parts: Mapping[str, Inspection]
+
+    @property
+    def layers(self) -> tuple[InspectedLayer, ...]:
+        """Those of all, their names beginning with that of the network."""
+        return tuple(
+            replace(layer, name=f"{name}.{layer.name}")
+            for name, part in self.parts.items()
+            for layer in part.layers
+        )
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts.values())
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """As `fewbit.quantize(spec=...)` takes them."""
+        return {name: part.spec for name, part in self.parts.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: part.to_dict() for name, part in self.parts.items()}
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {part}" for name, part in self.parts.items())
+
+    def table(self) -> str:
+        return "\n".join(f"{name}:\n{part.table()}" for name, part in self.parts.items())
+
+
+def inspect_model(model: Any, spec: Given = None) -> Inspection | Inspections:
     """Of a pipeline or a module."""
-    module = transformer_of(model)
-    provenance = getattr(module, "fewbit", None)
-    call = call_for(model) if spec is None and not is_known(module) else None
-    return _inspect_module(module, spec, None if provenance is None else provenance.recipe, call)
+    components = _components(model)
+    told = specs_from(spec, [one.name for one in components])
+    return _of_all({one.name: _inspect(model, one, told[one.name]) for one in components})
 
 
-def inspect_folder(folder: Path, spec: ModelSpec | None = None) -> Inspection:
+def inspect_folder(folder: Path, spec: Given = None) -> Inspection | Inspections:
     """Of the folder of a saved model, whose tensors are not loaded."""
-    if (folder / PIPELINE_INDEX).exists():
-        folder = folder / "transformer"
+    if not (folder / PIPELINE_INDEX).exists():
+        return _inspect_folder(folder, spec_from(spec))
+    folders = component_folders(folder)
+    told = specs_from(spec, list(folders))
+    return _of_all({name: _inspect_folder(at, told[name]) for name, at in folders.items()})
+
+
+def _of_all(parts: Mapping[str, Inspection]) -> Inspection | Inspections:
+    return next(iter(parts.values())) if len(parts) == 1 else Inspections(parts)
+
+
+def _components(model: Any) -> tuple[Component, ...]:
+    """Those that denoise, and those that are quantized."""
+    if isinstance(model, nn.Module):
+        return components_of(model)
+    named = {one.name: one for one in (*quantized_components(model), *components_of(model))}
+    return tuple(named.values())
+
+
+def _inspect(model: Any, component: Component, spec: ModelSpec | None) -> Inspection:
+    network = component.network
+    provenance = getattr(network, "fewbit", None)
+    call = call_for(model, component) if spec is None and not is_known(network) else None
+    return _inspect_module(network, spec, None if provenance is None else provenance.recipe, call)
+
+
+def _inspect_folder(folder: Path, spec: ModelSpec | None) -> Inspection:
     config = read_table(folder / CONFIG)
     if "quantization_config" not in config:
         return _inspect_module(skeleton(folder, config), spec, None)

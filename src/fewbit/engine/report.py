@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fewbit.files import write_text
 from fewbit.formats.names import brief, megabytes
+from fewbit.storage.provenance import source_sha256
 
 _SPELLED = ("inf", "-inf", "nan")
 
@@ -60,6 +61,23 @@ class LayerReport:
         return self.output_db - self.rounding_output_db
 
 
+@dataclass(frozen=True)
+class ComponentReport:
+    """One network of several that were quantized in one call.
+
+    Attributes:
+        family: The kind of model.
+        source: The SHA-256 over its full-precision weights that were quantized.
+        bytes_before: Its bytes in full precision.
+        bytes: Its bytes now.
+    """
+
+    family: str
+    source: str
+    bytes_before: int
+    bytes: int
+
+
 @dataclass
 class Report:
     """What `fewbit.quantize` did. `print(report)` shows a table, `report.save(path)` writes JSON.
@@ -77,6 +95,8 @@ class Report:
             once.
         seconds: The time of calibrating and of solving.
         warnings: Sentences about what did not go as planned.
+        components: A `ComponentReport` by name for each network of a pipeline, where several were
+            quantized. The names of their layers begin with that of the network.
     """
 
     recipe: dict[str, Any]
@@ -90,6 +110,7 @@ class Report:
     duplicate_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    components: dict[str, ComponentReport] = field(default_factory=dict)
 
     @property
     def worst(self) -> LayerReport:
@@ -102,7 +123,9 @@ class Report:
     def from_dict(cls, content: dict[str, Any]) -> Report:
         """From `to_dict`, or from the JSON that `save` wrote."""
         layers = [LayerReport(**_numbers(layer)) for layer in content["layers"]]
-        return cls(**{**content, "layers": layers})
+        parts = content.get("components", {})
+        components = {name: ComponentReport(**part) for name, part in parts.items()}
+        return cls(**{**content, "layers": layers, "components": components})
 
     def save(self, path: str | Path) -> None:
         """As JSON, which has no word for infinite: a lossless layer has "inf" dB."""
@@ -132,9 +155,22 @@ class Report:
 
     def _roles(self) -> list[str]:
         rows = [_columns("role", "n", "weight", "input", "MB", "weight dB", "output dB", "gain")]
-        for role in dict.fromkeys(layer.role for layer in self.layers):
-            rows += _role_rows(role, [layer for layer in self.layers if layer.role == role])
+        for name in self.components or ("",):
+            layers = [
+                layer for layer in self.layers if not name or layer.name.startswith(f"{name}.")
+            ]
+            rows += self._component(name)
+            for role in dict.fromkeys(layer.role for layer in layers):
+                rows += _role_rows(role, [layer for layer in layers if layer.role == role])
         return rows
+
+    def _component(self, name: str) -> list[str]:
+        if not name:
+            return []
+        part = self.components[name]
+        return [
+            f"  {name}, {part.family}: {megabytes(part.bytes_before)} -> {megabytes(part.bytes)}"
+        ]
 
     def _worst(self) -> list[str]:
         if not self.layers:
@@ -145,6 +181,35 @@ class Report:
         told = [f"  warning: {warning}" for warning in self.warnings[:SHOWN_WARNINGS]]
         more = len(self.warnings) - len(told)
         return [*told, f"  and {more} more warnings, in the JSON report"] if more else told
+
+
+def together(reports: Mapping[str, Report]) -> Report:
+    """One report of all networks that were quantized in one call, by their names."""
+    names, parts = list(reports), list(reports.values())
+    if names in ([""], ["transformer"]):
+        return parts[0]
+    first = parts[0]
+    return Report(
+        recipe=first.recipe,
+        family=", ".join(dict.fromkeys(part.family for part in parts)),
+        source=source_sha256({name: report.source for name, report in reports.items()}),
+        seed=first.seed,
+        fewbit_version=first.fewbit_version,
+        layers=[
+            replace(layer, name=f"{name}.{layer.name}")
+            for name, report in reports.items()
+            for layer in report.layers
+        ],
+        bytes_before=sum(part.bytes_before for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        duplicate_bytes=sum(part.duplicate_bytes for part in parts),
+        seconds={kind: sum(part.seconds[kind] for part in parts) for kind in first.seconds},
+        warnings=[f"{name}: {told}" for name, part in reports.items() for told in part.warnings],
+        components={
+            name: ComponentReport(part.family, part.source, part.bytes_before, part.bytes)
+            for name, part in reports.items()
+        },
+    )
 
 
 def _role_rows(role: str, layers: list[LayerReport]) -> list[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activations.clock import share_clock
-from fewbit.calibration import (
-    BlockStream,
-    Calibration,
-    CalibrationSet,
-    CallSet,
-    Sampling,
-    Step,
-    manner_of,
-)
+from fewbit.calibration import BlockStream, Calibration, CalibrationSet, Source, Step
 from fewbit.calibration.drawing import CALIBRATION
 from fewbit.calibration.trial import Trial, try_out
 from fewbit.engine import memory
@@ -38,25 +29,24 @@ from fewbit.engine.originals import Originals, written_on_copies
 from fewbit.engine.output_error import OutputError, output_errors
 from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
-from fewbit.engine.report import LayerReport, Report
+from fewbit.engine.report import LayerReport, Report, together
+from fewbit.engine.source import PASSES, Asked, asked_by, note_of, source_of
 from fewbit.engine.workdir import BlockDone, Workdir, alone_in
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.files import checked_path, keeping
 from fewbit.layers.bind import bind, unbind
 from fewbit.layers.offload import refuse_empty
 from fewbit.methods.method import BlockJob, Method, ModelJob
-from fewbit.models import SPEC, Layer, transformer_of
-from fewbit.pipelines.size import affordable
+from fewbit.models import SPEC, Component, Layer, components_of
 from fewbit.printable import printable
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries
 from fewbit.storage.provenance import LARGEST_SEED, Provenance, mark, source_sha256
-from fewbit.storage.spec_file import Given, spec_from
+from fewbit.storage.spec_file import Given, specs_from
 from fewbit.storage.tensors import digest, stored_once
 from fewbit.version import __version__
 
 SURVEY, BLOCKS, TRAINING = "survey", "blocks", "last training"  # after the calibration
-PASSES = 6  # of all rows through the blocks, beside their training
 BACK_AND_FORTH = 3  # times as long as forth alone
 
 
@@ -73,6 +63,7 @@ def quantize(
     spec: Given = None,
     allow_unknown: bool = False,
     strict: bool = False,
+    components: Sequence[str] | None = None,
     **settings: Any,
 ) -> Report:
     """Quantize a model in place and report what each layer lost.
@@ -99,11 +90,16 @@ def quantize(
         progress: Whether to print the plan and the progress to stderr.
         spec: Where the blocks of the model are and what their linear layers do: a
             `fewbit.ModelSpec`, a table of its fields, or the path of a JSON file, such as
-            `fewbit inspect MODEL --spec` prints. Left out, fewbit knows it or finds it out.
+            `fewbit inspect MODEL --spec` prints. Left out, fewbit knows it or finds it out. Of
+            several components a table has the spec of each under its name.
         allow_unknown: Whether layers of unknown role stay in high precision. Otherwise they are
             an error.
         strict: Whether it is an error that more than 1 % of all weights stay in high precision
             although neither a spec nor a family says so.
+        components: The names of a pipeline's networks that are quantized, such as
+            `("transformer", "text_encoder")`, one after the other as they run; each is calibrated
+            on what it receives then. Left out, those are that denoise: `transformer`, and
+            `transformer_2` where the pipeline has it.
         **settings: Settings of the recipe by name, or `preset="fast"` for several that belong
             together. `fewbit recipes NAME` lists them.
 
@@ -114,90 +110,108 @@ def quantize(
         FewbitError: An argument, the model or the calibration cannot be used. The message says
             what is allowed.
     """
-    started = time.perf_counter()
     chosen = Recipe.resolve(recipe, bits, settings)
-    asked = _asked(chosen, calibration)
+    asked = asked_by(chosen, calibration)
     _refuse_no_seed(seed)
     work = None if workdir is None else checked_path("workdir", workdir)
     if device is not None:
         _refuse_unusable(device)
-    transformer: Any = transformer_of(model)
-    told = spec_from(spec)
-    source = _source(model, chosen, asked, seed)
-    see = partial(call_for, model, source)
-    plan = make_plan(transformer, chosen, told, allow_unknown, strict=strict, see=see)
-    budget_of(plan)
-    refuse_empty(transformer, "quantizing")
+    parts = components_of(model, components)
+    if len(parts) > 1:
+        _refuse_for_one(parts, chosen, asked)
+    names = [part.name for part in parts]
+    told = specs_from(spec, names)
+    tasks = []
+    for part in parts:
+        source = source_of(model, part, chosen, asked, seed)
+        how = asked if isinstance(asked, Calibration) else Calibration()
+        see = partial(call_for, model, part, source, how)
+        known = told[part.name]
+        plan = make_plan(part.network, chosen, known, allow_unknown, strict=strict, see=see)
+        budget_of(plan)
+        refuse_empty(part.network, "quantizing")
+        tasks.append((part, plan, source))
     shown = nullcontext(progress) if isinstance(progress, Meter) else Meter(str(chosen), progress)
-    originals = Originals(transformer, work)
-    with shown as meter, keeping(work), alone_in(work), originals.back_on_failure():
-        if meter.show:
-            print(printable("\n".join([str(plan), *promise(plan)])), file=sys.stderr)
-            if said := _note(source):
-                print(printable(f"  {said}"), file=sys.stderr)
-        bytes_before = stored_bytes(transformer)
-        run = _Run(model, plan, source, seed, device, work, meter, originals)
-        run.calibrate()
-        calibrated = time.perf_counter()
-        run.survey()
-        run.allocate()
-        run.blocks()
-        run.finish()
-        transformer.requires_grad_(False)  # as it will be when it is loaded again, to the last bit
-        unbind(transformer)
-        report = Report(
-            recipe=chosen.to_dict(),
-            family=plan.structure.family,
-            source=source_sha256(run.sources),
-            seed=seed,
-            fewbit_version=__version__,
-            layers=run.layers,
-            bytes_before=bytes_before,
-            bytes=stored_bytes(transformer),
-            duplicate_bytes=_duplicate_bytes(transformer),
-            seconds={
-                "calibrate": calibrated - started,
-                "solve": time.perf_counter() - calibrated,
-            },
-            warnings=[note for note in (_note(source),) if note] + run.warnings + run.notes,
-        )
-        setattr(transformer, SPEC, plan.structure.spec)
-        mark(transformer, Provenance(chosen.to_dict(), seed, report.source, __version__))
-        bind(transformer, plan.structure)
+    with shown as meter, keeping(work), alone_in(work), ExitStack() as whole:
+        runs = []
+        for part, plan, source in tasks:
+            place = work if work is None or len(parts) == 1 else work / part.name
+            originals = whole.enter_context(Originals(part.network, place).back_on_failure())
+            runs.append(
+                _Run(model, part, plan, source, seed, device, place, meter, originals, names)
+            )
+        reports = {run.component.name: run.quantized() for run in runs}
     memory.release()
-    return report
+    return together(reports)
 
 
 class _Run:
-    """The walk over the blocks of one model."""
+    """The walk over the blocks of one network."""
 
     def __init__(
         self,
         model: Any,
+        component: Component,
         plan: Plan,
-        source: CalibrationSet | Sampling | None,
+        source: CalibrationSet | Source | None,
         seed: int,
         device: str | torch.device | None,
         workdir: Path | None,
         meter: Meter,
         originals: Originals,
+        together: Sequence[str],
     ) -> None:
-        self.originals = originals
-        self.model, self.transformer = model, transformer_of(model)
+        """together: the names of all networks that are quantized in one call."""
+        self.originals, self.together = originals, together
+        self.model, self.component, self.network = model, component, component.network
         self.plan, self.source, self.seed = plan, source, seed
         self.device, self.meter = device, meter
         self.sources = {name: digest(self._weight(name)) for name in plan.rules}
         self.work = None if workdir is None else Workdir(workdir, self._identity())
-        settings = plan.recipe.settings
-        keeps = plan.recipe.method.targets and settings.keep_original
-        self.original = copy.deepcopy(self.transformer) if keeps else None
+        self.original: nn.Module | None = None  # a copy, where the method wants one
         self.data: CalibrationSet | None = None
         self.stream: BlockStream | None = None
         self.exact: BlockStream | None = None
         self.layers: list[LayerReport] = []
         self.warnings: list[str] = []
         self.surveyed: Mapping[str, Tensor] = {}
-        self._expect()
+        self._show_plan()
+        with self._phases():
+            self._expect()
+
+    def quantized(self) -> Report:
+        """The whole walk."""
+        started = time.perf_counter()
+        bytes_before = stored_bytes(self.network)
+        with self._phases():
+            self.calibrate()
+            calibrated = time.perf_counter()
+            self.survey()
+            self.allocate()
+            self.blocks()
+            self.finish()
+        self.network.requires_grad_(False)  # as it will be when loaded again, to the last bit
+        unbind(self.network)
+        report = Report(
+            recipe=self.plan.recipe.to_dict(),
+            family=self.plan.structure.family,
+            source=source_sha256(self.sources),
+            seed=self.seed,
+            fewbit_version=__version__,
+            layers=self.layers,
+            bytes_before=bytes_before,
+            bytes=stored_bytes(self.network),
+            duplicate_bytes=_duplicate_bytes(self.network),
+            seconds={
+                "calibrate": calibrated - started,
+                "solve": time.perf_counter() - calibrated,
+            },
+            warnings=[*filter(None, [note_of(self.source)]), *self.warnings, *self.notes],
+        )
+        setattr(self.network, SPEC, self.plan.structure.spec)
+        mark(self.network, Provenance(report.recipe, self.seed, report.source, __version__))
+        bind(self.network, self.plan.structure)
+        return report
 
     @property
     def notes(self) -> list[str]:
@@ -207,7 +221,10 @@ class _Run:
     def calibrate(self) -> None:
         """The data, drawn unless it was given, and the streams of it through the blocks."""
         entries = None if self.work is None else self.work.entries
-        if isinstance(self.source, Sampling):
+        recipe = self.plan.recipe
+        if recipe.method.targets and recipe.settings.keep_original:
+            self.original = copy.deepcopy(self.network)
+        if isinstance(self.source, Source):
             self.data = self.source.draw(self.model, entries, self.meter)
         else:
             self.data = self.source
@@ -221,7 +238,7 @@ class _Run:
         numbers = range(len(structure.blocks))
         attending = list(itertools.chain.from_iterable(map(structure.attending, numbers)))
         linears = list(self.plan.rules)
-        return try_out(self.transformer, structure.blocks, linears, attending, data)
+        return try_out(self.network, structure.blocks, linears, attending, data)
 
     def survey(self) -> None:
         """What the method learns of the model before any block is solved."""
@@ -233,7 +250,7 @@ class _Run:
             self.surveyed = known
             return
         self.meter.begin(SURVEY, 1)
-        job = self.plan.survey_job(self.transformer, self.data, self.seed, self._track_survey)
+        job = self.plan.survey_job(self.network, self.data, self.seed, self._track_survey)
         self.surveyed = method.survey(job, self.plan.recipe.settings)
         if self.work is not None:
             self.work.save_survey(self.surveyed)
@@ -277,14 +294,24 @@ class _Run:
         exact = self.exact or self.stream
         assert exact is not None
         blocks = self.plan.structure.blocks
-        job = ModelJob(self.transformer, blocks, exact, self.original, self.seed)
-        if self.work is None or not self.work.restore_tuned(self.transformer):
+        job = ModelJob(self.network, blocks, exact, self.original, self.seed)
+        if self.work is None or not self.work.restore_tuned(self.network):
             self.meter.begin(TRAINING, 1)
             if not method.finish(job, settings):
                 return
             if self.work is not None:
-                self.work.save_tuned(self.transformer)
+                self.work.save_tuned(self.network)
         self.warnings.append("the layers' errors are those before the whole model was trained")
+
+    def _show_plan(self) -> None:
+        if self.meter.show:
+            note = note_of(self.source)
+            lines = [str(self.plan), *promise(self.plan), *([f"  {note}"] if note else ())]
+            named = [f"{self.component.name}:"] if len(self.together) > 1 else []
+            print(printable("\n".join([*named, *lines])), file=sys.stderr)
+
+    def _phases(self) -> AbstractContextManager[None]:
+        return self.meter.inside(self.component.name if len(self.together) > 1 else "")
 
     def _expect(self) -> None:
         """The phases to come, in rows that are run through the transformer: coarse guesses, only
@@ -294,7 +321,7 @@ class _Run:
             self.meter.expect(BLOCKS)
             return
         rows = len(self.source)
-        if isinstance(self.source, Sampling):
+        if isinstance(self.source, Source):
             self.meter.expect(CALIBRATION, self.source.rows_run)
         if method.survey is not None:
             self.meter.expect(SURVEY, BACK_AND_FORTH * rows)
@@ -306,9 +333,7 @@ class _Run:
         return self.meter.track(SURVEY, parts, len(parts))
 
     def _solve(self, block: int, step: Step | None, exact: Step | None) -> None:
-        job, idle = (
-            self.plan.job(self.transformer, block, self.seed, one) for one in (False, True)
-        )
+        job, idle = (self.plan.job(self.network, block, self.seed, one) for one in (False, True))
         job.step, job.exact, job.survey = step, exact, self.surveyed
         if step is not None and not self.plan.recipe.settings.propagate:
             step.advance()
@@ -319,7 +344,7 @@ class _Run:
                 if job.rules:
                     self.plan.recipe.method.solve(job, self.plan.recipe.settings)
                 round_plainly(idle)
-            share_clock(self.transformer)
+            share_clock(self.network)
             outputs = {} if step is None else output_errors(step, job, originals)
             reports = [
                 _layer_report(layer, one, originals[layer.name], outputs.get(layer.name))
@@ -329,7 +354,7 @@ class _Run:
         done = BlockDone(reports, job.warnings + idle.warnings)
         self._take(done)
         if self.work is not None:
-            self.work.save(self.transformer, job.name, block, done)
+            self.work.save(self.network, job.name, block, done)
 
     def _take(self, done: BlockDone) -> None:
         self.layers += done.layers
@@ -342,7 +367,7 @@ class _Run:
 
     def _restore(self, block: int) -> None:
         assert self.work is not None
-        self._take(self.work.restore(self.transformer, block))
+        self._take(self.work.restore(self.network, block))
         self.meter.reach(block + 1, found=True)
 
     def _first(self) -> int:
@@ -385,93 +410,29 @@ class _Run:
         return self._stream(data, None if entries is None else entries.inside("exact"))
 
     def _stream(self, data: CalibrationSet, entries: Entries | None) -> BlockStream:
-        blocks = [self.transformer.get_submodule(name) for name in self.plan.trial.blocks]
-        return BlockStream(self.transformer, blocks, data, workdir=entries)
+        blocks = [self.network.get_submodule(name) for name in self.plan.trial.blocks]
+        return BlockStream(self.network, blocks, data, workdir=entries)
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for finished work to be used again."""
-        drawn = isinstance(self.source, Sampling)
+        drawn = isinstance(self.source, Source)
         quantized = {f"{name}.weight" for name in self.plan.rules}
         return {
             "recipe": self.plan.recipe.to_dict(),
             "seed": self.seed,
             "fewbit": __version__,
             "weights": source_sha256(self.sources),
-            "model": model_sha256(self.transformer, without=quantized),
+            "model": model_sha256(self.network, without=quantized),
             "structure": repr(self.plan.structure.spec),
-            "pipeline": pipeline_sha256(self.model) if drawn else None,
+            "pipeline": pipeline_sha256(self.model, self.network) if drawn else None,
+            "together": list(self.together),
             "data": None if self.source is None else self.source.fingerprint(),
         }
 
     def _weight(self, name: str) -> Tensor:
-        linear = self.transformer.get_submodule(name)
+        linear = self.network.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         return linear.weight
-
-
-def _asked(recipe: Recipe, calibration: object) -> Calibration | CalibrationSet | Iterable[Any]:
-    """What a recipe is to see, judged as far as it can be before it is made."""
-    if calibration is not None and not recipe.method.calibrated:
-        raise BadCalibration(f"{recipe.method} looks at no data; leave calibration out")
-    if calibration is None:
-        return Calibration()
-    if isinstance(calibration, int):
-        return Calibration(calibration)
-    if isinstance(calibration, Calibration | CalibrationSet):
-        return calibration
-    if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
-        raise BadCalibration(
-            f"calibration must be a number of samples, a fewbit.Calibration, or a list of dicts "
-            f"of the forward's keyword arguments, got {type(calibration).__name__}"
-        )
-    return calibration
-
-
-def _source(
-    model: Any,
-    recipe: Recipe,
-    asked: Calibration | CalibrationSet | Iterable[Mapping[str, Any]],
-    seed: int,
-) -> CalibrationSet | Sampling | None:
-    """What a calibrated recipe sees: what was given, or how the pipeline's own trajectories are
-    to be sampled."""
-    if not recipe.method.calibrated:
-        return None
-    if not isinstance(asked, Calibration):
-        given = asked if isinstance(asked, CalibrationSet) else CallSet.from_items(asked)
-        _refuse_foreign(given, transformer_of(model))
-        return given
-    if isinstance(model, nn.Module):
-        raise BadCalibration(
-            f"{recipe.method} needs to see data, and a bare {type(model).__name__} cannot make "
-            "its own; give calibration=[{...}, ...], dicts of its forward's keyword arguments, "
-            "or quantize the whole pipeline"
-        )
-    times = recipe.settings.time_groups
-    drawn = manner_of(model, asked)
-    samples = asked.samples or recipe.settings.samples
-    sampling = Sampling.of(drawn, samples, seed, times=times, asked=asked)
-    manner, note = affordable(model, drawn, sampling.rows_run + PASSES * len(sampling))
-    if note is None:
-        return sampling
-    return Sampling.of(manner, samples, seed, times=times, asked=asked, note=note)
-
-
-def _note(source: CalibrationSet | Sampling | None) -> str | None:
-    """What a user would not expect of the calibration."""
-    return source.note if isinstance(source, Sampling) else None
-
-
-def _refuse_foreign(data: CalibrationSet, transformer: nn.Module) -> None:
-    """Rows whose arguments the transformer does not take, or that lack one it needs."""
-    forward = inspect.signature(transformer.forward)
-    try:
-        forward.bind(**data.examples()[0])
-    except TypeError as error:
-        raise BadCalibration(
-            f"calibration does not suit the forward of {type(transformer).__name__}: {error}; "
-            f"it takes {', '.join(forward.parameters)}"
-        ) from None
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -493,6 +454,21 @@ def _duplicate_bytes(model: nn.Module) -> int:
     unique = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
     named = {str(place): tensor for place, tensor in unique.items()}
     return sum(named[name].nbytes for name in stored_once(named)[1])
+
+
+def _refuse_for_one(parts: Sequence[Component], recipe: Recipe, asked: Asked) -> None:
+    """What makes sense for a single network alone."""
+    names = ", ".join(part.name for part in parts)
+    if not isinstance(asked, Calibration):
+        raise BadCalibration(
+            f"calibration dicts are calls of one network, and {names} are to be quantized; give "
+            "a fewbit.Calibration, or the name of one in components"
+        )
+    if getattr(recipe.settings, "size", None) is not None:
+        raise BadArgument(
+            f"size limits one network, and {names} are to be quantized; give bits_per_weight, or "
+            "the name of one in components"
+        )
 
 
 def _refuse_no_seed(seed: object) -> None:

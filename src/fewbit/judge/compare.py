@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fewbit.api import save
+from fewbit.calibration import Calibration
 from fewbit.engine import memory
 from fewbit.engine.call import call_for
 from fewbit.engine.card import REPORT
@@ -27,7 +28,7 @@ from fewbit.files import keeping
 from fewbit.judge.alike import Named
 from fewbit.judge.comparison import Candidate, Comparison, compared
 from fewbit.judge.evaluation import Examination, Judges, Setting
-from fewbit.models import transformer_of
+from fewbit.models import Component, components_of, quantized_components
 from fewbit.pipelines.opening import load_folder
 from fewbit.storage.provenance import Provenance, source_sha256
 from fewbit.storage.tensors import digest
@@ -78,60 +79,105 @@ def compare(
     judges: Judges,
     folder: Path,
     progress: bool = False,
+    components: Sequence[str] | None = None,
 ) -> Comparison:
-    """`opened` gives the reference's pipeline anew at each call, to be quantized."""
+    """`opened` gives the reference's pipeline anew at each call, to be quantized: those of its
+    networks that are called `components`."""
     examination = Examination(reference, setting, folder / PICTURES, judges, progress)
     examination.prepare()
     candidates = []
     for one in recipes:
-        candidates.append(_candidate(one, opened, examination, folder))
+        candidates.append(_candidate(one, opened, examination, folder, components))
         memory.release()
     return compared(reference.name, candidates)
 
 
 def _candidate(
-    one: Asked, opened: Callable[[], Any], examination: Examination, folder: Path
+    one: Asked,
+    opened: Callable[[], Any],
+    examination: Examination,
+    folder: Path,
+    components: Sequence[str] | None,
 ) -> Candidate:
-    pipe, report = _model(one, opened, examination, folder)
+    pipe, report = _model(one, opened, examination, folder, components)
     reference = examination.reference.pipe
     found = examination.of(Named(pipe.to(reference.device), one.label), one.folder)
     return Candidate(one.label, report, found)
 
 
 def _model(
-    one: Asked, opened: Callable[[], Any], examination: Examination, folder: Path
+    one: Asked,
+    opened: Callable[[], Any],
+    examination: Examination,
+    folder: Path,
+    components: Sequence[str] | None,
 ) -> tuple[Any, Report]:
     """As it lies in the folder, where it is made if it is not there: what is judged was saved."""
-    place, seed = folder / MODELS / one.folder, examination.setting.seed
+    place, setting = folder / MODELS / one.folder, examination.setting
     if not place.exists():
-        _make(one, opened(), seed, place, folder / WORK / one.folder, examination.progress)
+        work = folder / WORK / one.folder
+        _make(one, opened(), setting, components, place, work, examination.progress)
     pipe = load_folder(place)
-    found: Any = transformer_of(pipe)
-    _refuse_other_run(place, found.fewbit, _provenance(one, examination.reference.pipe, seed))
+    made: dict[str, Any] = {part.name: part.network.fewbit for part in quantized_components(pipe)}
+    wanted = _provenances(one, examination.reference.pipe, setting, components)
+    _refuse_other_run(place, made, wanted)
     return pipe, Report.from_dict(json.loads((place / REPORT).read_text()))
 
 
-def _make(one: Asked, pipe: Any, seed: int, place: Path, workdir: Path, progress: bool) -> None:
-    bits = one.recipe.bits
-    report = quantize(pipe, one.name, bits=bits, seed=seed, workdir=workdir, progress=progress)
+def _make(
+    one: Asked,
+    pipe: Any,
+    setting: Setting,
+    components: Sequence[str] | None,
+    place: Path,
+    workdir: Path,
+    progress: bool,
+) -> None:
+    report = quantize(
+        pipe,
+        one.name,
+        bits=one.recipe.bits,
+        seed=setting.seed,
+        calibration=Calibration(call=setting.call) if setting.call else None,
+        components=components,
+        workdir=workdir,
+        progress=progress,
+    )
     with keeping(workdir):
         save(pipe, place, report=report)
     shutil.rmtree(workdir)
 
 
-def _provenance(one: Asked, reference: Any, seed: int) -> Provenance:
-    """Of the model that would be made."""
-    transformer: Any = transformer_of(reference)
-    see = partial(call_for, reference)
-    rules = make_plan(transformer, one.recipe, None, False, see=see).rules
-    weights = {layer: digest(transformer.get_submodule(layer).weight) for layer in rules}
-    return Provenance(one.recipe.to_dict(), seed, source_sha256(weights), __version__)
+def _provenances(
+    one: Asked, reference: Any, setting: Setting, components: Sequence[str] | None
+) -> dict[str, Provenance]:
+    """Of the networks that would be made."""
+    parts = components_of(reference, components)
+    return {part.name: _provenance(one, reference, part, setting) for part in parts}
 
 
-def _refuse_other_run(place: Path, found: Provenance, wanted: Provenance) -> None:
-    differs = [key for key, value in vars(wanted).items() if getattr(found, key) != value]
+def _provenance(one: Asked, reference: Any, part: Component, setting: Setting) -> Provenance:
+    network: Any = part.network
+    see = partial(call_for, reference, part, asked=Calibration(call=setting.call))
+    rules = make_plan(network, one.recipe, None, False, see=see).rules
+    weights = {layer: digest(network.get_submodule(layer).weight) for layer in rules}
+    return Provenance(one.recipe.to_dict(), setting.seed, source_sha256(weights), __version__)
+
+
+def _refuse_other_run(
+    place: Path, found: Mapping[str, Provenance], wanted: Mapping[str, Provenance]
+) -> None:
+    differs = [
+        key
+        for name, provenance in wanted.items()
+        if name in found
+        for key, value in vars(provenance).items()
+        if getattr(found[name], key) != value
+    ]
+    if found.keys() != wanted.keys():
+        differs.append("components")
     if differs:
         raise BadOutput(
-            f"{place} is of another run, which differs in: {', '.join(differs)}; choose another "
-            f"folder or delete {place}"
+            f"{place} is of another run, which differs in: {', '.join(dict.fromkeys(differs))}; "
+            f"choose another folder or delete {place}"
         )

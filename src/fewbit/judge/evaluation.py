@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fewbit.calibration import CalibrationSet, sample
 from fewbit.judge.alike import Named, refuse_unlike
-from fewbit.judge.cost import Cost, cost_of
 from fewbit.judge.drawing import MODEL, REFERENCE, Drawing
 from fewbit.judge.features import INCEPTION_ADVICE, FeatureNet
 from fewbit.judge.finite import NotFinite
 from fewbit.judge.folder import Series, picture_seed
 from fewbit.judge.frechet import refuse_too_few
 from fewbit.judge.gate import Gate
-from fewbit.judge.layers import LayerErrors
+from fewbit.judge.inside import costs_of, scores_of, trajectory_of
 from fewbit.judge.metrics import PIXEL_METRICS, PairMetric, PictureMetric
 from fewbit.judge.reading import CHUNK
 from fewbit.judge.reference import RealSet, refuse_other_size
 from fewbit.judge.scores import Basis, Evaluation, Score
 from fewbit.judge.sets import SAME_SEEDS, SetScores, Standard
 from fewbit.judge.strange import first_strange_layer
-from fewbit.judge.trajectory import TrajectoryFidelity, trajectory_fidelity
+from fewbit.judge.trajectory import Pair
+from fewbit.models import components_of, quantized_components
+from fewbit.pipelines.generate import recipe_of
 from fewbit.progress import track
 
-LATENT_ROWS = 64  # of the reference's trajectories, on which the networks are compared
+LATENT_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,11 @@ class Setting:
     guidance: float | None = None
     prompts: Sequence[str] = ()
     together: int = 1
+    call: Mapping[str, Any] = field(default_factory=dict)  # what else the pipelines are told
 
     def series(self, pipe: Any) -> Series:
-        return Series.of(pipe, self.seed, self.steps, self.guidance, self.prompts, self.together)
+        manner = self.steps, self.guidance, self.prompts, self.together, self.call
+        return Series.of(pipe, self.seed, *manner)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Judges:
     pairs:     beside PSNR, SQNR and SSIM.
     pictures:  of a picture and what was asked.
     networks:  whether error by timestep and layer, size and speed are measured too.
+    rows:      of the reference's trajectories, on which the networks are compared.
     """
 
     net: FeatureNet | None = None
@@ -59,6 +63,7 @@ class Judges:
     pairs: tuple[PairMetric, ...] = ()
     pictures: tuple[PictureMetric, ...] = ()
     networks: bool = True
+    rows: int = LATENT_ROWS
 
 
 def evaluate(
@@ -86,7 +91,7 @@ class Examination:
         self.judges, self.progress = judges, progress
         self.series: Series | None = None
         self.standard: Standard | None = None
-        self.rows: CalibrationSet | None = None
+        self.rows: dict[str, CalibrationSet] = {}  # what each network of the reference is given
 
     def prepare(self) -> None:
         """Draw the reference's first pictures: what is asked wrongly shows before the long work."""
@@ -111,16 +116,17 @@ class Examination:
             return self._said(model, findings=findings, first_bad_layer=broken.layer)
         gate = Gate()
         scores = self._scores(drawing, gate, sets)
-        trajectory, cost = self._inside(model)
+        pairs = self._pairs(model)
+        trajectory = trajectory_of(pairs)
         wrong = tuple(gate.findings())
         return self._said(
             model,
-            scores=(*_trajectory_score(trajectory, self.rows, self.setting.seed), *scores),
+            scores=(*scores_of(pairs, trajectory, self.setting.seed), *scores),
             findings=wrong,
             first_bad_layer=_blamed(drawing, gate) if wrong else None,
             notes=tuple(_notes(drawing, self.standard)),
             trajectory=trajectory,
-            cost=cost,
+            cost=costs_of(pairs),
         )
 
     def _drawing(self, model: Named, folder: str) -> Drawing:
@@ -161,32 +167,39 @@ class Examination:
         scores += [one.score(seed) for one in pictures]
         return scores if sets is None else [*scores, *sets.scores(seed)]
 
-    def _inside(self, model: Named) -> tuple[TrajectoryFidelity | None, Cost | None]:
-        """Of the networks, on latents of the reference that no calibration has seen."""
+    def _pairs(self, model: Named) -> dict[str, Pair]:
+        """The networks that denoise and those that are quantized, by name, each with calls of the
+        reference's that no calibration has seen."""
         if not self.judges.networks:
-            return None, None
-        reference = self.reference.pipe
-        if self.rows is None:
-            self.rows = sample(
-                reference,
-                samples=LATENT_ROWS,
+            return {}
+        ours = [one.name for one in (*quantized_components(model.pipe), *components_of(model.pipe))]
+        return {
+            name: Pair(
+                getattr(self.reference.pipe, name), getattr(model.pipe, name), self._rows(name)
+            )
+            for name in dict.fromkeys(ours)
+        }
+
+    def _rows(self, component: str) -> CalibrationSet:
+        if component not in self.rows:
+            self.rows[component] = sample(
+                self.reference.pipe,
+                samples=self.judges.rows,
                 seed=picture_seed(self.setting.seed, -1),
                 steps=self.setting.steps,
                 guidance=self.setting.guidance,
                 prompts=list(self.setting.prompts) or None,
+                component=component,
+                call=self.setting.call,
             )
-        networks = reference.transformer, model.pipe.transformer
-        found = trajectory_fidelity(*networks, self.rows, 8, LayerErrors(*networks))
-        return found, cost_of(networks[1], networks[0], self.rows)
+        return self.rows[component]
 
     def _said(self, model: Named, **found: Any) -> Evaluation:
-        provenance = getattr(model.pipe.transformer, "fewbit", None)
-        recipe = provenance.recipe if provenance else None
         steps, guidance = self.setting.steps, self.setting.guidance
         return Evaluation(
             model.name,
             self.reference.name,
-            recipe=f"{recipe['method']}:{recipe['bits']}" if recipe else "full precision",
+            recipe=recipe_of(model.pipe),
             pictures=self.setting.count,
             seed=self.setting.seed,
             steps="the pipeline's own" if steps is None else str(steps),
@@ -228,15 +241,6 @@ class _OfPictures:
         mean, exact = sum(self.values) / count, sum(self.exact) / count
         each = tuple(self.values)
         return Score(one.name, mean, "higher", basis, full_precision=exact, each=each)
-
-
-def _trajectory_score(
-    found: TrajectoryFidelity | None, rows: CalibrationSet | None, seed: int
-) -> list[Score]:
-    if found is None or rows is None:
-        return []
-    basis = Basis(len(rows), seed, "full precision on its own latents", rows.fingerprint())
-    return [Score("noise prediction", found.sqnr, "higher", basis, "dB")]
 
 
 def _blamed(drawing: Drawing, gate: Gate) -> str | None:

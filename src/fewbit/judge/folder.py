@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Series:
     steps: int | None
     guidance: float | None
     together: int
+    call: Mapping[str, Any]
 
     @classmethod
     def of(
@@ -56,9 +57,11 @@ class Series:
         guidance: float | None = None,
         prompts: Sequence[str] = (),
         together: int = 1,
+        call: Mapping[str, Any] | None = None,
     ) -> Series:
         keyword, subjects = subjects_of(pipe, (), prompts)
-        return cls(pipe, fingerprint(pipe), keyword, subjects, seed, steps, guidance, together)
+        manner = seed, steps, guidance, together, dict(call or {})
+        return cls(pipe, fingerprint(pipe), keyword, subjects, *manner)
 
     def subject(self, number: int) -> Any:
         return self.subjects[number % len(self.subjects)]
@@ -81,6 +84,7 @@ class Series:
             "asked_steps": own if self.steps is None else str(self.steps),
             "asked_guidance": own if self.guidance is None else str(self.guidance),
             "drawn_together": str(self.together),
+            **{f"call {name}": str(value) for name, value in self.call.items()},
             "fewbit": __version__,
         }
 
@@ -114,6 +118,7 @@ class Series:
             steps=self.steps,
             guidance=self.guidance,
             together=self.together,
+            call=self.call,
         )
         for number, picture in zip(company, pictures, strict=True):
             picture.info.update(self.facts(number))

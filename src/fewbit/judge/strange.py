@@ -19,6 +19,7 @@ from fewbit.engine.decibel import energies, ratio_db
 from fewbit.judge.finite import every_layer, outermost
 from fewbit.judge.folder import Series
 from fewbit.judge.layers import turned_layers
+from fewbit.models import quantized_components
 
 BROKEN_DB = 3.0  # the error has half the energy of the output
 VALUES = 4096  # of an output that are compared, evenly chosen
@@ -33,8 +34,12 @@ def first_strange_layer(model: Series, reference: Series, number: int) -> str | 
     record = _Record()
     with _listening(reference.pipe, record.enter, record.leave, record.note):
         reference.draw_alone(number)
-    turned = turned_layers(model.pipe.transformer)
-    replay = _Replay(record, {f"transformer.{name}" for name in turned})
+    turned = {
+        one.inside(name)
+        for one in quantized_components(model.pipe)
+        for name in turned_layers(one.network)
+    }
+    replay = _Replay(record, turned)
     try:
         with _listening(model.pipe, replay.enter, record.leave, replay.check):
             model.draw_alone(number)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,15 @@ class PictureFidelity:
         return sum(self.psnr) / len(self.psnr)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Pair:
+    """The same network twice, and what the reference's was called with."""
+
+    reference: nn.Module
+    quantized: nn.Module
+    rows: CalibrationSet
+
+
 def trajectory_fidelity(
     reference: nn.Module,
     quantized: nn.Module,
@@ -59,9 +67,30 @@ def trajectory_fidelity(
     Only running sums are kept, so memory does not grow with the number of rows. `layers` listens
     to single layers as well.
     """
+    signal, noise = energies_of(Pair(reference, quantized, rows), batch, layers)
+    return fidelity(signal, noise, () if layers is None else layers.found())
+
+
+def fidelity(
+    signal: Mapping[float, float], noise: Mapping[float, float], layers: Sequence[LayerError]
+) -> TrajectoryFidelity:
+    """Of the energies at each timestep."""
+    return TrajectoryFidelity(
+        ratio_db(sum(signal.values()), sum(noise.values())),
+        {time: ratio_db(signal[time], noise[time]) for time in sorted(signal)},
+        tuple(layers),
+    )
+
+
+@torch.no_grad()
+def energies_of(
+    pair: Pair, batch: int, layers: LayerErrors | None
+) -> tuple[Counter[float], Counter[float]]:
+    """Of the output and of its error, by timestep."""
+    reference, quantized, rows = pair.reference, pair.quantized, pair.rows
     times = rows.timesteps()
-    signal: defaultdict[float, float] = defaultdict(float)
-    noise: defaultdict[float, float] = defaultdict(float)
+    signal: Counter[float] = Counter()
+    noise: Counter[float] = Counter()
     listening = nullcontext() if layers is None else layers.listening()
     with evaluating(reference, quantized), listening:
         for part in rows.parts(batch):
@@ -75,12 +104,9 @@ def trajectory_fidelity(
             for time in when.unique().tolist():
                 here = when == time
                 more = energies(exact[here], actual[here])
-                signal[time], noise[time] = signal[time] + more[0], noise[time] + more[1]
-    return TrajectoryFidelity(
-        ratio_db(sum(signal.values()), sum(noise.values())),
-        {time: ratio_db(signal[time], noise[time]) for time in sorted(signal)},
-        () if layers is None else tuple(layers.found()),
-    )
+                signal[time] += more[0]  # type: ignore[assignment]
+                noise[time] += more[1]  # type: ignore[assignment]
+    return signal, noise
 
 
 def noise_prediction(network: nn.Module, inputs: dict[str, Any]) -> Tensor:

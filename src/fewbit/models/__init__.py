@@ -4,21 +4,34 @@ A family is one file with `CLASSES` (class names it knows) and `spec(model)`, fo
 folder. Nothing here knows of quantization.
 """
 
+from fewbit.models.component import (
+    Component,
+    components_of,
+    denoises,
+    networks_of,
+    quantized_components,
+    transformer_of,
+)
 from fewbit.models.original_checkpoint import load_original
 from fewbit.models.recognise import Origin, is_known
 from fewbit.models.spec import SPEC, ModelSpec, Role
-from fewbit.models.structure import Attention, Layer, Structure, describe, transformer_of
+from fewbit.models.structure import Attention, Layer, Structure, describe
 
 __all__ = [
     "SPEC",
     "Attention",
+    "Component",
     "Layer",
     "ModelSpec",
     "Origin",
     "Role",
     "Structure",
+    "components_of",
+    "denoises",
     "describe",
     "is_known",
     "load_original",
+    "networks_of",
+    "quantized_components",
     "transformer_of",
 ]

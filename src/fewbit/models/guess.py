@@ -36,12 +36,15 @@ def guess(model: nn.Module) -> ModelSpec:
     """Blocks are all that may be some, in the order in which the model holds them."""
     blocks = [
         BlockRoles(name, dict(_roles(block)), _reads(block), {})
-        for name, block in candidates(model).items()
-        if _is_block(block)
+        for name, block in blocks_of(model).items()
     ]
     if not blocks:
         raise no_blocks(model)
     return spec_of(model, blocks)
+
+
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: block for name, block in candidates(model).items() if _is_block(block)}
 
 
 def _is_block(block: nn.Module) -> bool:

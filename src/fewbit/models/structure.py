@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Size, Tensor, nn
 
 from fewbit.errors import BadArgument, BadModel
+from fewbit.models.component import transformer_of
 from fewbit.models.lists import lists_of
 from fewbit.models.recognise import Origin, recognise
 from fewbit.models.spec import ModelSpec, Role
@@ -258,17 +259,6 @@ def some(names: Sequence[str]) -> str:
     """The first few, and how many more."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def transformer_of(model: object) -> nn.Module:
-    """The network inside a pipeline, or the module itself."""
-    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
-    if not isinstance(transformer, nn.Module):
-        raise BadModel(
-            f"{type(model).__name__} is not a model fewbit can read; give a diffusers pipeline "
-            "with a transformer, a diffusers transformer, or a torch module with a ModelSpec"
-        )
-    return transformer
 
 
 def _block_names(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""How to ask a diffusers pipeline for images: by class label or by prompt."""
+"""How to ask a diffusers pipeline for images: by class label or by prompt.
+
+One of its networks is watched meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewbit.errors import BadArgument, BadModel
+from torch import nn
+
+from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.models.component import DENOISERS
 from fewbit.pipelines.prompting import own_manner, own_prompts
 from fewbit.pipelines.request import Calibration
 
@@ -32,6 +38,11 @@ PROMPTS = (
 )
 
 
+class Enough(BaseException):
+    """Ends a run of a pipeline of which nothing more is wanted. It is no error, and nobody's to
+    catch on its way out."""
+
+
 @dataclass(frozen=True)
 class Manner:
     """keyword:           what the pipeline calls the thing to draw.
@@ -40,6 +51,7 @@ class Manner:
     halves:            2 where guidance doubles the batch of the transformer.
     conditional_first: the order of those halves.
     call:              what else the pipeline is told.
+    watched:           the name of the network whose calls are wanted.
     """
 
     keyword: str
@@ -49,6 +61,28 @@ class Manner:
     halves: int
     conditional_first: bool
     call: Mapping[str, Any]
+    watched: str = "transformer"
+
+    def network(self, pipe: Any) -> nn.Module:
+        network: nn.Module = getattr(pipe, self.watched)
+        return network
+
+    def steps_of(self, pipe: Any) -> list[int]:
+        """The steps of the scheduler, once it is set, at which the watched network runs: of two
+        experts the second has those of little noise."""
+        times = pipe.scheduler.timesteps
+        boundary = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
+        if boundary is None:
+            return list(range(len(times)))
+        least = boundary * pipe.scheduler.config.num_train_timesteps
+        second = self.watched == DENOISERS[1]
+        steps = [step for step, time in enumerate(times) if (time < least) == second]
+        if not steps:
+            raise BadCalibration(
+                f"{self.watched} of {type(pipe).__name__} never runs in {len(times)} steps; give "
+                "more with calibration=fewbit.Calibration(steps=...)"
+            )
+        return steps
 
     def ask(self, pipe: Any, subjects: Sequence[Any], generators: Sequence[Any]) -> None:
         guidance = {} if self.guidance is None else {"guidance_scale": self.guidance}
@@ -61,7 +95,7 @@ class Manner:
         )
 
 
-def manner_of(pipe: Any, asked: Calibration) -> Manner:
+def manner_of(pipe: Any, asked: Calibration, watched: str = DENOISERS[0]) -> Manner:
     accepted = inspect.signature(type(pipe).__call__).parameters
     _refuse_unfit(pipe, asked, accepted)
     by_class = "class_labels" in accepted
@@ -88,6 +122,7 @@ def manner_of(pipe: Any, asked: Calibration) -> Manner:
         halves=2 if guidance is not None and guidance > 1 and not distilled else 1,
         conditional_first=by_class,
         call=asked.call,
+        watched=watched,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fewbit.errors import BadArgument, BadModel
-from fewbit.models import transformer_of
+from fewbit.models import components_of, quantized_components
 from fewbit.pipelines.prompting import own_manner, own_prompts
 from fewbit.progress import Meter
 from fewbit.version import __version__
@@ -39,16 +39,19 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     together: int = 1,
+    call: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> list[Image]:
     """One picture for each seed; the subjects (labels or prompts) repeat if they are fewer.
+
+    A video is one picture of its frames side by side. `call` is what else the pipeline is told.
 
     Without labels every class has its turn, without prompts those that the pipeline was made for.
     Other things left out are as the pipeline has them. So many `together` is faster.
     `picture.info` says how a picture was made.
     """
     subject, subjects = subjects_of(pipe, labels, prompts)
-    settings = _settings(pipe, steps, guidance)
+    settings = {**_settings(pipe, steps, guidance), **_checked(pipe, call or {})}
     facts = _facts(pipe, settings)
     wanted = [subjects[index % len(subjects)] for index in range(len(seeds))]
     starts = range(0, len(seeds), together)
@@ -68,8 +71,24 @@ def _draw(pipe: Any, arguments: dict[str, Any], seeds: Sequence[int]) -> list[Im
         own = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         generator = own if len(own) > 1 else own[0]
         manner = {"generator": generator, "output_type": "pil", **own_manner(pipe)}
-        images: list[Image] = pipe(**arguments, **manner).images
-        return images
+        return _pictures(pipe(**arguments, **manner))
+
+
+def _pictures(drawn: Any) -> list[Image]:
+    """As a pipeline gives them, or the frames of each of its videos in one."""
+    if hasattr(drawn, "images"):
+        return list(drawn.images)
+    return [_side_by_side(frames) for frames in drawn.frames]
+
+
+def _side_by_side(frames: Sequence[Image]) -> Image:
+    from PIL import Image as pillow
+
+    width, height = frames[0].size
+    whole = pillow.new("RGB", (width * len(frames), height))
+    for number, frame in enumerate(frames):
+        whole.paste(frame, (number * width, 0))
+    return whole
 
 
 def subjects_of(
@@ -119,6 +138,17 @@ def _settings(pipe: Any, steps: int | None, guidance: float | None) -> dict[str,
     return {name: value for name, value in settings.items() if value is not None}
 
 
+def _checked(pipe: Any, call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """More arguments of the pipeline's call, those that it takes."""
+    known = _parameters(pipe)
+    for name in call:
+        if name not in known:
+            raise BadArgument(
+                f"{type(pipe).__name__} takes no {name}; it takes {', '.join(list(known)[1:])}"
+            )
+    return call
+
+
 def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
     if isinstance(pipe, torch.nn.Module):
         raise BadModel(
@@ -129,16 +159,19 @@ def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
 
 
 def _facts(pipe: Any, settings: dict[str, Any]) -> dict[str, str]:
-    provenance = getattr(transformer_of(pipe), "fewbit", None)
-    recipe = "full precision"
-    if provenance is not None:
-        recipe = f"{provenance.recipe['method']}:{provenance.recipe['bits']}"
     return {
         **{name: str(value) for name, value in settings.items()},
-        "recipe": recipe,
+        "recipe": recipe_of(pipe),
         "pipeline": type(pipe).__name__,
         "fewbit": __version__,
     }
+
+
+def recipe_of(pipe: Any) -> str:
+    """Of all its networks, in words."""
+    made: list[Any] = [one.network.fewbit for one in quantized_components(pipe)]
+    said = (f"{one.recipe['method']}:{one.recipe['bits']}" for one in made)
+    return ", ".join(dict.fromkeys(said)) or "full precision"
 
 
 @contextmanager
@@ -148,9 +181,11 @@ def _meter(pipe: Any, total: int, show: bool) -> Iterator[None]:
     pipe.set_progress_bar_config(**{**before, "disable": True})
     with Meter(show=show) as meter:
         meter.begin("drawing, steps", total)
-        hook = transformer_of(pipe).register_forward_hook(lambda *_: meter.reach(next(steps)))
+        networks = [one.network for one in components_of(pipe)]
+        hooks = [one.register_forward_hook(lambda *_: meter.reach(next(steps))) for one in networks]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             pipe.set_progress_bar_config(**before)

@@ -15,8 +15,13 @@ from torch import nn
 from fewbit import demo
 from fewbit.errors import BadArgument, BadModel, BrokenFile, FewbitError
 from fewbit.files import checked_path
-from fewbit.models import load_original
-from fewbit.storage.folder import diffusers_class, load_module
+from fewbit.models import denoises, load_original
+from fewbit.storage.folder import (
+    component_folders,
+    diffusers_class,
+    is_quantized,
+    load_module,
+)
 from fewbit.storage.header import read_header
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
 from fewbit.storage.regular_file import refuse_special_files
@@ -103,7 +108,7 @@ def check_folder(folder: Path) -> None:
     """There is a transformer in it, all is regular files, and every weight file is whole."""
     refuse_special_files(folder)
     is_pipeline = (folder / PIPELINE_INDEX).exists()
-    if is_pipeline and not (folder / "transformer" / CONFIG).exists():
+    if is_pipeline and not any(map(denoises, component_folders(folder))):
         raise BadModel(f"{folder} is a pipeline without a transformer/{CONFIG}")
     if not is_pipeline and not (folder / CONFIG).exists():
         raise BadModel(
@@ -115,15 +120,19 @@ def check_folder(folder: Path) -> None:
 
 
 def _load_pipeline(folder: Path) -> Any:
-    """Everything but the transformer is diffusers' to load."""
+    """Everything that is not quantized is diffusers' to load."""
     from diffusers import DiffusionPipeline
 
     refuse_special_files(folder)
-    transformer = load_module(folder / "transformer")
+    folders = component_folders(folder)
+    loaded: dict[str, Any] = {
+        name: load_module(place) for name, place in folders.items() if is_quantized(place)
+    }
+    if not loaded:
+        raise BrokenFile(f"{folder} holds no quantized network")
+    dtype = next(iter(loaded.values())).dtype
     try:
-        return DiffusionPipeline.from_pretrained(
-            folder, transformer=transformer, dtype=transformer.dtype
-        )
+        return DiffusionPipeline.from_pretrained(folder, **loaded, dtype=dtype)
     except Exception as error:  # a broken file makes a foreign loader fail in any way
         raise BrokenFile(f"diffusers cannot load the pipeline of {folder}: {error}") from None
 

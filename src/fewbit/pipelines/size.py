@@ -14,7 +14,7 @@ from fewbit.pipelines.asking import Manner
 HOURS = 4.0  # a calibration may take, block by block passes included
 RATE = 1e11  # multiplications and additions a second: a few cores, by guess, the same everywhere
 LEAST, GRAIN = 256, 32  # pixels
-FRAMES = 17
+FRAMES, FEWEST_FRAMES = 17, 9
 
 
 @dataclass(frozen=True)
@@ -34,30 +34,41 @@ class Size:
 
 def affordable(pipe: Any, manner: Manner, forwards: int) -> tuple[Manner, str | None]:
     """The manner with a smaller size, and what to say of it, where the pipeline's own size takes
-    too long for so many forwards of its transformer; a size that was asked for stays."""
-    own = _own_size(pipe)
+    too long for so many forwards of the watched network; a size that was asked for stays."""
+    network = manner.network(pipe)
+    own = _own_size(pipe, network)
     if own is None or own.call().keys() & manner.call.keys():
         return manner, None
-    hours = _hours(pipe, own, forwards)
+    hours = _hours(pipe, network, own, forwards)
     if hours <= HOURS:
         return manner, None
-    size = _smaller(own, pipe, forwards)
+    size = _smaller(own, pipe, network, forwards)
     note = (
-        f"calibrated at {size}, about {_hours(pipe, size, forwards):.2g} hours on a few CPU cores, "
-        f"for {own} would take {hours:.2g}; calibration=fewbit.Calibration(call=...) sets a size"
+        f"calibrated at {size}, about {_hours(pipe, network, size, forwards):.2g} hours on a few "
+        f"CPU cores, for {own} would take {hours:.2g}; calibration=fewbit.Calibration(call=...) "
+        "sets a size"
     )
     return replace(manner, call={**manner.call, **size.call()}), note
 
 
-def _own_size(pipe: Any) -> Size | None:
+def smallest(pipe: Any, manner: Manner) -> Manner:
+    """The manner at a size that shows how a network is built, without the time of its own size."""
+    own = _own_size(pipe, manner.network(pipe)) or _any_size(pipe)
+    if own is None or own.call().keys() & manner.call.keys():
+        return manner
+    share = min(LEAST / min(own.height, own.width), 1.0)
+    size = _scaled(own, share, FEWEST_FRAMES)
+    return replace(manner, call={**manner.call, **size.call()})
+
+
+def _own_size(pipe: Any, network: nn.Module) -> Size | None:
     """What the pipeline draws unless told otherwise; None where it does not say."""
     accepted = inspect.signature(type(pipe).__call__).parameters
     if not {"height", "width"} <= accepted.keys():
         return None
-    base = getattr(
-        pipe, "default_sample_size", getattr(pipe.transformer.config, "sample_size", None)
-    )
-    side = base * _scale(pipe) if isinstance(base, int) else None
+    config: Any = network.config
+    base = getattr(pipe, "default_sample_size", getattr(config, "sample_size", None))
+    side = base * _scale(pipe) if isinstance(base, int) else getattr(pipe, "target_size", None)
     height, width = (accepted[name].default or side for name in ("height", "width"))
     frames = accepted["num_frames"].default if "num_frames" in accepted else None
     if height is None or width is None:
@@ -65,23 +76,37 @@ def _own_size(pipe: Any) -> Size | None:
     return Size(height, width, frames)
 
 
-def _smaller(own: Size, pipe: Any, forwards: int) -> Size:
+def _any_size(pipe: Any) -> Size | None:
+    """Where the pipeline does not say its own, but takes one."""
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    if not {"height", "width"} <= accepted.keys():
+        return None
+    return Size(LEAST, LEAST, FEWEST_FRAMES if "num_frames" in accepted else None)
+
+
+def _smaller(own: Size, pipe: Any, network: nn.Module, forwards: int) -> Size:
     """Fewer frames first, then fewer pixels of the same shape."""
-    size = own if own.frames is None else replace(own, frames=min(own.frames, FRAMES))
-    share = sqrt(min(HOURS / _hours(pipe, size, forwards), 1.0))
+    size = _scaled(own, 1.0, FRAMES)
+    share = sqrt(min(HOURS / _hours(pipe, network, size, forwards), 1.0))
     share = max(share, min(LEAST / min(own.height, own.width), 1.0))
-    height, width = (int(side * share) // GRAIN * GRAIN for side in (own.height, own.width))
-    return replace(size, height=height, width=width)
+    return _scaled(size, share, FRAMES)
 
 
-def _hours(pipe: Any, size: Size, forwards: int) -> float:
-    transformer: nn.Module = pipe.transformer
-    weights = sum(parameter.numel() for parameter in transformer.parameters())
-    return 2 * weights * _tokens(pipe, size) * forwards / RATE / 3600
+def _scaled(size: Size, share: float, frames: int) -> Size:
+    """The same shape and no more frames than that; sides are whole numbers of grains."""
+    if share < 1.0:
+        height, width = (int(side * share) // GRAIN * GRAIN for side in (size.height, size.width))
+        size = replace(size, height=height, width=width)
+    return replace(size, frames=None if size.frames is None else min(size.frames, frames))
 
 
-def _tokens(pipe: Any, size: Size) -> int:
-    side = _scale(pipe) * _patch(pipe)
+def _hours(pipe: Any, network: nn.Module, size: Size, forwards: int) -> float:
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return 2 * weights * _tokens(pipe, network, size) * forwards / RATE / 3600
+
+
+def _tokens(pipe: Any, network: nn.Module, size: Size) -> int:
+    side = _scale(pipe) * _patch(pipe, network)
     frames = 1
     if size.frames is not None:
         frames = (size.frames - 1) // getattr(pipe, "vae_scale_factor_temporal", 4) + 1
@@ -94,12 +119,13 @@ def _scale(pipe: Any) -> int:
     return int(getattr(pipe, "vae_scale_factor", spatial))
 
 
-def _patch(pipe: Any) -> int:
+def _patch(pipe: Any, network: nn.Module) -> int:
     """Latents along a side of a token, whoever packs them."""
-    patch = getattr(pipe.transformer.config, "patch_size", 1)
+    config: Any = network.config
+    patch = getattr(config, "patch_size", 1)
     side = int(patch[-1] if isinstance(patch, list | tuple) else patch or 1)
     latent = getattr(getattr(pipe.vae, "config", None), "latent_channels", None)
-    channels = getattr(pipe.transformer.config, "in_channels", None)
+    channels = getattr(config, "in_channels", None)
     if side == 1 and isinstance(latent, int) and isinstance(channels, int):
         return max(isqrt(channels // latent), 1)
     return side

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fewbit.errors import BadModel, BrokenFile
 from fewbit.layers.bind import bind
 from fewbit.layers.linear import quantized_layers
+from fewbit.models import denoises
 from fewbit.models.families.original_dit import DiTConfig, OriginalDiT
 from fewbit.storage.blueprint import by_name, stored_as_is
 from fewbit.storage.bounds import (
@@ -27,8 +28,9 @@ from fewbit.storage.bounds import (
 )
 from fewbit.storage.manifest import as_json, check_values, manifest_of
 from fewbit.storage.provenance import mark
-from fewbit.storage.reader import CONFIG, WEIGHTS, Artefact
+from fewbit.storage.reader import CONFIG, WEIGHTS, Artefact, class_named_in
 from fewbit.storage.spec_file import stored_spec
+from fewbit.storage.strict_json import read_table
 from fewbit.storage.tensors import write_tensors
 
 
@@ -58,11 +60,48 @@ def load_module(folder: Path, model: nn.Module | None = None) -> nn.Module:
         for stored, names in artefact.manifest.names().items():
             for name in names:
                 put(modules, name, tensors[stored])
+    _finish(model, artefact)
+    return model.eval()
+
+
+def fill_again(model: nn.Module, artefact: Artefact, derived: Mapping[str, Tensor]) -> None:
+    """Checked tensors for a model that somebody else has filled: those of quantized layers as they
+    are stored, or as they were `derived`, others in the dtypes that the model has now."""
+    as_is, modules = stored_as_is(model), by_name(model)
+    for name, tensor in derived.items():
+        put(modules, name, tensor.to(model.get_buffer(name).device))
+    now = model.state_dict()
+    with artefact.tensors() as tensors:
+        for stored, names in artefact.manifest.names().items():
+            for name in names:
+                dtype = tensors[stored].dtype if name in as_is else now[name].dtype
+                put(modules, name, tensors[stored].to(now[name].device, dtype))
+    _finish(model, artefact)
+
+
+def _finish(model: nn.Module, artefact: Artefact) -> None:
     _follow_dtype(model)
     check_values(model)
     mark(model, artefact.manifest.provenance)
     bind(model)
-    return model.eval()
+
+
+def component_folders(pipeline: Path) -> dict[str, Path]:
+    """The networks in a folder of a pipeline that denoise, and those that are quantized."""
+    return {
+        place.name: place
+        for place in sorted(pipeline.iterdir())
+        if (place / CONFIG).is_file() and (denoises(place.name) or is_quantized(place))
+    }
+
+
+def is_quantized(folder: Path) -> bool:
+    """By us: others say so too. That a part of a pipeline is broken tells whoever loads it."""
+    try:
+        said = read_table(folder / CONFIG).get("quantization_config")
+    except BrokenFile:
+        return False
+    return isinstance(said, Mapping) and said.get("quant_method") == "fewbit"
 
 
 def skeleton(
@@ -71,18 +110,22 @@ def skeleton(
     """The full-precision model that a configuration describes, without weights; no larger than
     the artefact, if there is one, can fill."""
     where = str(folder / CONFIG)
-    refuse_large_numbers(where, config)
+    name = class_named_in(config)
+    encoder = transformers_class(name) if "_class_name" not in config else None
+    refuse_large_numbers(where, config if encoder is None else _without_rope(config))
     count, widest = (MOST_PARAMETERS, LARGEST_NUMBER) if artefact is None else artefact.extent()
-    name = config.get("_class_name")
-    cls = OriginalDiT if name == OriginalDiT.__name__ else diffusers_class(str(name))
+    cls = OriginalDiT if name == OriginalDiT.__name__ else encoder or diffusers_class(name)
     if cls is None:
         raise BadModel(
-            f"{folder} holds a {str(name)!r:.80}, a class that fewbit cannot build; "
+            f"{folder} holds a {name!r:.80}, a class that fewbit cannot build; "
             "give one with its original weights or none: fewbit.load(path, model=...)"
         )
-    refuse_other_types(where, DiTConfig if cls is OriginalDiT else cls, config)
+    if encoder is None:
+        refuse_other_types(where, DiTConfig if cls is OriginalDiT else cls, config)
     try:
         with bounded_parameters(where, count, widest):
+            if encoder is not None:
+                return _of_transformers(cls, config)
             return _original(config) if cls is OriginalDiT else _of_diffusers(cls, config)
     except BrokenFile:
         raise
@@ -92,8 +135,17 @@ def skeleton(
 
 def diffusers_class(name: str) -> Any:
     """The diffusers model class of that name, or None."""
+    return _class_of("diffusers", name)
+
+
+def transformers_class(name: str) -> Any:
+    """The transformers model class of that name, or None."""
+    return _class_of("transformers", name)
+
+
+def _class_of(library: str, name: str) -> Any:
     try:
-        found = getattr(importlib.import_module("diffusers"), name, None)
+        found = getattr(importlib.import_module(library), name, None)
     except (ImportError, RuntimeError):
         return None
     return found if isinstance(found, type) and issubclass(found, nn.Module) else None
@@ -139,6 +191,23 @@ def _of_diffusers(cls: Any, config: Mapping[str, Any]) -> nn.Module:
 
     with init_empty_weights():
         model: nn.Module = cls.from_config(config)
+    return model
+
+
+def _without_rope(value: Any) -> Any:
+    """Periods of rotary embeddings are large and cost nothing."""
+    if isinstance(value, Mapping):
+        return {key: _without_rope(part) for key, part in value.items() if "rope" not in key}
+    return value
+
+
+def _of_transformers(cls: Any, config: Mapping[str, Any]) -> nn.Module:
+    """Its tables of positions are no weights, and are computed."""
+    from accelerate import init_empty_weights
+
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    with init_empty_weights():
+        model: nn.Module = cls(cls.config_class.from_dict(plain))
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from fewbit.storage.tensors import checked_tensors
 CONFIG, PIPELINE_INDEX, WEIGHTS = "config.json", "model_index.json", "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 LONGEST_NAME = 256  # no file system takes a longer one
-INDEX = f"{DIFFUSERS_WEIGHTS}.index.json"
+INDICES = tuple(f"{name}.index.json" for name in (WEIGHTS, DIFFUSERS_WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Artefact:
 
     @classmethod
     def open(cls, folder: Path) -> Artefact:
-        headers = _headers_by_index(folder) if (folder / INDEX).exists() else _one_header(folder)
+        index = next((folder / name for name in INDICES if (folder / name).exists()), None)
+        headers = _one_header(folder) if index is None else _headers_by_index(index)
         return cls._checked(folder, headers)
 
     @classmethod
@@ -69,18 +70,25 @@ class Artefact:
         validate(model, self.manifest, self.headers)
 
 
+def class_named_in(config: Mapping[str, Any]) -> str:
+    """As diffusers says it, or as transformers does."""
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    return str(config.get("_class_name", first))
+
+
 def _one_header(folder: Path) -> list[Header]:
     for name in (WEIGHTS, DIFFUSERS_WEIGHTS):
         if (folder / name).exists():
             return [read_header(folder / name)]
     raise BrokenFile(
-        f"{folder} holds no weights: neither {WEIGHTS} nor {DIFFUSERS_WEIGHTS} nor {INDEX}"
+        f"{folder} holds no weights: neither {WEIGHTS} nor {DIFFUSERS_WEIGHTS} nor an "
+        "index of several"
     )
 
 
-def _headers_by_index(folder: Path) -> list[Header]:
+def _headers_by_index(index: Path) -> list[Header]:
     """The files an index names, each holding just the tensors the index says."""
-    index = folder / INDEX
     table = read_table(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise BrokenFile(f"{index} has no valid weight_map")
@@ -111,7 +119,8 @@ def _refuse_other_config(path: Path, config: dict[str, Any], manifest: Manifest)
     said = config.get("quantization_config")
     if not isinstance(said, dict):
         raise BrokenFile(f"{path} has no quantization_config, but the weights are quantized")
-    _refuse_difference(path, config, {"_class_name": manifest.class_name})
+    named = {"_class_name": class_named_in(config)}
+    _refuse_difference(path, named, {"_class_name": manifest.class_name})
     _refuse_difference(path, config, manifest.architecture)
     _refuse_difference(path, said, manifest.quantization_config())
 

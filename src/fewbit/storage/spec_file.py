@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from fewbit.errors import BadArgument, BrokenFile, FewbitError
 from fewbit.files import checked_path
-from fewbit.models import SPEC, ModelSpec, describe
+from fewbit.models import SPEC, ModelSpec, denoises, describe
 from fewbit.storage.strict_json import read_table
 
 KEY = "spec"  # in the quantization_config
@@ -24,16 +24,30 @@ def spec_from(given: object) -> ModelSpec | None:
         return given
     if isinstance(given, Mapping):
         return ModelSpec.from_dict(given)
+    path = _path(given)
+    try:
+        return ModelSpec.from_dict(read_table(path))
+    except BadArgument as error:
+        raise BadArgument(f"{path}: {error}") from None
+
+
+def specs_from(given: object, names: Sequence[str]) -> dict[str, ModelSpec | None]:
+    """The spec of each component. A table or a file may give each its own, under its name; one spec
+    alone is that of the networks that denoise."""
+    table = read_table(_path(given)) if isinstance(given, str | Path) else given
+    if isinstance(table, Mapping) and table and table.keys() <= set(names):
+        return {name: spec_from(table.get(name)) for name in names}
+    told = spec_from(given)
+    return {name: told if denoises(name) else None for name in names}
+
+
+def _path(given: object) -> Path:
     if not isinstance(given, str | Path):
         raise BadArgument(
             "spec must be a fewbit.ModelSpec, a table of its fields or the path of a JSON file, "
             f"got {type(given).__name__}"
         )
-    path = checked_path("spec", given)
-    try:
-        return ModelSpec.from_dict(read_table(path))
-    except BadArgument as error:
-        raise BadArgument(f"{path}: {error}") from None
+    return checked_path("spec", given)
 
 
 def remember_spec(model: Any, config: Mapping[str, Any], where: Path) -> None:
