@@ -1,4 +1,4 @@
-"""Figures of the house: how many Python calls a layer and a block make, how deep a verb goes.
+"""Figures of the house: Python calls of a layer and a block, the depth of a verb, lines, rings.
 
 python benchmarks/house.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,31 +21,52 @@ import fewbit
 
 SOURCE = Path(fewbit.__file__).parent
 TESTS = SOURCE.parents[1] / "tests"
+sys.path.append(str(TESTS))
+from test_house import ring  # noqa: E402
+
 ROUNDS = {"encode", "encode_rows", "round", "round_rows"}  # functions that round
 INSIDE = {"rtn": "solve", "hq-dit": "gptq"}  # where a recipe rounds its weights
+INSTRUMENTS = ("cli", "judge", "bench", "pages", "demo")
+REPEATED = 6  # lines
+GOALS = {
+    **{f"calls in a QLinear, {bits}": "at most 25" for bits in ("w4a4", "w8a8", "w4a16")},
+    **{f"calls in a DiT block, {bits}": "at most 250" for bits in ("w4a4", "w8a8", "w4a16")},
+    "frames, rtn": "at most 7",
+    "frames, hq-dit": "at most 12",
+    "flat files": "at most 8",
+    "modules in an import ring": "none",
+    "isinstance on formats outside formats": "none",
+    "core lines": "at most 20500",
+    "tests : core": "at least 0.9",
+    "instruments, % of the lines": "at most 33",
+    "lines of a function, median": "5",
+    "lines of a function, 90 %": "16",
+    "repeated runs of 6 lines": "none that matter",
+}
 
 
 def main() -> None:
-    figures = {"python calls": calls(), "frames to the line that rounds": frames(), **sizes()}
+    figures = {**calls(), **frames(), **sizes(), **repetitions()}
     for name, value in figures.items():
-        print(f"{name}: {value}")
-    write_result("house", figures)
+        print(f"{name:42} {value:8}   {GOALS.get(name, '')}".rstrip())
+    write_result(
+        "house", {name: {"now": value, "goal": GOALS.get(name)} for name, value in figures.items()}
+    )
 
 
 @torch.no_grad()
-def calls() -> dict[str, dict[str, int]]:
+def calls() -> dict[str, float]:
     """In one forward of a layer and of a DiT block, by the bits of rtn."""
-    found = {}
+    found: dict[str, float] = {}
     for bits in ("w4a4", "w8a8", "w4a16"):
         model = dit_xl_2(1)
         fewbit.quantize(model, "rtn", bits=bits, progress=False)
         block = model.transformer_blocks[0]
         layer, tokens = block.ff.net[2], torch.randn(2, 16, 1152)
         given = {"timestep": torch.tensor([3, 500]), "class_labels": torch.tensor([1, 7])}
-        found[bits] = {
-            "layer": counted(partial(layer, torch.randn(2, 16, layer.in_features))),
-            "block": counted(partial(block, tokens, **given)),
-        }
+        rows = torch.randn(2, 16, layer.in_features)
+        found[f"calls in a QLinear, {bits}"] = counted(partial(layer, rows))
+        found[f"calls in a DiT block, {bits}"] = counted(partial(block, tokens, **given))
     return found
 
 
@@ -60,9 +81,9 @@ def counted(run: Callable[[], object]) -> int:
     return len(events)
 
 
-def frames() -> dict[str, int]:
+def frames() -> dict[str, float]:
     """Functions of fewbit on the stack, from the verb to the first that rounds a weight."""
-    return {recipe: _depth(recipe, name) for recipe, name in INSIDE.items()}
+    return {f"frames, {recipe}": _depth(recipe, name) for recipe, name in INSIDE.items()}
 
 
 def _depth(recipe: str, inside: str) -> int:
@@ -98,15 +119,51 @@ def _is_ours(frame: FrameType) -> bool:
 def sizes() -> dict[str, float]:
     files = sorted(SOURCE.rglob("*.py"))
     core, tests = _lines(files), _lines(TESTS.rglob("*.py"))
+    instruments = _lines(file for room in INSTRUMENTS for file in (SOURCE / room).rglob("*.py"))
     return {
         "flat files": len(list(SOURCE.glob("*.py"))),
-        "core lines": core,
-        "tests to core": round(tests / core, 2),
+        "modules in an import ring": len(ring(files)),
         "isinstance on formats outside formats": sum(map(_asks_for_formats, files)),
+        "core lines": core,
+        "tests : core": round(tests / core, 2),
+        "instruments, % of the lines": round(100 * instruments / core),
+        **_functions(files),
     }
 
 
-def _lines(files: Any) -> int:
+def _functions(files: list[Path]) -> dict[str, float]:
+    """Lines of a function, docstrings included."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    lines = sorted(node.end_lineno - node.lineno + 1 for node in nodes if isinstance(node, kinds))
+    half, most = (lines[int(len(lines) * share)] for share in (0.5, 0.9))
+    return {"lines of a function, median": half, "lines of a function, 90 %": most}
+
+
+def repetitions() -> dict[str, float]:
+    """Runs of REPEATED lines or more that stand in two places of the core."""
+    windows: dict[tuple[str, ...], tuple[Path, int]] = {}
+    runs, before = 0, None
+    for file in sorted(SOURCE.rglob("*.py")):
+        lines = _told(file)
+        for place in range(len(lines) - REPEATED + 1):
+            first = windows.setdefault(tuple(lines[place : place + REPEATED]), (file, place))
+            if first == (file, place):
+                continue
+            goes_on = before is not None and before == (first[0], first[1] - 1)
+            runs, before = runs + (not goes_on), first
+    return {"repeated runs of 6 lines": runs}
+
+
+def _told(file: Path) -> list[str]:
+    """The lines that say something: no blanks, comments, lone brackets or imports."""
+    lines = (line.strip() for line in file.read_text().splitlines())
+    return [
+        line for line in lines if len(line) > 2 and not line.startswith(("#", "from ", "import "))
+    ]
+
+
+def _lines(files: Iterable[Path]) -> int:
     return sum(len(file.read_text().splitlines()) for file in files)
 
 
