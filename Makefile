@@ -25,12 +25,13 @@ demo: install
 QUICK_TESTS := $(addprefix tests/,formats transforms rounding activations test_house.py)
 
 # Two processes of one thread: the tests' tensors are so small that threads only wait for each other.
+# Files in their order: xdist would put those of few tests last, which take longest.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The exact laws, in less than a minute: before each commit.
 quick: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(QUICK_TESTS)
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := $(VENV)-lowest

@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 def data(seed=0):
     random = torch.Generator().manual_seed(seed)
-    return [{"hidden_states": torch.randn(1, 16, 24, generator=random)} for _ in range(20)]
+    return [{"hidden_states": torch.randn(1, 16, 24, generator=random)} for _ in range(8)]
 
 
 def quantize(model, workdir=None, **arguments):
