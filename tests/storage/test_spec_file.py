@@ -31,7 +31,10 @@ def test_a_spec_comes_back_from_every_way_of_giving_it(tmp_path):
     ("given", "message"),
     [
         (3, "ModelSpec, a table of its fields or the path of a JSON file, got int"),
-        ({"blocks": "a", "rolls": {}}, "a table of blocks, roles, keep, heads, shared, got"),
+        (
+            {"blocks": "a", "rolls": {}},
+            "a table of blocks, roles, keep, heads, shared, outside, got",
+        ),
         ({"blocks": "a"}, "needs blocks and roles"),
         ({"blocks": "a", "roles": [["a"]]}, "needs blocks and roles"),
         ({"blocks": 7, "roles": {"a": "q"}}, "ModelSpec.blocks"),

@@ -129,6 +129,7 @@ def quantize(
     from fewbit.engine.recipe import Recipe, split_bits
     from fewbit.files import keeping
     from fewbit.models import components_of
+    from fewbit.models.hidden import shown
     from fewbit.pipelines.opening import device_named, open_model
     from fewbit.progress import Meter
     from fewbit.storage.spec_file import specs_from
@@ -142,17 +143,14 @@ def quantize(
     if output is None or dry_run:
         parts = components_of(source, asked)
         known = specs_from(spec, [part.name for part in parts])
-        plans = {
-            part.name: make_plan(
-                part.network,
-                resolved,
-                known[part.name],
-                allow_unknown,
-                strict=strict,
-                see=partial(call_for, source, part, asked=calibration or fewbit.Calibration()),
-            )
-            for part in parts
-        }
+        plans = {}
+        for part in parts:
+            see = partial(call_for, source, part, asked=calibration or fewbit.Calibration())
+            told = known[part.name]
+            with shown(part.network):
+                plans[part.name] = make_plan(
+                    part.network, resolved, told, allow_unknown, strict=strict, see=see
+                )
         show(_tables(plans) if as_json else "\n".join(_lines(plans)))
         return
     with Meter(str(resolved), not quiet) as meter:

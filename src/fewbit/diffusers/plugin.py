@@ -28,6 +28,7 @@ from fewbit.errors import BadArgument, BadCalibration, BrokenFile
 from fewbit.layers.bind import bind
 from fewbit.layers.dequantize import dequantize_layers
 from fewbit.models import SPEC, ModelSpec
+from fewbit.models.hidden import is_shown, show_at, shown
 from fewbit.storage.blueprint import by_name, stored_as_is
 from fewbit.storage.folder import put
 from fewbit.storage.manifest import (
@@ -279,7 +280,8 @@ class _Rounding:
 
     def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
         self.model = model
-        whole = make_plan(model, self.recipe, self.spec, allow_unknown=False)
+        with shown(model):
+            whole = make_plan(model, self.recipe, self.spec, allow_unknown=False)
         self.plan = without(whole, self.keep)
         self.modules = by_name(model)
 
@@ -291,17 +293,20 @@ class _Rounding:
 
     def take(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
         """Cast first: the same as loading in that dtype and quantizing then."""
-        layer, weight = name.removesuffix(".weight"), tensor.to(dtype)
-        self.sources[layer] = digest(weight)
-        put(self.modules, name, weight)
+        put(self.modules, name, tensor.to(dtype))
+        self._solve(name.removesuffix(".weight"))
+
+    def _solve(self, layer: str) -> None:
+        self.sources[layer] = digest(self.model.get_submodule(layer).weight.detach())
         job = self.plan.job_of_group(self.model, layer)
         if not any(job.linear(one).weight.is_meta for one in job.rules):
             self.recipe.method.solve(job, self.recipe.settings)
 
     def finish(self) -> Provenance:
-        missing = self.plan.rules.keys() - self.sources.keys()
-        if missing:
-            raise BrokenFile(f"the checkpoint lacks the weight of {min(missing)}")
+        for layer in [name for name in self.plan.rules if name not in self.sources]:
+            if not (show_at(self.model, layer) or is_shown(self.model, layer)):
+                raise BrokenFile(f"the checkpoint lacks the weight of {layer}")
+            self._solve(layer)
         setattr(self.model, SPEC, self.plan.structure.spec)
         return Provenance(self.recipe.to_dict(), 0, source_sha256(self.sources), __version__)
 

@@ -49,7 +49,7 @@ def budget_of(plan: Plan) -> float | None:
         assert settings.size is not None
         budget, said = settings.size * 1e6 - kept, megabytes(settings.size * 1e6)
     smallest = sum(
-        min(option.weight.bytes(*layer.shape) for option in _options(plan, layer.name))
+        min(option.weight.bytes(*layer.shape) for option in _options(plan, layer))
         for layer in plan.layers
     )
     if smallest > budget:
@@ -66,19 +66,19 @@ def allocate(plan: Plan, losses: Mapping[str, Tensor], budget: float) -> Plan:
     options of a layer by its name."""
     items = [_item(plan, layer, losses.get(layer.name)) for layer in plan.layers]
     taken = zip(plan.layers, knapsack(items, budget), strict=True)
-    return replace(
-        plan, rules={layer.name: _options(plan, layer.name)[index] for layer, index in taken}
-    )
+    return replace(plan, rules={layer.name: _options(plan, layer)[index] for layer, index in taken})
 
 
 def _item(plan: Plan, layer: Layer, losses: Tensor | None) -> tuple[list[int], list[float]]:
     """Bytes and losses of its options; what never ran loses nothing."""
-    costs = [option.weight.bytes(*layer.shape) for option in _options(plan, layer.name)]
+    costs = [option.weight.bytes(*layer.shape) for option in _options(plan, layer)]
     return costs, [0.0] * len(costs) if losses is None else losses.tolist()
 
 
-def _options(plan: Plan, name: str) -> tuple[Rule, ...]:
-    return plan.recipe.method.options_of(plan.rules[name])
+def _options(plan: Plan, layer: Layer) -> tuple[Rule, ...]:
+    """What is in no block is measured by nobody, and stays as its rule says."""
+    rule = plan.rules[layer.name]
+    return (rule,) if layer.block is None else plan.recipe.method.options_of(rule)
 
 
 def knapsack(items: Sequence[tuple[Sequence[int], Sequence[float]]], budget: float) -> list[int]:

@@ -1,4 +1,4 @@
-"""Layers that the calibration data never reached: plain rounding, and a warning."""
+"""Plain rounding of layers that no calibration data reach, or that no block holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fewbit.rounding.vector import vector_quantize
 
 
 def round_plainly(job: BlockJob) -> None:
-    """Steps that would have to be known beforehand are not: such inputs stay as they come."""
+    """Weights by their rule, inputs at run time. Steps that would have to be known beforehand are
+    not: such inputs stay as they come."""
     for group in job.groups:
         spec = job.rules[group[0]].activation
         at_run_time = spec if spec is not None and spec.span != "tensor" else None
@@ -25,4 +26,3 @@ def round_plainly(job: BlockJob) -> None:
                 else QTensor.quantize(weight, rule)
             )
             job.replace(name, QLinear(packed, job.linear(name).bias, stage), weight, packed)
-            job.warn(f"{name} is rounded plainly: the calibration data never reached it")

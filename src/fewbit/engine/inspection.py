@@ -25,6 +25,7 @@ from fewbit.models import (
     is_known,
     quantized_components,
 )
+from fewbit.models.hidden import shown
 from fewbit.storage.folder import component_folders, skeleton
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX, Artefact
 from fewbit.storage.spec_file import Given, spec_from, specs_from
@@ -209,8 +210,9 @@ def _inspect_module(
     recipe: dict[str, Any] | None,
     call: Mapping[str, Any] | None = None,
 ) -> Inspection:
-    structure = describe(module, spec, call)
-    layers = tuple(_layer(one, module.get_submodule(one.name)) for one in structure.layers)
+    with shown(module):
+        structure = describe(module, spec, call)
+        layers = tuple(_layer(one, module.get_submodule(one.name)) for one in structure.layers)
     attentions = tuple(
         InspectedAttention(name, *(_way(getattr(matmuls, part)) for part in OPERANDS))
         for name, matmuls in quantized_attentions(module).items()

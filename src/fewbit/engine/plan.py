@@ -55,11 +55,23 @@ class Plan:
     def job_of_group(self, model: nn.Module, name: str) -> BlockJob:
         """Only the layers that read the same tensor as layer `name`."""
         block = next(one.block for one in self.structure.layers if one.name == name)
-        assert block is not None
+        if block is None:
+            return self._job_outside(model, (name,), seed=0)
         whole = self.job(model, block, seed=0)
         group = next(group for group in whole.groups if name in group)
         layers = tuple(one for one in whole.layers if one.name in group)
         return self._job(model, block, layers, (group,), seed=0)
+
+    def job_outside(self, model: nn.Module, seed: int) -> BlockJob:
+        """The layers with a rule that are in no block, as one more block: the model itself."""
+        names = tuple(one.name for one in self.structure.outside if one.name in self.rules)
+        return self._job_outside(model, names, seed)
+
+    def _job_outside(self, model: nn.Module, names: tuple[str, ...], seed: int) -> BlockJob:
+        layers = tuple(one for one in self.structure.outside if one.name in names)
+        rules, groups = {n: self.rules[n] for n in names}, tuple((n,) for n in names)
+        last = len(self.structure.blocks)
+        return BlockJob(last, model, "", layers, rules, groups, (), (), {}, seed)
 
     def _job(
         self,

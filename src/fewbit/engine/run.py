@@ -32,12 +32,13 @@ from fewbit.engine.recipe import Recipe
 from fewbit.engine.report import LayerReport, Report, together
 from fewbit.engine.source import PASSES, Asked, asked_by, note_of, source_of
 from fewbit.engine.workdir import BlockDone, Workdir, alone_in
-from fewbit.errors import BadArgument, BadCalibration
+from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.files import checked_path, keeping
 from fewbit.layers.bind import bind, unbind
 from fewbit.layers.offload import refuse_empty
 from fewbit.methods.method import BlockJob, Method, ModelJob
 from fewbit.models import SPEC, Component, Layer, components_of
+from fewbit.models.hidden import shown
 from fewbit.printable import printable
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries
@@ -121,22 +122,26 @@ def quantize(
         _refuse_for_one(parts, chosen, asked)
     names = [part.name for part in parts]
     told = specs_from(spec, names)
-    tasks = []
-    for part in parts:
-        source = source_of(model, part, chosen, asked, seed)
-        how = asked if isinstance(asked, Calibration) else Calibration()
-        see = partial(call_for, model, part, source, how)
-        known = told[part.name]
-        plan = make_plan(part.network, chosen, known, allow_unknown, strict=strict, see=see)
-        budget_of(plan)
-        refuse_empty(part.network, "quantizing")
-        tasks.append((part, plan, source))
-    shown = nullcontext(progress) if isinstance(progress, Meter) else Meter(str(chosen), progress)
-    with shown as meter, keeping(work), alone_in(work), ExitStack() as whole:
-        runs = []
-        for part, plan, source in tasks:
+    with ExitStack() as whole:
+        tasks = []
+        for part in parts:
             place = work if work is None or len(parts) == 1 else work / part.name
-            originals = whole.enter_context(Originals(part.network, place).back_on_failure())
+            originals = Originals(part.network, place)
+            whole.enter_context(shown(part.network))
+            source = source_of(model, part, chosen, asked, seed)
+            how = asked if isinstance(asked, Calibration) else Calibration()
+            see = partial(call_for, model, part, source, how)
+            known = told[part.name]
+            plan = make_plan(part.network, chosen, known, allow_unknown, strict=strict, see=see)
+            budget_of(plan)
+            refuse_empty(part.network, "quantizing")
+            tasks.append((part, plan, source, place, originals))
+        meter = whole.enter_context(_meter(chosen, progress))
+        whole.enter_context(keeping(work))
+        whole.enter_context(alone_in(work))
+        runs = []
+        for part, plan, source, place, originals in tasks:
+            whole.enter_context(originals.back_on_failure())
             runs.append(
                 _Run(model, part, plan, source, seed, device, place, meter, originals, names)
             )
@@ -183,13 +188,14 @@ class _Run:
         """The whole walk."""
         started = time.perf_counter()
         bytes_before = stored_bytes(self.network)
-        with self._phases():
+        with self._phases(), _derivable(self.network, self.plan.recipe):
             self.calibrate()
             calibrated = time.perf_counter()
             self.survey()
             self.allocate()
             self.blocks()
             self.finish()
+            self.outside()
         self.network.requires_grad_(False)  # as it will be when loaded again, to the last bit
         unbind(self.network)
         report = Report(
@@ -303,6 +309,16 @@ class _Run:
                 self.work.save_tuned(self.network)
         self.warnings.append("the layers' errors are those before the whole model was trained")
 
+    def outside(self) -> None:
+        """Last, because blocks are solved for the inputs that full precision gives them."""
+        job = self.plan.job_outside(self.network, self.seed)
+        originals = {name: job.linear(name) for name in job.rules}
+        round_plainly(job)
+        self.layers += [
+            _layer_report(layer, job, originals[layer.name], None) for layer in job.layers
+        ]
+        self._let_go()
+
     def _show_plan(self) -> None:
         if self.meter.show:
             note = note_of(self.source)
@@ -343,7 +359,7 @@ class _Run:
             with _visiting(self.device, job.module):
                 if job.rules:
                     self.plan.recipe.method.solve(job, self.plan.recipe.settings)
-                round_plainly(idle)
+                _round_idle(idle)
             share_clock(self.network)
             outputs = {} if step is None else output_errors(step, job, originals)
             reports = [
@@ -435,6 +451,23 @@ class _Run:
         return linear.weight
 
 
+@contextmanager
+def _derivable(model: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Some operations have no gradient on some devices, such as flexible attention on a CPU."""
+    try:
+        yield
+    except NotImplementedError as error:
+        said = str(error).partition("\n")[0]
+        raise BadModel(
+            f"{recipe.method} needs gradients of {type(model).__name__}, and there are none here: "
+            f"{said:.200}; allowed: another device, or a recipe without training, such as hq-dit"
+        ) from error
+
+
+def _meter(recipe: Recipe, progress: bool | Meter) -> AbstractContextManager[Meter]:
+    return nullcontext(progress) if isinstance(progress, Meter) else Meter(str(recipe), progress)
+
+
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, each once however many modules share it."""
     total = reached = 0
@@ -498,6 +531,12 @@ def _visiting(device: str | torch.device | None, block: nn.Module) -> Iterator[N
         yield
     finally:
         block.to(home)
+
+
+def _round_idle(job: BlockJob) -> None:
+    round_plainly(job)
+    for name in job.rules:
+        job.warn(f"{name} is rounded plainly: the calibration data never reached it")
 
 
 def _layer_report(

@@ -29,6 +29,7 @@ from fewbit.judge.alike import Named
 from fewbit.judge.comparison import Candidate, Comparison, compared
 from fewbit.judge.evaluation import Examination, Judges, Setting
 from fewbit.models import Component, components_of, quantized_components
+from fewbit.models.hidden import shown
 from fewbit.pipelines.opening import load_folder
 from fewbit.storage.provenance import Provenance, source_sha256
 from fewbit.storage.tensors import digest
@@ -159,8 +160,9 @@ def _provenances(
 def _provenance(one: Asked, reference: Any, part: Component, setting: Setting) -> Provenance:
     network: Any = part.network
     see = partial(call_for, reference, part, asked=Calibration(call=setting.call))
-    rules = make_plan(network, one.recipe, None, False, see=see).rules
-    weights = {layer: digest(network.get_submodule(layer).weight) for layer in rules}
+    with shown(network):
+        rules = make_plan(network, one.recipe, None, False, see=see).rules
+        weights = {layer: digest(network.get_submodule(layer).weight) for layer in rules}
     return Provenance(one.recipe.to_dict(), setting.seed, source_sha256(weights), __version__)
 
 

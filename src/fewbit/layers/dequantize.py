@@ -12,6 +12,7 @@ from fewbit.layers.attention import quantized_attentions, restore_attention
 from fewbit.layers.bind import unbind
 from fewbit.layers.linear import QLinear, quantized_layers
 from fewbit.layers.offload import refuse_empty
+from fewbit.models.hidden import hide
 from fewbit.models.own_forward import is_wrapped
 
 
@@ -27,6 +28,7 @@ def dequantize_layers(model: nn.Module) -> None:
     unbind(model)
     for name, layer in quantized_layers(model).items():
         model.set_submodule(name, to_linear(layer))
+    hide(model)
     for attention in attentions.values():
         restore_attention(attention)
     remove_clock(model)

@@ -121,7 +121,7 @@ class BlockJob:
 
     def path(self, name: str) -> str:
         """Of a layer inside its block."""
-        return name.removeprefix(f"{self.name}.")
+        return name.removeprefix(self.name).removeprefix(".")
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -219,10 +219,10 @@ class Method:
 
     def rule_of(self, layer: Layer, variant: Rule, settings: Common) -> Rule | None:
         """The method's own rule, but for the modulation: one row per image, whose input is never
-        rounded."""
+        rounded. One that all blocks share is rounded plainly and felt everywhere: in int8."""
         if layer.role is not Role.ADALN:
             return self.rule(layer, variant, settings)
-        if settings.adaln != "same":
-            return Rule(Spec(FORMATS["int8"])) if settings.adaln == "int8" else None
+        if settings.adaln != "same" or layer.block is None:
+            return None if settings.adaln == "keep" else Rule(Spec(FORMATS["int8"]))
         rule = self.rule(layer, variant, settings)
         return None if rule is None else Rule(rule.weight)

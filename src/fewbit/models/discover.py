@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewbit.errors import BadModel
+from fewbit.errors import BadCalibration, BadModel
+from fewbit.models.hidden import shown
 from fewbit.models.lists import candidates, linears_in, lists_of
 from fewbit.models.merge import spec_of
+from fewbit.models.outside import shared_modulations
 from fewbit.models.roles import BlockRoles, roles_in
 from fewbit.models.spec import ModelSpec
 from fewbit.models.timestep import time_argument
@@ -22,8 +24,18 @@ WITHOUT_ATTENTION = 3  # linears that make a block of a module that does not att
 def discover(model: nn.Module, call: Mapping[str, Any]) -> ModelSpec:
     """Blocks, roles and shared inputs, from one forward on the keyword arguments `call`.
 
-    What lies outside of the blocks is kept.
+    What lies outside of the blocks is kept, but for large modulations that they share. Where
+    something has no gradients, as flexible attention on a CPU, blocks and inputs are found, and
+    what follows from gradients is not.
     """
+    with shown(model):
+        try:
+            return _discover(model, call, with_gradients=True)
+        except BadCalibration:
+            return _discover(model, call, with_gradients=False)
+
+
+def _discover(model: nn.Module, call: Mapping[str, Any], with_gradients: bool) -> ModelSpec:
     found: list[BlockRoles] = []
     blocks, batch = candidates(model), _rows_of_images(model, call)
 
@@ -31,10 +43,11 @@ def discover(model: nn.Module, call: Mapping[str, Any]) -> ModelSpec:
         if block.attended or len(linears_in(blocks[block.name])) >= WITHOUT_ATTENTION:
             found.append(roles_in(block, batch))
 
-    trace(model, blocks, call, read)
+    outside = trace(model, blocks, call, read, with_gradients)
     if not found:
         raise no_blocks(model)
-    return spec_of(model, found)
+    large = shared_modulations(model, [block.name for block in found])
+    return spec_of(model, found, [name for name in large if outside.get(name) in batch])
 
 
 def no_blocks(model: nn.Module) -> BadModel:

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from torch import nn
 
 from fewbit.models.discover import WITHOUT_ATTENTION, no_blocks
+from fewbit.models.hidden import shown
 from fewbit.models.lists import candidates, linears_in
 from fewbit.models.merge import spec_of
+from fewbit.models.outside import shared_modulations
 from fewbit.models.roles import BlockRoles
 from fewbit.models.spec import ModelSpec, Role
 from fewbit.models.trace import Same
@@ -34,13 +36,19 @@ _ENDINGS = {
 
 def guess(model: nn.Module) -> ModelSpec:
     """Blocks are all that may be some, in the order in which the model holds them."""
+    with shown(model):
+        return _guess(model)
+
+
+def _guess(model: nn.Module) -> ModelSpec:
     blocks = [
         BlockRoles(name, dict(_roles(block)), _reads(block), {})
         for name, block in blocks_of(model).items()
     ]
     if not blocks:
         raise no_blocks(model)
-    return spec_of(model, blocks)
+    large = shared_modulations(model, [block.name for block in blocks])
+    return spec_of(model, blocks, list(filter(_MODULATION.search, large)))
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -21,15 +21,18 @@ Group = tuple[str, ...]
 MANY = 4  # equal parts of a block that are named by one pattern
 
 
-def spec_of(model: nn.Module, blocks: Sequence[BlockRoles]) -> ModelSpec:
-    """For blocks in order of execution; what lies outside of them is kept."""
+def spec_of(
+    model: nn.Module, blocks: Sequence[BlockRoles], modulations: Sequence[str]
+) -> ModelSpec:
+    """For blocks in order of execution; what lies outside of them and is no modulation is kept."""
     names = [block.name for block in blocks]
     roles = _table({b.name: b.roles for b in blocks})
     spec = ModelSpec(
         blocks=_in_lists(names, lists_of(model)),
         roles=_exceptions(roles, blocks) | roles | _never_run(model, blocks),
-        keep=_outside(model, names),
+        keep=[name for name in _outside(model, names) if name not in modulations],
         heads=_heads(blocks),
+        outside=dict.fromkeys(modulations, Role.ADALN),
     )
     return replace(spec, shared=_told(spec, blocks))
 

@@ -194,7 +194,8 @@ class _Reader:
 
     def _joins_skips(self, ran: Ran) -> bool:
         """Reads two streams side by side, neither of which a layer of this block has given."""
-        return ran.x.shape[-1] == 2 * ran.out.shape[-1] and not self.fed[ran]
+        known = ran.out.grad_fn is not None
+        return known and ran.x.shape[-1] == 2 * ran.out.shape[-1] and not self.fed[ran]
 
 
 def _equal_conditions(modulations: Iterable[Ran]) -> dict[str, tuple[Same, ...]]:

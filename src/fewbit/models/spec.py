@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
@@ -60,6 +60,8 @@ class ModelSpec:
         shared: Groups of patterns, as in `roles`, whose linears in one block read one tensor.
             Linears of the roles q, k, v (and cross_k, cross_v) with one parent form such a group
             by themselves.
+        outside: Maps the full path of a linear outside of the blocks (an fnmatch pattern) to its
+            `Role`. Without one it stays in high precision if `keep` says so.
     """
 
     blocks: Sequence[str]
@@ -67,20 +69,18 @@ class ModelSpec:
     keep: Sequence[str] = ()
     heads: int | Mapping[str, int] | None = None
     shared: Sequence[Sequence[str]] = ()
+    outside: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.roles, Mapping):
-            raise BadArgument(
-                f"ModelSpec.roles must map paths to roles, got {type(self.roles).__name__}"
-            )
         normal = {
             "blocks": _names("blocks", self.blocks),
-            "roles": {path: _role(path, role) for path, role in self.roles.items()},
+            "roles": _roles("roles", self.roles),
+            "outside": _roles("outside", self.outside),
             "keep": _names("keep", self.keep),
             "shared": tuple(_names("shared", group) for group in self.shared),
         }
-        for field, value in normal.items():
-            object.__setattr__(self, field, value)
+        for name, value in normal.items():
+            object.__setattr__(self, name, value)
         if not self.blocks or not self.roles:
             raise BadArgument("ModelSpec needs at least one path in blocks and one entry in roles")
         _refuse_no_heads(self.heads)
@@ -88,6 +88,10 @@ class ModelSpec:
     def role(self, path: str, block: str = "") -> Role | None:
         """The role of the linear at `path` inside its block, which is called `block`."""
         return next((Role(r) for p, r in self.roles.items() if matches(p, path, block)), None)
+
+    def role_outside(self, name: str) -> Role | None:
+        """The role of the linear of that full path, which is in no block."""
+        return next((Role(r) for p, r in self.outside.items() if fnmatchcase(name, p)), None)
 
     def keeps(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.keep)
@@ -122,7 +126,7 @@ class ModelSpec:
         fields = ", ".join(cls.__dataclass_fields__)
         if not isinstance(content, Mapping) or not content.keys() <= set(cls.__dataclass_fields__):
             raise BadArgument(f"a spec is a table of {fields}, got {content!r:.80}")
-        tables = {name: content[name] for name in ("roles", "heads") if name in content}
+        tables = {name: content[name] for name in ("roles", "heads", "outside") if name in content}
         try:
             pairs = {n: dict(value) for n, value in tables.items() if isinstance(value, list)}
             return cls(**{**content, **pairs})
@@ -153,10 +157,17 @@ def _names(field: str, value: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _role(path: str, role: str) -> Role:
+def _roles(field: str, value: Mapping[str, str]) -> dict[str, Role]:
+    if not isinstance(value, Mapping):
+        raise BadArgument(f"ModelSpec.{field} must map paths to roles, got {type(value).__name__}")
+    return {path: _role(field, path, role) for path, role in value.items()}
+
+
+def _role(field: str, path: str, role: str) -> Role:
     try:
         return Role(role)
     except ValueError:
         raise BadArgument(
-            f"ModelSpec.roles gives {path!r} the unknown role {role!r}; allowed: {', '.join(Role)}"
+            f"ModelSpec.{field} gives {path!r} the unknown role {role!r}; "
+            f"allowed: {', '.join(Role)}"
         ) from None

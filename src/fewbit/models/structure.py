@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 
 from fewbit.errors import BadArgument, BadModel
 from fewbit.models.component import transformer_of
+from fewbit.models.hidden import LEAST_SIDE, is_shown
 from fewbit.models.lists import lists_of
 from fewbit.models.recognise import Origin, recognise
 from fewbit.models.spec import ModelSpec, Role
@@ -23,7 +24,6 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WIDTH = 80  # of what is printed
 _SHOWN = 4
 LINEAR_SIDES = 2
-_LEAST_SIDE = 8  # of a matrix: what is smaller is a table of shifts or the like
 _OUT_OF_VALUE = {
     Role.V: Role.ATTN_OUT,
     Role.QKV: Role.ATTN_OUT,
@@ -134,6 +134,8 @@ class Structure:
     def notes(self) -> list[str]:
         """Where the blocks are, who says so, and what stays out, in lines for people."""
         said = [f"structure {self.origin}: blocks in {some(self.spec.blocks)}"]
+        inside = sum(one.parameters for one in self.layers if one.status == "quantize")
+        said.append(f"{inside / max(self.parameters, 1):.1%} of the weights can be quantized")
         for one in self.left_out:
             share = one.parameters / max(self.parameters, 1)
             said.append(f"{share:.1%} of the weights stay: {one.what} ({some(_alike(one.names))})")
@@ -152,6 +154,11 @@ class Structure:
 
     def quantizable(self, block: int) -> tuple[Layer, ...]:
         return tuple(layer for layer in self._inside(block) if layer.status == "quantize")
+
+    @property
+    def outside(self) -> tuple[Layer, ...]:
+        """The linears with a role that are in no block."""
+        return tuple(la for la in self.layers if la.block is None and la.status == "quantize")
 
     def shared_inputs(self, block: int) -> tuple[tuple[str, ...], ...]:
         """The block's linears grouped by the tensor they read, every linear with a role once.
@@ -236,7 +243,7 @@ def describe(
     parameters = size = 0
     for name, module in _leaves(transformer):
         if _is_layer(module):
-            layers.append(_layer(name, module, spec, blocks))
+            layers.append(_layer(name, module, spec, blocks, is_shown(transformer, name)))
         else:
             matrices += _matrices(name, module, spec, blocks)
             parameters += sum(p.numel() for p in module.parameters(recurse=False))
@@ -304,15 +311,20 @@ def _is_linear(module: nn.Module) -> bool:
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
-def _layer(name: str, module: Any, spec: ModelSpec, blocks: tuple[str, ...]) -> Layer:
+def _layer(
+    name: str, module: Any, spec: ModelSpec, blocks: tuple[str, ...], was_hidden: bool
+) -> Layer:
+    """One that was hidden and has no role stays: whoever wrote the spec need not know of it."""
     block = _block_of(name, blocks)
     at = "" if block is None else blocks[block]
-    role = None if block is None else spec.role(name.removeprefix(f"{at}."), at)
+    path = name.removeprefix(f"{at}.")
+    role = spec.role_outside(name) if block is None else spec.role(path, at)
     shape = _shape(module)
     bias = getattr(module, "bias", None)
     count = shape.numel() + (bias.numel() if isinstance(bias, Tensor) else 0)
     size = module.nbytes() if hasattr(module, "nbytes") else _bytes(module, recurse=True)
-    return Layer(name, role, _status(name, module, role, spec), block, tuple(shape), count, size)
+    status = "keep" if was_hidden and role is None else _status(name, module, role, spec)
+    return Layer(name, role, status, block, tuple(shape), count, size)
 
 
 def _block_of(name: str, blocks: tuple[str, ...]) -> int | None:
@@ -326,7 +338,7 @@ def _matrices(
         return
     for own, parameter in module.named_parameters(recurse=False):
         sides, path = parameter.shape, f"{name}.{own}"
-        if len(sides) > LINEAR_SIDES and min(sides[-2:]) >= _LEAST_SIDE and sides[0] > 1:
+        if len(sides) > LINEAR_SIDES and min(sides[-2:]) >= LEAST_SIDE and sides[0] > 1:
             yield Matrices(path, tuple(sides), spec.keeps(path))
 
 

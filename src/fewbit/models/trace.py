@@ -81,11 +81,16 @@ def trace(
     blocks: Mapping[str, nn.Module],
     call: Mapping[str, Any],
     read: Callable[[BlockTrace], None],
-) -> None:
+    with_gradients: bool = True,
+) -> dict[str, int]:
     """Run the model on `call`, the keyword arguments of its forward; `read` is given each block
-    that runs, once, in order of execution."""
-    watch = _Watch(read)
+    that runs, once, in order of execution.
+
+    Returns how many rows each linear outside of the blocks has read.
+    """
+    watch = _Watch(read, with_gradients)
     with ExitStack() as inside:
+        watch.listen_outside(model, blocks, inside)
         for name, block in blocks.items():
             watch.listen(name, block, inside)
         inside.enter_context(_undisturbed(model))
@@ -101,17 +106,28 @@ def trace(
                 f"({', '.join(call)}): {error!r:.300}; give calibration=[{{...}}], dicts of "
                 "keyword arguments that it takes"
             ) from None
+    return watch.outside
 
 
 class _Watch(TorchFunctionMode):
     """Writes down what happens in the block that is running."""
 
-    def __init__(self, read: Callable[[BlockTrace], None]) -> None:
+    def __init__(self, read: Callable[[BlockTrace], None], with_gradients: bool) -> None:
         super().__init__()
-        self.read = read
+        self.read, self.with_gradients = read, with_gradients
+        self.outside: dict[str, int] = {}
         self.now: BlockTrace | None = None
         self.done: set[str] = set()
         self.is_reading = False
+
+    def listen_outside(
+        self, model: nn.Module, blocks: Mapping[str, nn.Module], until: ExitStack
+    ) -> None:
+        inside = tuple(f"{name}." for name in blocks)
+        for name, linear in linears_in(model).items():
+            if not name.startswith(inside):
+                hook = linear.register_forward_hook(partial(self._ran_outside, name))
+                until.callback(hook.remove)
 
     def listen(self, name: str, block: nn.Module, until: ExitStack) -> None:
         for path, linear in linears_in(block).items():
@@ -138,7 +154,10 @@ class _Watch(TorchFunctionMode):
         if name not in self.done:
             self.done.add(name)
             self.now = BlockTrace(name)
-            torch.set_grad_enabled(True)
+            torch.set_grad_enabled(self.with_gradients)
+
+    def _ran_outside(self, name: str, linear: Any, _: Any, out: Tensor) -> None:
+        self.outside[name] = out.numel() // max(out.shape[-1], 1)
 
     def _ran(self, path: str, linear: Any, args: Any, kwargs: Any, out: Tensor) -> None:
         if self.now is None:

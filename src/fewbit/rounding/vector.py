@@ -54,9 +54,9 @@ class Units:
         scale = spec.load(scales).repeat_interleave(width, 1).expand(rows, columns)
         shape = -1, spec.format.columns_per_code
         if moments is None and spec.span == "tensor":
-            return cls((weight / scale).view(shape), None)
+            return cls((weight / scale).reshape(shape), None)
         cost = scale.square() * (1 if moments is None else moments.clamp(min=_floor(moments)))
-        return cls((weight / scale).view(shape), (cost / cost.mean()).reshape(shape))
+        return cls((weight / scale).reshape(shape), (cost / cost.mean()).reshape(shape))
 
     def distance(self, centres: Tensor) -> Tensor:
         """[vectors], squared, of each vector from its own centre."""

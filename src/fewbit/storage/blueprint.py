@@ -1,9 +1,10 @@
 """The blueprint: which layers of a model are quantized and how, short enough for a config.json.
 
 An entry says `{"blocks": "transformer_blocks.0-27", "layers": ["attn1.to_q"], ...}` followed by
-the layer's own config. Layers that share one input stage name the first of them: `"input":
-{"same_as": "attn1.to_q"}`, a path inside the same block. An entry with `attentions` in the place
-of `layers` says how modules that hold an attention round the operands of its matmuls.
+the layer's own config; without `blocks` it names layers outside of them by their full paths. Layers
+that share one input stage name the first of them: `"input": {"same_as": "attn1.to_q"}`, a path
+inside the same block. An entry with `attentions` in the place of `layers` says how modules that
+hold an attention round the operands of its matmuls.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fewbit.errors import BrokenFile, FewbitError
 from fewbit.layers.attention import CHILD, QAttention, quantize_attention, quantized_attentions
 from fewbit.layers.linear import QLinear, quantized_layers
 from fewbit.layers.stage import InputStage
+from fewbit.models.hidden import show_at
 
 Entry = dict[str, Any]
 MOST_LAYERS = 100_000
@@ -51,6 +53,8 @@ def blueprint_of(model: nn.Module, inside: str = "") -> list[Entry]:
 def apply_blueprint(model: nn.Module, entries: list[Entry]) -> None:
     """Put empty quantized layers where the blueprint says, on the device the linears are on."""
     stages: dict[str, InputStage] = {}
+    for name in expand(entries):
+        show_at(model, name)
     modules = by_name(model)
     attentions = expand(entries, ATTENTIONS)
     sharers_last = sorted(expand(entries).items(), key=lambda item: _shared(item[1]) is not None)
@@ -76,7 +80,7 @@ def expand(entries: list[Entry], kind: str = LAYERS) -> dict[str, dict[str, Any]
         config = {key: value for key, value in entry.items() if key not in ("blocks", kind)}
         for block in blocks:
             for path in entry.get(kind, ()):
-                name = f"{block}.{path}"
+                name = _inside(block, path)
                 if name in configs:
                     raise BrokenFile(f"the blueprint describes {name[:200]!r} twice")
                 if len(configs) == MOST_LAYERS:
@@ -134,18 +138,18 @@ def _entries(kind: str, config: str, places: dict[tuple[str, str], list[int]]) -
     for (stem, path), indices in places.items():
         for low, high in _ranges(indices):
             blocks = f"{stem}.{low}" if low == high else f"{stem}.{low}-{high}"
-            paths.setdefault(blocks, []).append(path)
+            paths.setdefault(blocks if stem else "", []).append(path)
     return [
-        {"blocks": blocks, kind: names, **json.loads(config)} for blocks, names in paths.items()
+        {**({"blocks": blocks} if blocks else {}), kind: names, **json.loads(config)}
+        for blocks, names in paths.items()
     ]
 
 
 def _split(name: str) -> tuple[str, int, str]:
-    """`transformer_blocks.3.attn1.to_q` -> (`transformer_blocks`, 3, `attn1.to_q`)."""
+    """`transformer_blocks.3.attn1.to_q` -> (`transformer_blocks`, 3, `attn1.to_q`); what is in no
+    numbered block is its own path."""
     match = re.fullmatch(r"(.*?)\.(\d+)\.(.+)", name)
-    if not match:
-        raise FewbitError(f"{name} is quantized but is not inside a numbered block")
-    return match[1], int(match[2]), match[3]
+    return (match[1], int(match[2]), match[3]) if match else ("", 0, name)
 
 
 def _ranges(indices: list[int]) -> list[tuple[int, int]]:
@@ -160,11 +164,15 @@ def _ranges(indices: list[int]) -> list[tuple[int, int]]:
 
 def _blocks(entry: Entry) -> list[str]:
     fields = entry if isinstance(entry, dict) else {}
+    outside = "blocks" not in fields
     match = re.fullmatch(r"([\w.]+)\.(\d{1,4})(?:-(\d{1,4}))?", str(fields.get("blocks")))
     lists = [fields[kind] for kind in (LAYERS, ATTENTIONS) if kind in fields]
     names = lists[0] if len(lists) == 1 else None
-    if not match or not isinstance(names, list) or not all(map(_is_path, names)):
+    fits = isinstance(names, list) and all(map(_is_path, names))
+    if not fits or not (match or outside):
         raise BrokenFile(f"a blueprint entry names no blocks and layers: {entry!r:.120}")
+    if match is None:
+        return [""]
     low, high = int(match[2]), int(match[3] or match[2])
     if low > high:
         raise BrokenFile(f"a blueprint entry counts its blocks backwards: {entry['blocks']}")
@@ -177,7 +185,11 @@ def _is_path(name: object) -> bool:
 
 def _absolute(config: dict[str, Any], block: str) -> dict[str, Any]:
     shared = _shared(config)
-    return config if shared is None else {**config, "input": {SHARED: f"{block}.{shared}"}}
+    return config if shared is None else {**config, "input": {SHARED: _inside(block, shared)}}
+
+
+def _inside(block: str, path: str) -> str:
+    return f"{block}.{path}" if block else path
 
 
 def _shared(config: dict[str, Any]) -> str | None:
