@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.set import CalibrationSet, time_in
 from fewbit.calibration.tree import map_tensors
-from fewbit.errors import BadCalibration, FewbitError
+from fewbit.errors import BadCalibration, BadModel, FewbitError
 from fewbit.models.fused_attention import AttentionCall, StandIn
 from fewbit.models.own_forward import own_forward
 
@@ -36,10 +36,12 @@ def try_out(
     model: nn.Module,
     blocks: Sequence[str],
     linears: Sequence[str],
+    groups: Sequence[Sequence[str]],
     attending: Sequence[str],
     data: CalibrationSet,
 ) -> Trial:
-    """All of them by name; one forward for every shape that occurs in the data."""
+    """All of them by name; one forward for every shape that occurs in the data. The linears of a
+    group are said to read one tensor, and it is an error if they do not."""
     ran: dict[str, None] = {}
     odd = {name: why for name in attending if (why := _bare(name, blocks))}
     watched = {name: _Watched(model.get_submodule(name)) for name in attending}
@@ -48,7 +50,8 @@ def try_out(
             time = time_in(inputs)
             for one in watched.values():
                 one.begin(1 if time is None else len(time))
-            _run(model, inputs)
+            with _comparing(model, groups):
+                _run(model, inputs)
             found = {name: why for name, one in watched.items() if (why := one.oddity())}
             odd = {**found, **odd}
     running = tuple(name for name in ran if name in set(blocks))
@@ -82,6 +85,39 @@ def _noting(model: nn.Module, names: Sequence[str], ran: dict[str, None]) -> Ite
             hook = model.get_submodule(name).register_forward_pre_hook(partial(note, name))
             stack.callback(hook.remove)
         yield
+
+
+@contextmanager
+def _comparing(model: nn.Module, groups: Sequence[Sequence[str]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for group in groups:
+            reads = _Reads(len(group))
+            for name in group if len(group) > 1 else ():
+                hook = partial(reads.note, name)
+                linear = model.get_submodule(name)
+                stack.callback(linear.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+class _Reads:
+    """What the linears of one group have read in one forward, call by call, until all have."""
+
+    def __init__(self, linears: int) -> None:
+        self.linears = linears
+        self.first: dict[int, tuple[str, Tensor]] = {}
+        self.calls: Counter[str] = Counter()
+
+    def note(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        x: Tensor = args[0] if args else kwargs["input"]
+        number = self.calls[name] = self.calls[name] + 1
+        other, seen = self.first.setdefault(number, (name, x))
+        if seen is not x and not (seen.shape == x.shape and torch.equal(seen, x)):
+            raise BadModel(
+                f"{other} and {name} are said to read one tensor, but read two; say in "
+                "ModelSpec.shared which linears do"
+            )
+        if sum(count >= number for count in self.calls.values()) == self.linears:
+            del self.first[number]
 
 
 @contextmanager

@@ -243,8 +243,9 @@ class _Run:
         structure = self.plan.structure
         numbers = range(len(structure.blocks))
         attending = list(itertools.chain.from_iterable(map(structure.attending, numbers)))
+        groups = list(itertools.chain.from_iterable(map(structure.shared_inputs, numbers)))
         linears = list(self.plan.rules)
-        return try_out(self.network, structure.blocks, linears, attending, data)
+        return try_out(self.network, structure.blocks, linears, groups, attending, data)
 
     def survey(self) -> None:
         """What the method learns of the model before any block is solved."""

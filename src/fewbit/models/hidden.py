@@ -72,8 +72,9 @@ def is_table(tensor: Tensor) -> bool:
 
 
 def is_pointwise(module: nn.Module) -> bool:
-    """Whether it is a convolution that sees one pixel at a time, of all channels."""
-    if type(module) not in _CONVOLUTIONS:
+    """Whether it is a convolution that sees one pixel at a time, of all channels, and that nobody
+    listens to."""
+    if type(module) not in _CONVOLUTIONS or module._forward_hooks or module._forward_pre_hooks:
         return False
     plain: Any = module
     ones = {*plain.kernel_size, *plain.stride, plain.groups}
