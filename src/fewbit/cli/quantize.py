@@ -146,10 +146,10 @@ def quantize(
         plans = {}
         for part in parts:
             see = partial(call_for, source, part, asked=calibration or fewbit.Calibration())
-            its_spec = known[part.name]
+            own = known[part.name]
             with shown(part.network):
                 plans[part.name] = make_plan(
-                    part.network, resolved, its_spec, allow_unknown, strict=strict, see=see
+                    part.network, resolved, own, allow_unknown, strict=strict, see=see
                 )
         show(_tables(plans) if as_json else "\n".join(_lines(plans)))
         return
