@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fewbit
+from benchmarks.tiny_classes import CLASSES
 from fewbit.calibration.tree import tensors
 from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe
@@ -37,7 +38,7 @@ def output(model, call):
 def through(name, folder, recipe="rtn", **how):
     """Quantized, saved and loaded: the model before, and after."""
     model, call = any_transformers.make(name), any_transformers.call(name)
-    given = {} if recipe == "rtn" else {"calibration": [call]}
+    given = {} if recipe == "rtn" else {"calibration": CLASSES[name].calls(2)}
     spec = discover(model, call)
     exact = output(model, call)
     report = fewbit.quantize(model, recipe, spec=spec, progress=False, **given, **how)
@@ -118,7 +119,10 @@ def test_they_are_quantized_while_a_model_is_loaded(tmp_path):
     assert named
     assert named <= set(quantized_layers(loaded))
     fewbit.quantize(model, "rtn", bits="w8a8", progress=False)
-    assert torch.equal(output(loaded, call), output(model, call))
+    tensors = loaded.state_dict()
+    assert all(torch.equal(tensors[key], one) for key, one in model.state_dict().items())
+    # Plain layers may sum in another order where a mapped file has aligned them otherwise.
+    assert torch.allclose(output(loaded, call), output(model, call), atol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", FAST)
