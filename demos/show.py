@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.utils import logging
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 
 import fewbit
+from demos.sampling import SHAPES
 from fewbit import demo
 from fewbit.demo.check_shapes import recognised
-from fewbit.demo.sampling import GUIDANCE, STEPS
 from fewbit.demo.shapes import as_float
 from fewbit.formats.names import megabytes
-from fewbit.pages.images import common_facts, enlarged, grid, psnr, save_png
+from fewbit.judge.pixels import psnr
+from fewbit.judge.reading import as_bytes
+from fewbit.pages.images import common_facts, grid, save_png
 from fewbit.pipelines.generate import generate
 
 RECIPE = "rtn"
@@ -68,7 +69,8 @@ def _stock(folder: Path) -> Any:
 
 def _row(name: str, pipe: Any, folder: Path, count: int) -> Row:
     started = time.perf_counter()
-    pictures = generate(pipe, seeds=range(count), steps=STEPS, guidance=GUIDANCE, progress=True)
+    steps, guidance = SHAPES["num_inference_steps"], SHAPES["guidance_scale"]
+    pictures = generate(pipe, seeds=range(count), steps=steps, guidance=guidance, progress=True)
     weights = sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
     return Row(name, pictures, weights, time.perf_counter() - started)
 
@@ -76,9 +78,10 @@ def _row(name: str, pipe: Any, folder: Path, count: int) -> Row:
 def save_grid(rows: list[Row], columns: list[str], path: Path) -> None:
     full = rows[0].pictures
     labels = [f"{rows[0].name}\n{megabytes(rows[0].bytes)}"] + [
-        f"{row.name}\n{megabytes(row.bytes)}\n{psnr(full, row.pictures):.1f} dB" for row in rows[1:]
+        f"{row.name}\n{megabytes(row.bytes)}\n{likeness(full, row.pictures):.1f} dB"
+        for row in rows[1:]
     ]
-    cells = [[enlarged(picture, ZOOM) for picture in row.pictures] for row in rows]
+    cells = [[_enlarged(picture) for picture in row.pictures] for row in rows]
     facts = common_facts([picture for row in rows for picture in row.pictures])
     save_png(grid(cells, labels, columns), path, facts)
 
@@ -87,18 +90,30 @@ def _table(rows: list[Row]) -> str:
     full = rows[0].pictures
     lines = [f"  {'pictures':<15} {'on disk':>9} {'PSNR':>10} {'recognised':>11} {'a picture':>10}"]
     for row in rows:
-        likeness = f"{psnr(full, row.pictures):.2f} dB" if row is not rows[0] else "-"
+        like = f"{likeness(full, row.pictures):.2f} dB" if row is not rows[0] else "-"
         lines.append(
-            f"  {row.name:<15} {megabytes(row.bytes):>9} {likeness:>10} "
+            f"  {row.name:<15} {megabytes(row.bytes):>9} {like:>10} "
             f"{_recognised(row.pictures):>11} {row.seconds / len(row.pictures):>8.2f} s"
         )
     return "\n".join(lines)
 
 
+def likeness(reference: list[Image], pictures: list[Image]) -> float:
+    """PSNR in dB over all pictures together."""
+    exact, actual = (
+        torch.stack([as_bytes(one) for one in drawn]) for drawn in (reference, pictures)
+    )
+    return psnr(exact, actual)
+
+
+def _enlarged(picture: Image) -> Image:
+    """Every pixel a square, so that nothing is smoothed over."""
+    return picture.resize((picture.width * ZOOM, picture.height * ZOOM), Resampling.NEAREST)
+
+
 def _recognised(pictures: list[Image]) -> str:
     """How many of them the shipped classifier takes for what they should be."""
-    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-    images = pixels.permute(0, 3, 1, 2)  # (N, 3, H, W)
+    images = torch.stack([as_bytes(picture) for picture in pictures])  # (N, 3, H, W)
     labels = torch.tensor([int(picture.info["class_labels"]) for picture in pictures])
     right = int(recognised(as_float(images), labels).sum())
     return f"{right} of {len(pictures)}"

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from demos.denoiser import BETAS, DROP, STEPS, draw_steps
-from fewbit.demo.language import WIDTH
+from demos.language import WIDTH
 
 if TYPE_CHECKING:
     from diffusers import PixArtTransformer2DModel

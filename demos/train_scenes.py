@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
-from demos import assemble_scenes, autoencoder, text_denoiser
+from demos import assemble_scenes, autoencoder, language, text_denoiser
 from demos.latents import latents
 from demos.loop import Steps, Training
-from fewbit.demo import check_scenes, language, scenes
+from demos.sampling import SCENES, sample, save_grid
+from fewbit.demo import check_scenes, scenes
 from fewbit.demo.assets import path
 from fewbit.demo.shapes import as_float
 
@@ -105,9 +106,9 @@ def train(folder: Path, steps: int) -> None:
 
     def look(step: int) -> None:
         captions = check_scenes.captions(LOOK_AT)
-        images = check_scenes.sample(pipeline, captions, range(LOOK_AT))
+        images = sample(pipeline, captions, range(LOOK_AT), SCENES)
         right = check_scenes.faithfulness(images, captions)
-        check_scenes.save_grid(images, 12, folder / f"pictures-{step:05}.png")
+        save_grid(images, 12, folder / f"pictures-{step:05}.png")
         shares = ", ".join(f"{x:.0%}" for x in right.float().mean(0))
         print(f"faithfulness {step} {right.float().mean():.1%} ({shares})", flush=True)
         assemble_scenes.assemble(folder / "scenes", pipeline)

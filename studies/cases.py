@@ -6,18 +6,20 @@ A killed study goes on where it was; delete `studies/cache` to measure everythin
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))
 from demo import calibration, fidelity, pipeline, psnr
 
 import fewbit
+from demos.sampling import SCENES, SHAPES, sample, save_grid
 from fewbit.demo import check_scenes, shapes
-from fewbit.demo.check_shapes import recognised, save_grid
-from fewbit.demo.sampling import sample
+from fewbit.demo.check_shapes import recognised
 from fewbit.engine.recipe import Recipe
 
 CACHE = Path(__file__).parent / "cache"
@@ -53,9 +55,10 @@ def judged(recipe: str, grid: Path | None = None, **settings: Any) -> float:
     def judge(place: Path) -> float:
         pipe, _ = _quantized(recipe, "shapes", place, settings)
         label = shapes.labels(range(JUDGED))
-        images = sample(pipe, label.tolist(), range(JUDGED))
+        images = sample(pipe, label.tolist(), range(JUDGED), SHAPES)
         if grid is not None:
-            save_grid(images[: SHOWN * len(shapes.NAMES)], shapes.NAMES, grid)
+            columns = len(shapes.NAMES)
+            save_grid(images[: SHOWN * columns], columns, grid, shapes.NAMES)
         return float(recognised(images, label).float().mean())
 
     return once("judged", key_of(recipe, "shapes", settings), judge)
@@ -74,7 +77,7 @@ def faithful(recipe: str | None, **settings: Any) -> float:
 
 def _faithfulness(pipe: Any) -> float:
     captions = check_scenes.captions(JUDGED)
-    images = check_scenes.sample(pipe, captions, range(JUDGED))
+    images = sample(pipe, captions, range(JUDGED), SCENES)
     return float(check_scenes.faithfulness(images, captions).float().mean())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from plot import bars
@@ -12,7 +13,9 @@ from plot import bars
 import fewbit
 from fewbit.calibration import CalibrationSet, sample
 from fewbit.demo import load
-from fewbit.judge.trajectory import TrajectoryFidelity, picture_fidelity, trajectory_fidelity
+from fewbit.judge import pixels
+from fewbit.judge.reading import as_bytes
+from fewbit.judge.trajectory import TrajectoryFidelity, trajectory_fidelity
 from fewbit.layers.linear import quantized_layers
 from fewbit.pipelines.generate import generate
 
@@ -66,7 +69,8 @@ def bits(transformer: Any) -> float:
 
 def psnr(pipe: Any, demo: str = "shapes") -> float:
     """Mean over pictures of the same seeds."""
-    return picture_fidelity(_reference_pictures(demo), _pictures(pipe, demo)).mean_psnr
+    pairs = zip(_reference_pictures(demo), _pictures(pipe, demo), strict=True)
+    return fmean(pixels.psnr(as_bytes(exact), as_bytes(drawn)) for exact, drawn in pairs)
 
 
 @cache

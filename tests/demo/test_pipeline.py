@@ -5,10 +5,10 @@ import torch
 from PIL import Image
 
 from demos import denoiser
+from demos.sampling import SHAPES, sample, save_grid
 from fewbit import demo
 from fewbit.demo import shapes
-from fewbit.demo.check_shapes import recognised, save_grid
-from fewbit.demo.sampling import sample
+from fewbit.demo.check_shapes import recognised
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_autoencoder_returns_the_picture(pipeline):
 
 def test_guided_samples_are_recognised(pipeline):
     label = shapes.labels(range(36))
-    images = sample(pipeline, label.tolist(), range(36), steps=20)
+    images = sample(pipeline, label.tolist(), range(36), {**SHAPES, "num_inference_steps": 20})
     right = recognised(images, label)
     # The shipped rate is measured at 95 % or more; 36 pictures at 95 % miss 6 once in 300 times.
     assert right.sum() >= 31
@@ -63,23 +63,25 @@ def test_guided_samples_are_recognised(pipeline):
 
 
 def test_a_batch_does_not_change_a_picture(pipeline):
-    together = sample(pipeline, [1, 6, 10], [7, 8, 9], steps=4)
-    alone = sample(pipeline, [6], [8], steps=4)
+    together = sample(pipeline, [1, 6, 10], [7, 8, 9], {**SHAPES, "num_inference_steps": 4})
+    alone = sample(pipeline, [6], [8], {**SHAPES, "num_inference_steps": 4})
     # Matrix products of other sizes add in another order: some fp32 roundings of values up to 1,
     # amplified by guidance and 4 steps. Another seed differs by about 1.
     assert (together[1] - alone[0]).abs().max() < 1e-3
-    other = sample(pipeline, [6], [9], steps=4)
+    other = sample(pipeline, [6], [9], {**SHAPES, "num_inference_steps": 4})
     assert (together[1] - other[0]).abs().max() > 0.1
 
 
 def test_the_same_seed_gives_the_same_bits(pipeline):
-    once, again = (sample(pipeline, [2, 3], [0, 1], steps=3) for _ in range(2))
+    once, again = (
+        sample(pipeline, [2, 3], [0, 1], {**SHAPES, "num_inference_steps": 3}) for _ in range(2)
+    )
     assert torch.equal(once, again)
 
 
 def test_the_grid_has_one_column_per_class(tmp_path):
     images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 3, 64, 64)
-    save_grid(images, ["a", "b", "c"], tmp_path / "grid.png")
+    save_grid(images, 3, tmp_path / "grid.png", ["a", "b", "c"])
     sheet = Image.open(tmp_path / "grid.png")
     shades = [level for _, level in sheet.convert("L").getcolors() if _ >= 64 * 64]
     assert set(shades) >= {0, 51, 102, 153, 204, 255}

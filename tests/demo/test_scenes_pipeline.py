@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from demos.language import WIDTH
+from demos.sampling import SCENES, sample
 from fewbit import demo
 from fewbit.demo import scenes
-from fewbit.demo.check_scenes import captions, faithfulness, sample
-from fewbit.demo.language import WIDTH
+from fewbit.demo.check_scenes import captions, faithfulness
 from fewbit.demo.shapes import as_float
 from fewbit.pipelines.opening import open_model
 
@@ -56,7 +57,7 @@ def test_the_autoencoder_returns_the_picture(pipeline):
 
 @pytest.fixture(scope="module")
 def guided(pipeline):
-    return sample(pipeline, WANTED, range(len(WANTED)))
+    return sample(pipeline, WANTED, range(len(WANTED)), SCENES)
 
 
 def test_guided_samples_are_faithful(guided):
@@ -65,7 +66,7 @@ def test_guided_samples_are_faithful(guided):
 
 
 def test_guidance_makes_pictures_more_faithful(pipeline, guided):
-    plain = sample(pipeline, WANTED[:12], range(12), guidance=1.0)
+    plain = sample(pipeline, WANTED[:12], range(12), {**SCENES, "guidance_scale": 1.0})
     without, with_it = (
         faithfulness(images, WANTED[:12]).double().mean() for images in (plain, guided[:12])
     )

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from demos import assemble_scenes, text_denoiser
+from demos import assemble_scenes, language, text_denoiser
+from demos.language import QUESTIONS
+from demos.sampling import SCENES as MANNER
 from demos.text_denoiser import BETAS, STEPS, _divergence
-from fewbit.demo import language
-from fewbit.demo.language import LENGTH, QUESTIONS
-from fewbit.demo.scenes import OPPOSITE, scenes
+from fewbit.demo.scenes import LENGTH, OPPOSITE, scenes
 
 SCENES = scenes(5, range(40))
 CAPTIONS = [scene.caption for scene in SCENES]
@@ -149,7 +149,7 @@ def test_the_denoiser_starts_at_zero_and_learns(pipeline):
 def test_the_stock_class_loads_the_folder_and_draws_the_same(pipeline, tmp_path, monkeypatch):
     from diffusers import PixArtAlphaPipeline
 
-    from fewbit.demo.check_scenes import sample
+    from demos.sampling import sample
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assemble_scenes.assemble(tmp_path / "scenes", pipeline)
@@ -159,7 +159,7 @@ def test_the_stock_class_loads_the_folder_and_draws_the_same(pipeline, tmp_path,
     assert pipeline.transformer.dtype == torch.float32
     assert '"PreTrainedTokenizerFast"' in (tmp_path / "scenes" / "model_index.json").read_text()
     assert sum(f.stat().st_size for f in (tmp_path / "scenes").rglob("*") if f.is_file()) < 20e6
-    ours = sample(stock, CAPTIONS[:2], [0, 1], steps=2)
+    ours = sample(stock, CAPTIONS[:2], [0, 1], {**MANNER, "num_inference_steps": 2})
     # What users call: caption cleaning without its optional libraries, 120 tokens, prompt "".
     theirs = stock(
         CAPTIONS[:2],

@@ -1,16 +1,14 @@
-"""Fidelity of the noise prediction and of pictures, against reckonings by hand."""
+"""Fidelity of the noise prediction, against reckonings by hand."""
 
 import math
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from fewbit.calibration import CallSet, RowSet
 from fewbit.engine.decibel import sqnr
-from fewbit.errors import BadArgument
-from fewbit.judge.trajectory import noise_prediction, picture_fidelity, trajectory_fidelity
+from fewbit.judge.trajectory import noise_prediction, trajectory_fidelity
 
 
 class Scaled(nn.Module):
@@ -67,27 +65,3 @@ def test_modes_are_put_back_and_the_variance_is_left_out():
     assert (reference.training, network.training) == (True, False)
     inputs = rows().take([0, 1])
     assert torch.equal(noise_prediction(network, inputs), inputs["hidden_states"])
-
-
-def flat(value, size=(4, 4)):
-    return Image.new("RGB", size, (value,) * 3)
-
-
-def test_pictures_by_hand():
-    found = picture_fidelity([flat(100), flat(50)], [flat(110), flat(50)])
-    assert found.psnr == pytest.approx((20 * math.log10(25.5), math.inf))
-    assert found.sqnr == pytest.approx((20.0, math.inf))
-    assert picture_fidelity([flat(0)], [flat(255)]).mean_psnr == pytest.approx(0)
-
-
-@pytest.mark.parametrize(
-    ("one", "two", "message"),
-    [
-        ([], [], "0 pictures to compare with 0"),
-        ([flat(1)], [], "0 pictures to compare with 1"),
-        ([flat(1)], [flat(1, (4, 5))], "cannot compare"),
-    ],
-)
-def test_what_cannot_be_compared(one, two, message):
-    with pytest.raises(BadArgument, match=message):
-        picture_fidelity(one, two)

@@ -1,8 +1,12 @@
 """The shipped demo as the tests of recipes use it."""
 
+from statistics import fmean
+
 import fewbit
 from fewbit.calibration import sample
 from fewbit.demo import load
+from fewbit.judge.pixels import psnr
+from fewbit.judge.reading import as_bytes
 from fewbit.judge.trajectory import trajectory_fidelity
 
 MANNER = {"steps": 25, "guidance": 2.5}
@@ -12,6 +16,11 @@ def pipeline():
     pipe = load("shapes")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def mean_psnr(reference, pictures):
+    pairs = zip(map(as_bytes, reference), map(as_bytes, pictures), strict=True)
+    return fmean(psnr(exact, drawn) for exact, drawn in pairs)
 
 
 def measurer():

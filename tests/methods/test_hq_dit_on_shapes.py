@@ -12,12 +12,13 @@ import sys
 import draw_shapes
 import numpy as np
 import pytest
+from shapes_demo import mean_psnr
 
 import fewbit
 from fewbit.calibration import sample
 from fewbit.demo import load
 from fewbit.demo.outliers import with_outliers
-from fewbit.judge.trajectory import picture_fidelity, trajectory_fidelity
+from fewbit.judge.trajectory import trajectory_fidelity
 from fewbit.pipelines.generate import generate
 
 MANNER = {"steps": 25, "guidance": 2.5}
@@ -81,7 +82,7 @@ def test_every_layer_gains(one_thread, measured):
 
 def test_pictures_are_4_db_closer(one_thread, measured, reference):
     def psnr(pipe):
-        return picture_fidelity(exact, draw(pipe)).mean_psnr
+        return mean_psnr(exact, draw(pipe))
 
     def draw(pipe):
         return generate(pipe, seeds=range(64), together=16, **MANNER)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from row_by_row import RowByRow
-from shapes_demo import MANNER, pipeline
+from shapes_demo import MANNER, mean_psnr, pipeline
 
 import fewbit
 from fewbit.calibration import operands, sample
 from fewbit.judge.pixels import ssim
-from fewbit.judge.trajectory import picture_fidelity, trajectory_fidelity
+from fewbit.judge.trajectory import trajectory_fidelity
 from fewbit.layers.bind import bind, unbind
 from fewbit.pipelines.generate import generate
 
@@ -89,7 +89,7 @@ def test_another_scheduler_with_another_number_of_steps_draws_the_same_pictures(
             pipe.scheduler = before
 
     exact, drawn = draw(reference), draw(quantized("w8a8"))
-    assert picture_fidelity(exact, drawn).mean_psnr > 25
+    assert mean_psnr(exact, drawn) > 25
     for one, other in zip(exact, drawn, strict=True):
         assert ssim(pixels(one), pixels(other)) > 0.95
 

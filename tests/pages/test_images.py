@@ -1,10 +1,8 @@
-import math
-
 import pytest
 from PIL import Image
 
 from fewbit.errors import BadOutput
-from fewbit.pages.images import common_facts, enlarged, grid, psnr, save_png
+from fewbit.pages.images import common_facts, grid, save_png
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -40,12 +38,6 @@ def test_labels_make_room_for_themselves_and_hide_no_picture():
     assert len(places(labelled, BLUE)) == len(places(labelled, RED)) == 64
 
 
-def test_enlarged_pixels_are_squares():
-    picture = Image.new("RGB", (2, 1), RED)
-    picture.putpixel((1, 0), BLUE)
-    assert places(enlarged(picture, 3), BLUE) == {(x, y) for x in (3, 4, 5) for y in range(3)}
-
-
 def test_facts_are_read_back_from_the_file(tmp_path):
     path = tmp_path / "one.png"
     facts = {"seed": "3", "prompt": "a naïve 猫"}
@@ -65,10 +57,3 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_facts_of_a_grid_say_once_what_all_share():
     pictures = [flat(RED, seed="1", steps="5"), flat(RED, seed="2", steps="5")]
     assert common_facts(pictures) == {"seed": "1, 2", "steps": "5"}
-
-
-def test_psnr_is_of_all_pictures_together():
-    black, grey = flat((0, 0, 0)), flat((10, 10, 10))
-    assert psnr([black], [black]) == math.inf
-    assert psnr([black], [grey]) == pytest.approx(20 * math.log10(25.5))
-    assert psnr([black, black], [grey, black]) == pytest.approx(10 * math.log10(255**2 / 50))

@@ -71,8 +71,12 @@ def generate(
     refuse_files(files)
     told = named("--call", call)
 
+    import torch
+
     from fewbit.judge.finite import NotFinite, finite_outputs, outermost
-    from fewbit.pages.images import common_facts, grid, psnr, save_png
+    from fewbit.judge.pixels import psnr
+    from fewbit.judge.reading import as_bytes
+    from fewbit.pages.images import common_facts, grid, save_png
     from fewbit.pipelines.generate import generate as draw
     from fewbit.pipelines.opening import device_named, open_model
 
@@ -108,4 +112,5 @@ def generate(
         for file in files:
             say(f"written to {file}")
         if compare:
-            say(f"PSNR to {compare}: {psnr(*rows):.2f} dB")
+            exact, drawn = (torch.stack([as_bytes(picture) for picture in row]) for row in rows)
+            say(f"PSNR to {compare}: {psnr(exact, drawn):.2f} dB")

@@ -28,6 +28,7 @@ INKS = {
     "white": (245, 245, 240),
 }
 SHAPES = ("circle", "cross", "ring", "square", "triangle")
+LENGTH = 11  # words of the longest caption, and the end
 SIDES = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
 """Where the first thing is, seen from the second."""
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}

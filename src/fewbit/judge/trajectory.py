@@ -1,4 +1,4 @@
-"""How far a quantized pipeline strays from full precision: in its noise prediction, in pictures."""
+"""How far a quantized pipeline's noise prediction strays from full precision."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,13 +15,7 @@ from fewbit.calibration import CalibrationSet
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.tree import map_tensors, tensors
 from fewbit.engine.decibel import energies, ratio_db
-from fewbit.errors import BadArgument
 from fewbit.judge.layers import LayerError, LayerErrors
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -32,18 +25,6 @@ class TrajectoryFidelity:
     sqnr: float
     by_timestep: dict[float, float]
     layers: tuple[LayerError, ...] = ()
-
-
-@dataclass(frozen=True)
-class PictureFidelity:
-    """In dB, per picture: against white, and against the picture itself."""
-
-    psnr: tuple[float, ...]
-    sqnr: tuple[float, ...]
-
-    @property
-    def mean_psnr(self) -> float:
-        return sum(self.psnr) / len(self.psnr)
 
 
 @dataclass(frozen=True)
@@ -118,25 +99,3 @@ def noise_prediction(network: nn.Module, inputs: dict[str, Any]) -> Tensor:
     if isinstance(latent, Tensor) and latent.ndim == prediction.ndim == 4:
         prediction = prediction[:, : latent.shape[1]]
     return prediction
-
-
-def picture_fidelity(reference: Sequence[Image], pictures: Sequence[Image]) -> PictureFidelity:
-    """Of pictures drawn from the same seeds by the full-precision and the quantized pipeline."""
-    if not reference or len(reference) != len(pictures):
-        raise BadArgument(f"got {len(pictures)} pictures to compare with {len(reference)}")
-    pairs = [(_values(one), _values(two)) for one, two in zip(reference, pictures, strict=True)]
-    for exact, actual in pairs:
-        if exact.shape != actual.shape:
-            raise BadArgument(f"cannot compare pictures of {exact.shape} and {actual.shape} values")
-    lost = [energies(exact, actual) for exact, actual in pairs]
-    return PictureFidelity(
-        psnr=tuple(
-            ratio_db(WHITE**2 * exact.numel(), noise)
-            for (exact, _), (_, noise) in zip(pairs, lost, strict=True)
-        ),
-        sqnr=tuple(ratio_db(signal, noise) for signal, noise in lost),
-    )
-
-
-def _values(picture: Image) -> Tensor:
-    return torch.from_numpy(np.array(picture.convert("RGB")))

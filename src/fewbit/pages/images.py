@@ -1,4 +1,4 @@
-"""Pictures on disk: labelled grids, PNG files that say how they were made, and their PSNR."""
+"""Pictures on disk: labelled grids, and PNG files that say how they were made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -46,12 +45,6 @@ def grid(
     return sheet
 
 
-def enlarged(picture: Image.Image, factor: int) -> Image.Image:
-    """Every pixel a square, so that nothing is smoothed over."""
-    size = (picture.width * factor, picture.height * factor)
-    return picture.resize(size, Image.Resampling.NEAREST)
-
-
 def save_png(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None:
     """With `facts` as text chunks."""
     info = PngInfo()
@@ -68,16 +61,6 @@ def common_facts(pictures: Sequence[Image.Image]) -> dict[str, str]:
         values = [str(picture.info[key]) for picture in pictures]
         facts[str(key)] = values[0] if len(set(values)) == 1 else ", ".join(values)
     return facts
-
-
-def psnr(reference: Sequence[Image.Image], actual: Sequence[Image.Image]) -> float:
-    """Peak signal to noise in dB over all pictures together; infinite where they are equal."""
-    noise = np.mean([(_array(a) - _array(b)) ** 2 for a, b in zip(reference, actual, strict=True)])
-    return math.inf if noise == 0 else 10 * math.log10(255**2 / noise)
-
-
-def _array(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.convert("RGB"), dtype=np.float64)
 
 
 def _lines(labels: Sequence[str]) -> list[str]:

@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewbit.demo.scenes import OPPOSITE, QUALITIES, SIDES, Scene, Thing, scenes
+from fewbit.demo.scenes import LENGTH, OPPOSITE, QUALITIES, SIDES, Scene, Thing, scenes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 WIDTH = 96
-LENGTH = 11  # words of the longest caption, and the end
 EXAMPLE_SEED, EXAMPLES = 3_000_017, 64
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 QUESTIONS = (*QUALITIES, tuple(SIDES))
