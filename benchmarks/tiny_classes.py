@@ -339,6 +339,21 @@ CLASSES: dict[str, Tiny] = {
         {**COG, "pos_embed_max_size": 8, "sample_size": 8, "rope_axes_dim": (8, 8)},
         lambda n: {**image(n), **text(n), **sized(n), "original_size": torch.full((1, 2), 64.0)},
     ),
+    "Cosmos3OmniTransformer": Tiny(
+        {
+            "head_dim": 16, "hidden_size": 32, "intermediate_size": 64, "latent_channel": 4,
+            "num_attention_heads": 2, "num_hidden_layers": 2, "num_key_value_heads": 1,
+            "patch_latent_dim": 16, "vocab_size": 64, "rope_axes_dim": (4, 2, 2),
+        },
+        lambda n: {
+            "input_ids": n.integers(64, 6), "text_indexes": torch.arange(6), "und_len": 6,
+            "position_ids": torch.arange(22).expand(3, 22), "sequence_length": 22,
+            "vision_tokens": [n(1, 4, 1, 8, 8)], "vision_token_shapes": [(1, 4, 4)],
+            "vision_sequence_indexes": torch.arange(6, 22),
+            "vision_mse_loss_indexes": torch.arange(6, 22),
+            "vision_timesteps": n.time.expand(16), "vision_noisy_frame_indexes": [torch.arange(1)],
+        },
+    ),
     "CosmosTransformer3DModel": Tiny(
         {
             **HEADS, **LAYERS, "in_channels": 4, "out_channels": 4, "text_embed_dim": 32,
@@ -652,6 +667,24 @@ CLASSES: dict[str, Tiny] = {
         lambda n: {
             **packed(n, 8, 8), **text(n), "timestep": n.time,
             "video_rotary_emb": (torch.ones(1, 8, 32), torch.zeros(1, 8, 32)),
+        },
+    ),
+    "RFD4ProteinaTransformer": Tiny(
+        {
+            "nlayers": 2, "token_dim": 32, "nheads": 2, "dim_cond": 16, "pair_repr_dim": 16,
+            "latent_dim": 8, "token_type_emb_dim": 8, "cath_emb_dim": 8, "t_emb_dim": 16,
+            "seq_sep_dim": 9, "xt_pair_dist_dim": 8, "tri_mult_c": 16,
+            "feats_seq": ("xt_bb_ca", "xt_local_latents"),
+            "feats_cond_seq": ("time_emb_bb_ca", "time_emb_local_latents"),
+            "feats_pair_repr": ("xt_bb_ca_pair_dists",),
+        },
+        lambda n: {
+            "bb_ca": n(1, 12, 3), "local_latents": n(1, 12, 8), "bb_ca_time": n.flow,
+            "local_latents_time": n.flow, "padding_mask": mask(12),
+            "conditioning": {
+                "is_in_context_conditioning": torch.zeros(1, 12),
+                "supports_local_latent": torch.ones(1, 12),
+            },
         },
     ),
     "SD3Transformer2DModel": Tiny(

@@ -237,3 +237,16 @@ def test_lists_that_disagree_about_a_path_have_a_role_each():
     assert (roles["one.0.a"], roles["one.0.b"]) == ("q", "k")
     assert (roles["two.0.a"], roles["two.0.b"]) == ("k", "q")
     assert isinstance(structure.spec, ModelSpec)
+
+
+def test_a_text_of_one_axis_is_of_one_image():
+    """Cosmos 3 takes its prompt first, and as many numbers as that has tokens."""
+
+    class Texts(own_transformer.Loom):
+        def forward(self, ids, image, text, timestep):
+            return super().forward(image, text, timestep)
+
+    model = Texts().eval()
+    spec = discover(model, {"ids": torch.arange(16), **own_transformer.call()})
+    assert spec.role("experts.0.opens") is Role.GATE
+    assert spec.role("shift") is Role.ADALN

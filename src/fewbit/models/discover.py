@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from fewbit.models.spec import ModelSpec
 from fewbit.models.timestep import time_argument
 from fewbit.models.trace import BlockTrace, trace
 
+MATRIX = 2  # axes
 WITHOUT_ATTENTION = 3  # linears that make a block of a module that does not attend
 
 
@@ -63,7 +64,13 @@ def _rows_of_images(model: nn.Module, call: Mapping[str, Any]) -> frozenset[int]
     first = next((call[n] for n in inspect.signature(model.forward).parameters if n in call), ())
     time = time_argument(model)
     times = call.get(time[0]) if time else None
-    return frozenset({len(first) if hasattr(first, "__len__") else 1, _count(times)})
+    return frozenset({_rows(first), _count(times)})
+
+
+def _rows(first: object) -> int:
+    """A tensor of one axis is a text or the like, of one image."""
+    is_flat = isinstance(first, Tensor) and first.ndim < MATRIX
+    return 1 if is_flat or not isinstance(first, Sized) else len(first)
 
 
 def _count(times: object) -> int:
