@@ -14,6 +14,7 @@ from fewbit.calibration.tree import tensors
 from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadModel
+from fewbit.judge.layers import LayerErrors
 from fewbit.layers.linear import quantized_layers
 from fewbit.models import ModelSpec, Role
 from fewbit.models.discover import discover
@@ -204,3 +205,40 @@ def test_operations_without_gradients_are_named(monkeypatch):
     with pytest.raises(BadModel, match=message):
         fewbit.quantize(model, "fp4dit", calibration=[call], steps=2, progress=False)
     assert fewbit.quantize(model, "hq-dit", calibration=[call], progress=False).layers
+
+
+def test_errors_of_hidden_layers_are_measured():
+    name = "SanaTransformer2DModel"
+    model, exact = any_transformers.make(name), any_transformers.make(name)
+    call = any_transformers.call(name)
+    fewbit.quantize(model, "rtn", bits="w8a8", spec=discover(model, call), progress=False)
+    errors = LayerErrors(exact, model)
+    with errors.listening():
+        output(exact, call)
+        output(model, call)
+    errors.compare(call["timestep"])
+    found = {error.name: error.sqnr for error in errors.found()}
+    assert found["transformer_blocks.0.ff.conv_point.linear"] > 20
+    assert found["time_embed.linear"] > 20
+    assert type(exact.transformer_blocks[0].ff.conv_point) is nn.Conv2d
+
+
+def test_work_is_taken_up_again(tmp_path):
+    model, call = own_transformer.loom(), own_transformer.call()
+    first = fewbit.quantize(model, "hq-dit", calibration=[call], workdir=tmp_path, progress=False)
+    again = own_transformer.loom()
+    report = fewbit.quantize(again, "hq-dit", calibration=[call], workdir=tmp_path, progress=False)
+    assert [la.name for la in report.layers] == [la.name for la in first.layers]
+    assert torch.equal(output(again, call), output(model, call))
+
+
+def test_a_budget_leaves_what_nobody_measures_as_it_is():
+    name = "Flux2Transformer2DModel"
+    model, call = any_transformers.make(name), any_transformers.call(name)
+    report = fewbit.quantize(
+        model, "best", calibration=[call], bits_per_weight=5, sweeps=0, progress=False
+    )
+    shared = {
+        la.weight for la in report.layers if la.name.endswith("_stream_modulation_img.linear")
+    }
+    assert shared == {"int8/row/fp32"}

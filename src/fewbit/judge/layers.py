@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from fewbit.judge.spread import Spread, SpreadOfTokens
 from fewbit.layers.linear import QLinear, quantized_layers
 from fewbit.layers.stage import InputStage
 from fewbit.models import Structure, describe
+from fewbit.models.hidden import shown
 
 TOKENS = 64  # of each row that are looked at, evenly chosen: bounds the memory of large models
 
@@ -44,24 +45,19 @@ class LayerErrors:
     """Listens to the layers of both networks; `compare` after both have run on the same rows."""
 
     def __init__(self, reference: nn.Module, quantized: nn.Module) -> None:
-        structure = describe(quantized)
+        self.reference = reference
         self.pairs = {
-            name: _Pair(role, reference.get_submodule(name), layer, layer.stage)
-            for name, role, layer in _comparable(structure, quantized)
+            name: _Pair(role, layer, layer.stage)
+            for name, role, layer in _comparable(describe(quantized), quantized)
         }
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        hooks = [
-            module.register_forward_hook(listen)
-            for pair in self.pairs.values()
-            for module, listen in pair.listeners()
-        ]
-        try:
+        with shown(self.reference), ExitStack() as until:
+            for name, pair in self.pairs.items():
+                for module, listen in pair.listeners(self.reference.get_submodule(name)):
+                    until.callback(module.register_forward_hook(listen).remove)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def compare(self, when: Tensor) -> None:
         """`when` is the timestep of each row."""
@@ -106,17 +102,15 @@ def _is_folded(layer: QLinear | None) -> bool:
 class _Pair:
     """A linear and what stands in its place."""
 
-    def __init__(
-        self, role: str, exact: nn.Module, actual: nn.Module, stage: InputStage | None
-    ) -> None:
-        self.role, self.exact, self.actual = role, exact, actual
+    def __init__(self, role: str, layer: nn.Module, stage: InputStage | None) -> None:
+        self.role, self.layer = role, layer
         self.transform = None if stage is None else stage.transform
         self.heard: dict[str, Tensor] = {}
         self.signal: defaultdict[float, float] = defaultdict(float)
         self.noise: defaultdict[float, float] = defaultdict(float)
         self.inputs, self.transformed = SpreadOfTokens(), SpreadOfTokens()
 
-    def listeners(self) -> list[tuple[nn.Module, Any]]:
+    def listeners(self, linear: nn.Module) -> list[tuple[nn.Module, Any]]:
         def exact(_module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> None:
             self.heard["exact"] = _some(output)
             self.inputs.add(_some(inputs[0]))
@@ -126,7 +120,7 @@ class _Pair:
             if self.transform is not None:
                 self.transformed.add(self.transform(_some(inputs[0])))
 
-        return [(self.exact, exact), (self.actual, actual)]
+        return [(linear, exact), (self.layer, actual)]
 
     def compare(self, when: Tensor) -> None:
         exact, actual = (self.heard.pop(name).cpu() for name in ("exact", "actual"))
