@@ -120,10 +120,11 @@ def test_they_are_quantized_while_a_model_is_loaded(tmp_path):
     assert named
     assert named <= set(quantized_layers(loaded))
     fewbit.quantize(model, "rtn", bits="w8a8", progress=False)
-    tensors = loaded.state_dict()
-    assert all(torch.equal(tensors[key], one) for key, one in model.state_dict().items())
-    # Plain layers may sum in another order where a mapped file has aligned them otherwise.
-    assert torch.allclose(output(loaded, call), output(model, call), atol=1e-5)
+    state, found = model.state_dict(), loaded.state_dict()
+    assert state.keys() == found.keys()
+    assert all(torch.equal(state[key], found[key]) for key in state)
+    # products of plain layers depend on where in memory their weights begin, in the last bits
+    assert torch.allclose(output(loaded, call), output(model, call), atol=1e-4)
 
 
 @pytest.mark.parametrize("recipe", FAST)

@@ -6,6 +6,7 @@ import re
 import zlib
 from pathlib import Path
 
+import any_transformers
 import numpy as np
 import pytest
 import small_models
@@ -40,6 +41,9 @@ def read(path):
 def layers(manifest, kind="layers"):
     for entry in manifest["layers"]:
         if kind not in entry:
+            continue
+        if "blocks" not in entry:
+            yield from ((name, entry) for name in entry[kind])
             continue
         stem, low, high = re.fullmatch(r"(.+)\.(\d+)(?:-(\d+))?", entry["blocks"]).groups()
         for block in range(int(low), int(high or low) + 1):
@@ -138,6 +142,20 @@ def test_specs_that_no_recipe_writes_yet(spec, tmp_path):
     linear = model.blocks[0].mlp.fc1
     packed = QTensor.quantize(linear.packed_weight.dequantize(), Spec.parse(spec))
     check_alone(model, linear, packed, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Flux2Transformer2DModel", "SanaTransformer2DModel"])
+def test_layers_outside_of_the_blocks_and_convolutions(name, tmp_path):
+    model = any_transformers.make(name)
+    fewbit.quantize(model, "rtn", bits="w8a8", progress=False)
+    fewbit.save(model, tmp_path)
+    tensors, manifest = read(tiny.weights(tmp_path))
+    packed = {n: m for n, m in model.named_modules() if isinstance(m, QLinear)}
+    found = dict(layers(manifest))
+    assert found.keys() == packed.keys()
+    assert any("blocks" not in entry for entry in found.values())
+    for path, entry in found.items():
+        assert np.array_equal(weight(path, entry, tensors), packed[path].effective_weight().numpy())
 
 
 CODEBOOKS = ["vq256x4/tensor/fp32", "vq64x2/row/fp16", "vq8x1/g16/bf16", "vq2x8/row/e4m3row"]

@@ -5,7 +5,7 @@ Patch, time and text embedders and last projections stay: they are small or sens
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -14,17 +14,18 @@ from fewbit.models.lists import linears_in
 
 PARTS = 3  # of a modulation: a shift, a scale and a gate
 LEAST_SHARE = 0.002  # of all weights
-_EMBEDDER = re.compile(r"embedder\.(mlp\.\d|linear_\d)$")
 
 
 def shared_modulations(model: nn.Module, blocks: Sequence[str]) -> Iterator[str]:
-    """Large linears that give several vectors as wide as the one that they read; which of them
-    read one row for each image is for the caller to know."""
+    """Large linears that read a vector as wide as the tokens of the blocks and give several; which
+    of them read one row for each image is for the caller to know."""
     inside = tuple(f"{block}." for block in blocks)
+    linears = linears_in(model)
+    widths = Counter(one.in_features for name, one in linears.items() if name.startswith(inside))
+    [(width, _)] = widths.most_common(1)
     least = LEAST_SHARE * sum(parameter.numel() for parameter in model.parameters())
-    for name, linear in linears_in(model).items():
-        parts, rest = divmod(linear.out_features, max(linear.in_features, 1))
-        large = linear.weight.numel() > least
-        stays = name.startswith(inside) or _EMBEDDER.search(name)
-        if large and parts >= PARTS and not rest and not stays:
+    for name, linear in linears.items():
+        parts, rest = divmod(linear.out_features, width)
+        fits = linear.in_features == width and parts >= PARTS and not rest
+        if fits and linear.weight.numel() > least and not name.startswith(inside):
             yield name
