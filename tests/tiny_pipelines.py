@@ -336,12 +336,13 @@ def sana() -> Any:
     )
 
 
-@pipeline(max_sequence_length=16)
+@pipeline(height=64, width=64, max_sequence_length=16)
 def lumina_2() -> Any:
     transformer = network(
         "Lumina2Transformer2DModel", cap_feat_dim=WIDTH, axes_lens=(256, 32, 32), sample_size=16
     )
-    return diffusers.Lumina2Pipeline(transformer, flow(), vae(), gemma2(), tokenizer(16))
+    coder = vae(levels=4)
+    return diffusers.Lumina2Pipeline(transformer, flow(), coder, gemma2(), tokenizer(16))
 
 
 @pipeline(max_sequence_length=16)
