@@ -416,7 +416,9 @@ def ltx() -> Any:
         coder,
         t5(),
         tokenizer(),
-        network("LTXVideoTransformer3DModel", caption_channels=WIDTH),
+        network(
+            "LTXVideoTransformer3DModel", in_channels=4, out_channels=4, caption_channels=WIDTH
+        ),
     )
 
 
@@ -463,7 +465,7 @@ def krea_2() -> Any:
         qwen_vae(),
         encoder,
         tokenizer(2048),
-        network("Krea2Transformer2DModel", text_hidden_dim=WIDTH),
+        network("Krea2Transformer2DModel", in_channels=16, text_hidden_dim=WIDTH),
         text_encoder_select_layers=(1, 2, 3),
     )
 
