@@ -11,6 +11,7 @@ from fewbit.judge.layers import LayerErrors
 from fewbit.judge.scores import Basis, Score
 from fewbit.judge.trajectory import Pair, TrajectoryFidelity, energies_of, fidelity
 from fewbit.models import denoises
+from fewbit.models.hidden import shown
 
 BATCH = 8
 Pairs = Mapping[str, Pair]  # by the name that the pipeline gives the network
@@ -25,8 +26,9 @@ def trajectory_of(pairs: Pairs) -> TrajectoryFidelity | None:
     noise: Counter[float] = Counter()
     layers = []
     for name, pair in denoisers.items():
-        heard = LayerErrors(pair.reference, pair.quantized)
-        one, other = energies_of(pair, BATCH, heard)
+        with shown(pair.reference):  # its linears by the names of those that were quantized
+            heard = LayerErrors(pair.reference, pair.quantized)
+            one, other = energies_of(pair, BATCH, heard)
         signal.update(one)
         noise.update(other)
         inside = f"{name}." if len(denoisers) > 1 else ""
