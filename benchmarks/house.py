@@ -48,10 +48,9 @@ GOALS = {
 def main() -> None:
     figures = {**calls(), **frames(), **sizes(), **repetitions()}
     for name, value in figures.items():
-        print(f"{name:42} {value:8}   {GOALS.get(name, '')}".rstrip())
-    write_result(
-        "house", {name: {"now": value, "goal": GOALS.get(name)} for name, value in figures.items()}
-    )
+        print(f"{name:42} {value:8}   {GOALS[name]}")
+    rows = {name: {"now": value, "goal": GOALS[name]} for name, value in figures.items()}
+    write_result("house", {"figures and goals": rows})
 
 
 @torch.no_grad()
