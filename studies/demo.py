@@ -58,9 +58,12 @@ def fidelity(pipe: Any, demo: str = "shapes") -> TrajectoryFidelity:
     return trajectory_fidelity(reference(demo).transformer, pipe.transformer, held_out(demo))
 
 
-def bits(transformer: Any) -> float:
-    """Of a weight whose input is rounded, in all: codes, scales, sides, and the directions."""
-    layers = [one for one in quantized_layers(transformer).values() if one.activation is not None]
+def bits(transformer: Any, modulation: bool = False) -> float:
+    """Of a quantized weight, in all: codes, scales, sides, and the directions; of those whose input
+    is rounded, or with the modulation of all."""
+    layers = quantized_layers(transformer).values()
+    if not modulation:
+        layers = [layer for layer in layers if layer.stage is not None]
     stages = {layer.stage for layer in layers if layer.stage is not None}
     apart = [stage.principal.directions for stage in stages if stage.principal is not None]
     stored = [layer.weight_bytes for layer in layers] + [tensor.nbytes for tensor in apart]

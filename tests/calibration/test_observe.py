@@ -65,10 +65,7 @@ def test_a_record_is_compared_sample_by_sample():
     step.layer_inputs(["ff.net.2"], lambda one: heard["actual"].append(one.x.flatten(0, -2)))
     x, given = torch.cat(heard["exact"]).double(), torch.cat(heard["actual"]).double()
     assert not torch.allclose(x, given)
-    counts = torch.ones(20)
-    found = record.compare(
-        step, "ff.net.2", lambda one: one, lambda one: 2 * one, counts
-    ).around_zero()
+    found = record.compare(step, "ff.net.2", lambda one: one, lambda one: 2 * one).around_zero()
     cross, square = 2 * x.T @ given / len(x), 4 * given.T @ given / len(x)
     torch.testing.assert_close(found.cross.double(), cross, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.square.double(), square, rtol=0, atol=1e-5)
@@ -80,5 +77,23 @@ def test_other_tokens_than_were_recorded_stand_for_themselves():
     step = next(BlockStream(model, blocks_of(model), data, batch=2).steps())
     record = Record(step, LAYERS, seed=1)
     record.heard[0]["ff.net.2"] = record.heard[0]["ff.net.2"][:, 1:]  # as a router would
-    found = record.compare(step, "ff.net.2", lambda x: x, lambda x: x, torch.ones(4))
+    found = record.compare(step, "ff.net.2", lambda x: x, lambda x: x)
     torch.testing.assert_close(found.cross, found.square, rtol=0, atol=1e-5)
+
+
+def test_a_row_counts_as_much_as_is_said():
+    """Of weight 0 as if it were not there, else as often as the weight."""
+    model = make("DiTTransformer2DModel")
+    items = [arguments("DiTTransformer2DModel", 1, s) for s in range(4)]
+    path, found = "ff.net.2", []
+    for rows, counts in [(items, [3.0, 0.0, 1.0, 0.0]), ([items[0]] * 3 + [items[2]], None)]:
+        data = RowSet.from_items(rows)
+        step = next(BlockStream(model, blocks_of(model), data, batch=2).steps())
+        importance = None if counts is None else {path: torch.tensor(counts)}
+        record = Record(step, LAYERS, seed=1, importance=importance)
+        paired = record.compare(step, path, lambda x: x, lambda x: x)
+        found.append((record.seen(path).moments, paired.square, record.seen(path).sample))
+    (weighted, square, sample), (plain, plain_square, _) = found
+    torch.testing.assert_close(weighted, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(square, plain_square, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sample.T @ sample / (len(sample) * 2), plain, rtol=1e-4, atol=1e-6)

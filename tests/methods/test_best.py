@@ -10,6 +10,7 @@ from fewbit import ModelSpec
 from fewbit.engine.decibel import sqnr
 from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadArgument, BadCalibration
+from fewbit.formats import MXFP4
 from fewbit.methods.best import METHOD, VARIANTS
 from fewbit.models import Layer, Role
 
@@ -126,6 +127,7 @@ def test_groups_are_rounded_around_the_mean_of_their_image(small):
         ("nvfp4", True, "centred e2m1/g16/e4m3row"),
         ("mxfp4", False, "e2m1/g32/e8m0"),
         ("w4a8", True, "int8/row/fp32"),
+        ("w4a4", True, "centred book4/g32/factor"),
     ]:
         model = small()
         quantize(model, bits=bits, centre=centre, transform="none", directions=0)
@@ -146,7 +148,7 @@ def test_inputs_of_4_bits_keep_16_directions_apart_and_inputs_of_8_none(small):
 def test_presets_name_bits_and_are_joined():
     assert str(Recipe.make("best", None, {})) == "best:w4a8"
     for preset, bits in [("balanced", "w4a8"), ("small", "w3a8"), ("tiny", "w2a8"),
-                         ("fp4", "nvfp4"), ("exact", "w8a8")]:  # fmt: skip
+                         ("four", "w4a4"), ("fp4", "nvfp4"), ("exact", "w8a8")]:  # fmt: skip
         assert Recipe.make("best", None, {"preset": preset}).bits == bits
     both = Recipe.make("best", None, {"preset": "small+fast"})
     assert (both.bits, both.settings.samples) == ("w3a8", 64)
@@ -183,8 +185,10 @@ def test_a_layer_without_a_bias_is_solved_around_zero():
 @pytest.mark.parametrize(("width", "span"), [(64, 32), (72, 24), (48, 24), (80, 16), (36, "row")])
 def test_a_width_that_groups_of_32_do_not_divide_gets_others(width, span):
     layer = Layer("a", Role.FC1, "quantize", 0, (8, width), 0, 0)
-    assert METHOD.rule(layer, VARIANTS["w4a8"], METHOD.settings()).weight.span == span
-    assert METHOD.rule(layer, VARIANTS["nvfp4"], METHOD.settings()) == VARIANTS["nvfp4"]
+    rule = METHOD.rule(layer, VARIANTS["w4a4"], METHOD.settings())
+    assert (rule.weight.span, rule.activation.span) == (span, span)
+    standard = METHOD.rule(layer, VARIANTS["mxfp4"], METHOD.settings())
+    assert (standard.weight, standard.activation) == (MXFP4, MXFP4)
 
 
 def test_a_width_without_a_rotation_is_smoothed_or_left():

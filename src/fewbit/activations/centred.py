@@ -1,7 +1,7 @@
 """Inputs rounded around the mean of their image: what all tokens have in common costs no levels.
 
 The product of the mean is one row more for each image. The scale of a group puts its largest value
-on the largest level or on a lower one, whichever loses less (Cook et al., 2025, "4/6").
+on the largest level, on a lower one (Cook et al., 2025, "4/6") or beyond, whatever loses least.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fewbit.errors import BadArgument
 from fewbit.formats import Spec
 
 KIND = "centred"
-STRETCHES = (1.5, 2.0)  # of a scale: the largest value of E2M1 lies on 6, on 4 or on 3
+STRETCHES = (0.8, 0.9, 1.5, 2.0)  # of the scale at which the largest value is on the largest level
 
 
 class Centred(Activation):

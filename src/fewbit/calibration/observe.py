@@ -23,6 +23,8 @@ BATCH = 16  # rows in each pass through a whole model
 
 @dataclass(frozen=True)
 class InputStats:
+    """Where tokens count differently, those of the sample are as loud as they count."""
+
     moments: Tensor  # [in, in], the mean of x·xᵀ
     sample: Tensor  # [at most SAMPLE_ROWS, in], tokens drawn evenly over all minibatches
 
@@ -49,11 +51,14 @@ class Observer:
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.drawn: list[Tensor] = []
 
-    def update(self, x: Tensor, mask: Tensor | None) -> None:
-        self.moments.update(x, mask)
+    def update(self, x: Tensor, weight: Tensor | None) -> None:
+        """Add inputs x [..., channels]; `weight` [...] is how much each token counts, 0 of
+        padding."""
+        self.moments.update(x, weight)
         rows = x.detach().flatten(0, -2)
-        if mask is not None:
-            rows = rows[mask.flatten() > 0]
+        if weight is not None:
+            weight = weight.flatten().float()
+            rows = (rows * weight.sqrt()[:, None])[weight > 0]
         order = torch.randperm(len(rows), generator=self.generator)[: self.share]
         self.drawn.append(rows[order.to(rows.device)].float())
 
@@ -75,16 +80,24 @@ def observe(step: Step, widths: Mapping[str, int], seed: int) -> dict[str, Input
 
 class Record:
     """All inputs of some layers of a block, as they are before the block is changed; of a layer
-    that is called several times in one go, those of the first call."""
+    that is called several times in one go, those of the first call. `importance` is how much each
+    row of the calibration counts for a layer; where nothing is said, all count alike."""
 
-    def __init__(self, step: Step, widths: Mapping[str, int], seed: int) -> None:
+    def __init__(
+        self,
+        step: Step,
+        widths: Mapping[str, int],
+        seed: int,
+        importance: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.observers = _observers(step, widths, seed)
+        self.importance = dict.fromkeys(widths, torch.ones(step.rows)) | dict(importance or {})
         self.heard = list(map(self._heard, step.heard(tuple(widths))))
 
     def _heard(self, heard: Mapping[str, LayerInput]) -> dict[str, Tensor]:
         """A minibatch may pass by a layer."""
         for path, given in heard.items():
-            self.observers[path].update(given.x, given.mask)
+            self.observers[path].update(given.x, _of_tokens(given, self.importance[path]))
         return {path: given.x for path, given in heard.items()}
 
     def seen(self, path: str) -> InputStats:
@@ -100,17 +113,16 @@ class Record:
         path: str,
         transform: Callable[[Tensor], Tensor],
         rounded: Callable[[Tensor], Tensor],
-        importance: Tensor,
     ) -> Paired:
         """The recorded inputs of a layer, transformed, with what is made of those that it has in
-        the block as it is now; `importance` is how much each row of the calibration counts."""
+        the block as it is now."""
         moments = PairedMoments()
         for before, heard in zip(self.heard, step.heard([path]), strict=True):
             if path in before and path in heard:
                 exact, given = before[path].float(), heard[path]
                 if exact.shape != given.x.shape:  # a router now sends other tokens to this layer
                     exact = given.x.float()
-                weight = _of_tokens(given, importance)
+                weight = _of_tokens(given, self.importance[path])
                 moments.update(transform(exact), rounded(given.x.float()), weight)
         return moments.mean()
 

@@ -1,12 +1,13 @@
 """The rule of each layer under a budget of bytes: those with which the model loses least.
 
-What a layer loses in each of its options is known beforehand, and losses add up: which option each
-layer takes is a knapsack, solved by dynamic programming over the layers.
+What a layer loses in each of its options is known beforehand, and what its input loses for each
+number of directions that it may keep. Losses add up: which option each layer and each input takes
+is a knapsack, solved by dynamic programming.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from fewbit.engine.plan import Plan
 from fewbit.errors import BadArgument
 from fewbit.formats.names import megabytes
+from fewbit.layers.side import SIDE
 from fewbit.methods.method import Rule
 from fewbit.methods.settings import Budgeted
 from fewbit.models import Layer
@@ -48,10 +50,8 @@ def budget_of(plan: Plan) -> float | None:
     else:
         assert settings.size is not None
         budget, said = settings.size * 1e6 - kept, megabytes(settings.size * 1e6)
-    smallest = sum(
-        min(option.weight.bytes(*layer.shape) for option in _options(plan, layer))
-        for layer in plan.layers
-    )
+    items = [*_weights(plan, {}), *_inputs(plan, {})]
+    smallest = sum(min(costs) for costs, _ in items)
     if smallest > budget:
         raise BadArgument(
             f"a budget of {said} is below the smallest possible: {8 * smallest / weights:.2f} bits "
@@ -63,35 +63,70 @@ def budget_of(plan: Plan) -> float | None:
 
 def allocate(plan: Plan, losses: Mapping[str, Tensor], budget: float) -> Plan:
     """The plan whose quantized weights fit the budget and lose least; `losses` has those of all
-    options of a layer by its name."""
-    items = [_item(plan, layer, losses.get(layer.name)) for layer in plan.layers]
-    taken = zip(plan.layers, knapsack(items, budget), strict=True)
-    return replace(plan, rules={layer.name: _options(plan, layer)[index] for layer, index in taken})
+    options of a layer by its name and ".losses", those of its input by ".directions"."""
+    taken = iter(knapsack([*_weights(plan, losses), *_inputs(plan, losses)], budget))
+    rules = {layer.name: _options(plan, layer)[next(taken)] for layer in plan.layers}
+    for group in _groups(plan):
+        rank = _ranks(plan, group)[next(taken)]
+        rules |= {name: replace(rules[name], directions=rank) for name in group}
+    return replace(plan, rules=rules)
 
 
-def _item(plan: Plan, layer: Layer, losses: Tensor | None) -> tuple[list[int], list[float]]:
-    """Bytes and losses of its options; what never ran loses nothing."""
-    costs = [option.weight.bytes(*layer.shape) for option in _options(plan, layer)]
-    return costs, [0.0] * len(costs) if losses is None else losses.tolist()
+Item = tuple[Sequence[int], Sequence[float]]  # bytes and losses of the options
+
+
+def _weights(plan: Plan, losses: Mapping[str, Tensor]) -> Iterator[Item]:
+    """Of each layer; what never ran loses nothing."""
+    for layer in plan.layers:
+        costs = [option.weight.bytes(*layer.shape) for option in _options(plan, layer)]
+        yield costs, losses.get(f"{layer.name}.losses", torch.zeros(len(costs))).tolist()
+
+
+def _inputs(plan: Plan, losses: Mapping[str, Tensor]) -> Iterator[Item]:
+    """Of each input: its directions, and the sides of all layers that read it."""
+    rows = {layer.name: layer.shape[0] for layer in plan.layers}
+    for group in _groups(plan):
+        ranks, width = _ranks(plan, group), _width(plan, group)
+        costs = [
+            rank * width + sum(SIDE.bytes(rows[name], rank) for name in group) if rank else 0
+            for rank in ranks
+        ]
+        lost = [losses.get(f"{name}.directions", torch.zeros(len(ranks))) for name in group]
+        yield costs, torch.stack(lost).sum(0).tolist()
+
+
+def _groups(plan: Plan) -> list[tuple[str, ...]]:
+    """Layers that read one tensor, of all blocks."""
+    return [group for block in range(len(plan.structure.blocks)) for group in plan.groups(block)]
+
+
+def _width(plan: Plan, group: Sequence[str]) -> int:
+    return next(layer.shape[1] for layer in plan.layers if layer.name == group[0])
+
+
+def _ranks(plan: Plan, group: Sequence[str]) -> tuple[int, ...]:
+    return plan.recipe.method.ranks_of(plan.rules[group[0]], _width(plan, group))
 
 
 def _options(plan: Plan, layer: Layer) -> tuple[Rule, ...]:
     """What is in no block is measured by nobody, and stays as its rule says."""
     rule = plan.rules[layer.name]
-    return (rule,) if layer.block is None else plan.recipe.method.options_of(rule)
+    if layer.block is None:
+        return (rule,)
+    return plan.recipe.method.options_of(rule, layer.shape[1])
 
 
-def knapsack(items: Sequence[tuple[Sequence[int], Sequence[float]]], budget: float) -> list[int]:
+def knapsack(items: Sequence[Item], budget: float) -> list[int]:
     """Of each item the option, so that costs stay within the budget and the losses are least; items
     are costs and losses of their options. The cheapest of all must fit."""
     cheapest = sum(min(costs) for costs, _ in items)
     unit = max((budget - cheapest) / STEPS, 1e-9)
     best = torch.zeros(STEPS + 1, dtype=torch.float64)
     taken = []
-    for costs, losses in items:
+    for costs, lost in items:
         extra = [-int(-(cost - min(costs)) // unit) for cost in costs]
         tried = torch.stack(
-            [_shifted(best, more) + loss for more, loss in zip(extra, losses, strict=True)]
+            [_shifted(best, more) + loss for more, loss in zip(extra, lost, strict=True)]
         )
         best, index = tried.min(0)
         taken.append((extra, index))

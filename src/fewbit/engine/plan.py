@@ -44,13 +44,17 @@ class Plan:
     def job(self, model: nn.Module, block: int, seed: int, idle: bool = False) -> BlockJob:
         """The layers of a block that have a rule, grouped by the tensor they read: those that run,
         or those that the calibration data never reached."""
-        names = {name for name in self.rules if (name in self.trial.idle) == idle}
+        groups = self.groups(block, idle)
+        names = set(chain.from_iterable(groups))
         layers = tuple(one for one in self.structure.quantizable(block) if one.name in names)
-        groups = [
-            tuple(name for name in group if name in names)
-            for group in self.structure.shared_inputs(block)
-        ]
-        return self._job(model, block, layers, tuple(g for g in groups if g), seed)
+        return self._job(model, block, layers, groups, seed)
+
+    def groups(self, block: int, idle: bool = False) -> tuple[tuple[str, ...], ...]:
+        """The layers of a block that have a rule, those that read one tensor together."""
+        names = {name for name in self.rules if (name in self.trial.idle) == idle}
+        shared = self.structure.shared_inputs(block)
+        groups = (tuple(name for name in group if name in names) for group in shared)
+        return tuple(group for group in groups if group)
 
     def job_of_group(self, model: nn.Module, name: str) -> BlockJob:
         """Only the layers that read the same tensor as layer `name`."""
@@ -125,7 +129,7 @@ class Plan:
     @property
     def weight_bytes(self) -> int:
         """Of the quantized weights alone."""
-        return sum(self.rules[one.name].weight.bytes(*one.shape) for one in self.layers)
+        return sum(self.rules[one.name].bytes(*one.shape) for one in self.layers)
 
     @property
     def bytes_after(self) -> int:
@@ -138,7 +142,7 @@ class Plan:
         rows, columns = layer.shape
         bias = layer.parameters - rows * columns
         width = layer.bytes // layer.parameters
-        return self.rules[layer.name].weight.bytes(rows, columns) + bias * width
+        return self.rules[layer.name].bytes(rows, columns) + bias * width
 
     def __str__(self) -> str:
         blocks = len(self.structure.blocks)
@@ -155,6 +159,7 @@ class Plan:
             what = "kept" if rule is None else f"weight {rule.weight}"
             if rule is not None:
                 what += f", input {rule.activation or 'as it comes'}"
+                what += f", {rule.directions} directions" if rule.directions else ""
             lines.append(f"  {role:<9} {count:>4} x {what}")
         lines += self.structure.notes()
         kept = sum(layer.status != "quantize" for layer in self.structure.layers)

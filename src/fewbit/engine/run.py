@@ -267,12 +267,7 @@ class _Run:
         budget = budget_of(self.plan)
         if budget is None:
             return
-        losses = {
-            name: self.surveyed[f"{name}.losses"]
-            for name in self.plan.rules
-            if name not in self.plan.trial.idle
-        }
-        self.plan = allocate(self.plan, losses, budget)
+        self.plan = allocate(self.plan, self.surveyed, budget)
         if self.meter.show:
             print(printable(f"within the budget, {self.plan}"), file=sys.stderr)
 

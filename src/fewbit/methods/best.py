@@ -10,8 +10,10 @@ Compensation  layers are solved in the order in which they run, each on what the
               (GPTAQ; Li et al., 2025), and its bias for what they change on average.
 Rounding      GPTQ, the scale of a group chosen by how loud the inputs are that it meets; then every
               column once more, given all others (QuantEase; Behdin et al., 2023).
-Time          a timestep counts by what an error there does to the output of the model.
-Budget        under one, each layer gets the bits with which that output loses least.
+Time          a timestep counts by what an error there does to the output of the model: for
+              transforms and directions as for rounding.
+Budget        under one, each layer gets the bits, and each input of 4 bits the directions, with
+              which that output loses least.
 
 The parts are shared with other methods: `transforms.fit`, `calibration.moments`, `rounding.gptq`,
 `rounding.descent`. What each of them brings is in studies/best_ablation.py.
@@ -30,6 +32,7 @@ from fewbit.activations.activation import Activation
 from fewbit.activations.centred import Centred
 from fewbit.activations.dynamic import Dynamic
 from fewbit.calibration import BlockStream
+from fewbit.calibration.expected import lost_by_input, lost_by_weights
 from fewbit.calibration.gradients import squared_gradients
 from fewbit.calibration.moments import SMALLEST, Paired
 from fewbit.calibration.observe import InputStats, Record
@@ -43,8 +46,8 @@ from fewbit.methods.settings import Budgeted, modulation, setting
 from fewbit.models import Layer
 from fewbit.rounding.clipping import least_error, no_clipping
 from fewbit.rounding.descent import descend
-from fewbit.rounding.gptq import conditional_variances, gptq
-from fewbit.rounding.grid import Grid, round_to_nearest
+from fewbit.rounding.gptq import gptq
+from fewbit.rounding.grid import Grid
 from fewbit.transforms.chain import Chain
 from fewbit.transforms.fit import least_lost, loudness
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform, allowed_blocks
@@ -55,7 +58,8 @@ from fewbit.transforms.transform import Transform
 STRENGTHS = (0.25, 0.5, 0.75)  # of the smoothing, beside none
 WIDTHS = ("book2", "book3", "book4", "int5", "int6", "int8")  # from which a budget chooses
 DIRECTIONS = 16
-DOUBT = 0.1  # damping of what a budget expects of layers: they were seen a little only
+RANKS = (0, 8, 16, 24, 32, 48, 64, 96, 128)  # from which a budget chooses
+LEAST_PART = 3  # of an input's channels: no more directions
 GROUP = 32  # columns of a weight that share a scale
 SPANS = (GROUP, 24, 16)  # what stands for it
 INT8 = Spec(FORMATS["int8"])
@@ -69,7 +73,7 @@ VARIANTS = {
     "w4a8": Rule(_groups("book4"), INT8),
     "w3a8": Rule(_groups("book3"), INT8),
     "w2a8": Rule(_groups("book2"), INT8),
-    "w4a4": Rule(_groups("book4"), Spec(FORMATS["book4"])),
+    "w4a4": Rule(_groups("book4"), Spec(FORMATS["book4"], GROUP, SCALES["factor"])),
     "nvfp4": Rule(NVFP4, NVFP4_TOKEN),
     "mxfp4": Rule(MXFP4, MXFP4),
     "w8a8": Rule(INT8, INT8),
@@ -78,6 +82,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"bits": "w4a8", "bits_per_weight": 4.5},
     "small": {"bits": "w3a8", "bits_per_weight": 3.5},
     "tiny": {"bits": "w2a8"},
+    "four": {"bits": "w4a4", "bits_per_weight": 4.7},
     "fp4": {"bits": "nvfp4"},
     "exact": {"bits": "w8a8"},
     "fast": {"samples": 64, "sweeps": 0},
@@ -97,7 +102,7 @@ class Settings(Budgeted):
         least=0,
         allowed=("auto",),
         help="so many of the strongest directions of an input are kept in int8; auto: 16 beside "
-        "inputs of 4 bits, else 0",
+        "inputs of 4 bits, else 0; where there are any, a budget chooses how many",
     )
     centre: bool = setting(True, help="inputs in groups are rounded around the mean of their image")
     compensate: bool = setting(True, help="a layer makes up for the errors of what comes before it")
@@ -118,10 +123,23 @@ class Settings(Budgeted):
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
     """The variant; a layer that groups of 32 do not divide gets the largest that do, or one scale
     for each row. The groups of nvfp4 and mxfp4 are those of their standards."""
-    if variant.weight.span != GROUP or variant.weight.scale is not SCALES["fp16"]:
-        return variant
-    span = next((size for size in SPANS if layer.shape[1] % size == 0), "row")
-    return replace(variant, weight=replace(variant.weight, span=span))
+    width, weight, given = layer.shape[1], variant.weight, variant.activation
+    fitting = None if given is None else _fitting(given, width)
+    return Rule(_fitting(weight, width), fitting, _count(given, width, settings))
+
+
+def _fitting(spec: Spec, width: int) -> Spec:
+    if spec.span != GROUP or spec.scale is MXFP4.scale:
+        return spec
+    span = next((size for size in SPANS if width % size == 0), "row")
+    return replace(spec, span=span)
+
+
+def _count(spec: Spec | None, width: int, settings: Settings) -> int:
+    """Beside inputs of few bits, and no more than a part of their channels."""
+    if settings.directions != "auto":
+        return min(int(settings.directions), width // LEAST_PART)
+    return min(DIRECTIONS, width // LEAST_PART) if spec is not None and spec.format.bits <= 4 else 0
 
 
 def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
@@ -136,16 +154,20 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
     linears = {name: job.model.get_submodule(name) for name in job.layers}
     blocks = [job.model.get_submodule(name) for name in job.blocks]
     felt = squared_gradients(job.model, linears, {}, blocks, job.data, when, job.seed, job.track)
-    means = {name: one.mean(1).pow(settings.emphasis) for name, one in felt.items()}
-    counts = {name: (one / one.mean().clamp(min=SMALLEST))[when] for name, one in means.items()}
-    return {**counts, **(dict(_losses(job, felt, settings)) if budget else {})}
+    counts = {name: _counts(one, when, settings.emphasis) for name, one in felt.items()}
+    return {**counts, **(dict(_losses(job, felt, when)) if budget else {})}
+
+
+def _counts(felt: Tensor, when: Tensor, emphasis: float = 1.0) -> Tensor:
+    """How much each row counts whose time group is `when`; 1 on average over the groups."""
+    means = felt.mean(1).pow(emphasis)
+    return (means / means.mean().clamp(min=SMALLEST))[when]
 
 
 def _losses(
-    job: SurveyJob, felt: Mapping[str, Tensor], settings: Settings
+    job: SurveyJob, felt: Mapping[str, Tensor], when: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
-    """What the output of the model loses where one layer has one of its options: by GPTQ the error
-    of a column costs no more than its conditional variance."""
+    """What the output of the model loses where one layer, or its input, has one of its options."""
     blocks = [job.model.get_submodule(name) for name in job.blocks]
     for step, block in zip(
         BlockStream(job.model, blocks, job.data).steps(), job.blocks, strict=True
@@ -153,33 +175,44 @@ def _losses(
         paths = {n: n.removeprefix(f"{block}.") for n in job.layers if n.startswith(f"{block}.")}
         weights = {name: job.weight(name).float() for name in paths}
         widths = {path: weights[name].shape[1] for name, path in paths.items()}
-        record = Record(step, widths, job.seed)
+        importance = {
+            path: _counts(felt[name], when) for name, path in paths.items() if name in felt
+        }
+        record = Record(step, widths, job.seed, importance)
         for name, path in paths.items():
             moments = record.tokens(path) * record.seen(path).moments  # each token is felt
-            costs = conditional_variances(moments, DOUBT)
-            feels = felt[name].mean(0) if name in felt else torch.zeros(len(weights[name]))
-            lost = [
-                float(feels @ (_error(weights[name], one.weight).square() @ costs))
-                for one in options(job.rules[name])
-            ]
-            yield f"{name}.losses", torch.tensor(lost)
+            weight, rule = weights[name], job.rules[name]
+            feels = felt[name].mean(0) if name in felt else torch.zeros(len(weight))
+            width = weight.shape[1]
+            specs, counts = [one.weight for one in options(rule, width)], ranks(rule, width)
+            yield f"{name}.losses", lost_by_weights(weight, specs, moments, feels)
+            if rule.activation is not None:
+                lost = lost_by_input(weight, rule.activation, counts, moments, feels)
+                yield f"{name}.directions", lost
 
 
-def _error(weight: Tensor, spec: Spec) -> Tensor:
-    return round_to_nearest(weight, Grid(spec, weight, least_error)).dequantize() - weight
-
-
-def options(rule: Rule) -> tuple[Rule, ...]:
-    """What a layer may become under a budget: weights of other bits, in the same groups."""
-    if rule.weight.format.name not in WIDTHS:
+def options(rule: Rule, width: int) -> tuple[Rule, ...]:
+    """What a layer may become under a budget: weights of other bits, in these groups or in others.
+    The groups of nvfp4 and mxfp4 are those of their standards."""
+    spec = rule.weight
+    if spec.format.name not in WIDTHS:
         return (rule,)
+    wider = (2 * spec.span,) if isinstance(spec.span, int) and width % (2 * spec.span) == 0 else ()
     return tuple(
-        replace(rule, weight=replace(rule.weight, format=FORMATS[name])) for name in WIDTHS
+        replace(rule, weight=replace(spec, format=FORMATS[name], span=span))
+        for name in WIDTHS
+        for span in dict.fromkeys((spec.span, *wider, "row"))
     )
 
 
+def ranks(rule: Rule, width: int) -> tuple[int, ...]:
+    """How many directions an input may keep under a budget, where it keeps any."""
+    most = width // LEAST_PART
+    return tuple(rank for rank in RANKS if rank <= most) if rule.directions else (0,)
+
+
 def solve(job: BlockJob, settings: Settings) -> None:
-    record = job.record()
+    record = job.record({job.path(group[0]): _importance(job, group) for group in job.groups})
     folded = dict(_fold(job, record, settings))
     for number, group in enumerate(job.groups):
         fold, seed = folded.get(group[0]), job.seed_of(100 + number)
@@ -187,6 +220,13 @@ def solve(job: BlockJob, settings: Settings) -> None:
         moments = _moments(job, group, record, fold, stage)
         for name in group:
             _solve_layer(job, name, stage, moments, settings)
+
+
+def _importance(job: BlockJob, group: Sequence[str]) -> Tensor:
+    """How much each row of the calibration counts for layers that read one tensor."""
+    assert job.step is not None
+    alike = torch.ones(job.step.rows)
+    return torch.stack([job.survey.get(name, alike) for name in group]).mean(0)
 
 
 def _fold(job: BlockJob, record: Record, settings: Settings) -> Iterator[tuple[str, Transform]]:
@@ -212,10 +252,7 @@ def _transform(
     """For the layers that `seen` names and what each of them reads."""
     if settings.transform == "none":
         return None
-    consumers = [
-        job.consumer(name, one, _count(job.rules[name].activation, settings))
-        for name, one in seen.items()
-    ]
+    consumers = [job.consumer(name, one) for name, one in seen.items()]
     loud, heavy = loudness(consumers)
     smooth = [Smooth(balancing_scales(loud, heavy, strength)) for strength in STRENGTHS]
     if rotation is None:
@@ -247,21 +284,12 @@ def _stage(
         rotation = _rotation(_width(job, group), seed)
         transform = _transform(job, dict.fromkeys(group, seen), rotation, settings)
     shown = None if folded is None else folded.extra_repr()
-    apart = _directions(spec, seen.after(folded or transform), settings)
+    apart = _directions(job.rules[group[0]], seen.after(folded or transform))
     return InputStage(transform, _activation(spec, settings), shown, apart)
 
 
-def _directions(spec: Spec, seen: InputStats, settings: Settings) -> Principal | None:
-    """Beside inputs of few bits, and no more than a quarter of their channels."""
-    most = len(seen.moments) // 4
-    count = min(_count(spec, settings), most)
-    return principal(seen.moments, count) if count else None
-
-
-def _count(spec: Spec | None, settings: Settings) -> int:
-    if settings.directions != "auto":
-        return int(settings.directions)
-    return DIRECTIONS if spec is not None and spec.format.bits <= 4 else 0
+def _directions(rule: Rule, seen: InputStats) -> Principal | None:
+    return principal(seen.moments, rule.directions) if rule.directions else None
 
 
 def _activation(spec: Spec, settings: Settings) -> Activation:
@@ -280,10 +308,7 @@ def _moments(
     assert job.step is not None
     transform = folded or (None if stage is None else stage.transform)
     rounded = _as_it_is if stage is None else stage.values
-    counts = torch.stack([job.survey.get(name, torch.ones(job.step.rows)) for name in group]).mean(
-        0
-    )
-    return record.compare(job.step, job.path(group[0]), transform or _as_it_is, rounded, counts)
+    return record.compare(job.step, job.path(group[0]), transform or _as_it_is, rounded)
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -336,6 +361,7 @@ METHOD = Method(
     solve,
     survey=survey,
     options=options,
+    ranks=ranks,
     presets=PRESETS,
     targets=True,
 )

@@ -118,7 +118,8 @@ class Settings(Calibrated):
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
     _check_width(layer, settings)
-    return variant
+    rank = 0 if variant.activation is None else settings.directions
+    return replace(variant, directions=rank)
 
 
 def _check_width(layer: Layer, settings: Settings) -> None:
@@ -187,7 +188,7 @@ def _solve_group(
         weight = job.weight(name).float()
         targets[name] = weight if transform is None else transform.weight(weight)
     if spec is not None:
-        apart = _directions(seen, settings)
+        apart = _directions(seen, job.rules[consumers[0]])
         seen = seen if apart is None else seen.after(apart.rest)
         spec = _activation_spec(spec, seen, targets.values(), settings)
         stage = InputStage(transform, Dynamic(spec), folded, apart)
@@ -197,10 +198,10 @@ def _solve_group(
         job.replace(name, QLinear(packed, job.linear(name).bias, stage, side), target)
 
 
-def _directions(seen: InputStats, settings: Settings) -> Principal | None:
+def _directions(seen: InputStats, rule: Rule) -> Principal | None:
     """An input and a weight apart: components and rest have nothing in common in the second
     moments, nor have the components among themselves, so each column of a side is best alone."""
-    return principal(seen.moments, settings.directions) if settings.directions else None
+    return principal(seen.moments, rule.directions) if rule.directions else None
 
 
 def _rotation(width: int, seed: int, settings: Settings) -> Hadamard | None:
@@ -215,7 +216,7 @@ def _transform(
     job: BlockJob, seen: Mapping[str, InputStats], rotation: Hadamard | None, settings: Settings
 ) -> Transform | None:
     """Section 3.2, for the layers that `seen` names and what each of them reads."""
-    consumers = [job.consumer(name, look, settings.directions) for name, look in seen.items()]
+    consumers = [job.consumer(name, look) for name, look in seen.items()]
     parts: list[Transform] = []
     if settings.smooth is not None:
         parts.append(Smooth(smoothing_scales(*loudness(consumers), settings.smooth)))

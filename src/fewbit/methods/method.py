@@ -16,6 +16,7 @@ from fewbit.calibration import BlockStream, CalibrationSet, Step
 from fewbit.calibration.observe import InputStats, Record, observe
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.layers.linear import QLinear
+from fewbit.layers.side import SIDE
 from fewbit.methods.settings import Calibrated, Common
 from fewbit.models import Attention, Layer, Role
 from fewbit.progress import Track
@@ -25,10 +26,17 @@ from fewbit.transforms.transform import Transform
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of a layer: how its weight is stored and how its input is rounded."""
+    """What becomes of a layer: how its weight is stored, how its input is rounded, and how many
+    of the strongest directions of the input are kept beside it in int8."""
 
     weight: Spec
     activation: Spec | None = None
+    directions: int = 0
+
+    def bytes(self, rows: int, columns: int) -> int:
+        """Of the weight and its side."""
+        side = SIDE.bytes(rows, self.directions) if self.directions else 0
+        return self.weight.bytes(rows, columns) + side
 
 
 @dataclass
@@ -79,20 +87,21 @@ class BlockJob:
                 self.warn(f"the matmuls of {name} stay as they are: {self.odd[name]}")
         return tuple(name for name in self.attending if name not in self.odd)
 
-    def record(self) -> Record:
-        """What each group of layers sees in full precision, by the path of its first."""
+    def record(self, importance: Mapping[str, Tensor]) -> Record:
+        """What each group of layers sees in full precision, by the path of its first;
+        `importance` is how much each row of the calibration counts, by the same."""
         assert self.exact is not None
-        return Record(self.exact, self._widths(), self.seed_of(999))
+        return Record(self.exact, self._widths(), self.seed_of(999), importance)
 
     def _widths(self) -> dict[str, int]:
         firsts = (group[0] for group in self.groups)
         return {self.path(name): self.linear(name).in_features for name in firsts}
 
-    def consumer(self, name: str, seen: InputStats, directions: int = 0) -> Consumer:
+    def consumer(self, name: str, seen: InputStats) -> Consumer:
         """A layer as whoever chooses the transform of its input knows it."""
         rule, weight = self.rules[name], self.weight(name).float()
         formats = rule.weight, rule.activation
-        return Consumer(seen.sample, seen.moments, weight, *formats, directions)
+        return Consumer(seen.sample, seen.moments, weight, *formats, rule.directions)
 
     def can_fold(self, attention: Attention) -> bool:
         """Whether a transform of what attention gives can stand in the weights before it: not where
@@ -190,8 +199,10 @@ class Method:
     changes the whole model in the end, layers of the same kinds in their places, and says whether
     there was anything to do. A calibrated method sees data, and its settings are
     `Calibrated`; one with `targets` also sees what full precision gives: `exact` of its
-    jobs. `options` says what a layer may become under a budget; the survey then gives what is
-    lost in each of them, by the name of the layer and ".losses".
+    jobs. `options` says what a layer of so many columns may become under a budget; the survey then
+    gives what is lost in each of them, by the name of the layer and ".losses". `ranks` says how
+    many directions an input may keep; what is then lost stands by the names of the layers that
+    read it and ".directions".
     """
 
     name: str
@@ -204,7 +215,8 @@ class Method:
     finish: Callable[[ModelJob, Any], bool] | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     targets: bool = False
-    options: Callable[[Rule], tuple[Rule, ...]] | None = None
+    options: Callable[[Rule, int], tuple[Rule, ...]] | None = None
+    ranks: Callable[[Rule, int], tuple[int, ...]] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -213,9 +225,13 @@ class Method:
     def calibrated(self) -> bool:
         return issubclass(self.settings, Calibrated)
 
-    def options_of(self, rule: Rule) -> tuple[Rule, ...]:
+    def options_of(self, rule: Rule, width: int) -> tuple[Rule, ...]:
         """What a layer with this rule may become, where bits are chosen by layer."""
-        return (rule,) if self.options is None else self.options(rule)
+        return (rule,) if self.options is None else self.options(rule, width)
+
+    def ranks_of(self, rule: Rule, width: int) -> tuple[int, ...]:
+        """How many directions an input may keep, where that is chosen too."""
+        return (rule.directions,) if self.ranks is None else self.ranks(rule, width)
 
     def rule_of(self, layer: Layer, variant: Rule, settings: Common) -> Rule | None:
         """The method's own rule, but for the modulation: one row per image, whose input is never

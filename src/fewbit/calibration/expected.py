@@ -1,0 +1,54 @@
+"""What the output of a model is expected to lose where one weight or one input is rounded.
+
+`moments` are the sum of x·xᵀ over all tokens that a layer reads, and `feels` [out] how much the
+output feels a squared error in what the layer gives. GPTQ is not run: an error in a column of its
+result costs no more than the conditional variance of the column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fewbit.formats import Spec
+from fewbit.rounding.clipping import least_error
+from fewbit.rounding.gptq import conditional_variances
+from fewbit.rounding.grid import Grid, round_to_nearest
+from fewbit.transforms.principal import strongest
+from fewbit.transforms.smooth import Smooth, balancing_scales
+
+ROWS = 256  # of a weight, and of a normal input, that are rounded
+
+
+def lost_by_weights(
+    weight: Tensor, specs: Sequence[Spec], moments: Tensor, feels: Tensor
+) -> Tensor:
+    """float32 [specs], of a weight stored as each of them."""
+    costs, every = conditional_variances(moments), -(-len(weight) // ROWS)
+    rows, felt = weight[::every], every * feels[::every]
+    return torch.stack([felt @ (_error(rows, spec).square() @ costs) for spec in specs])
+
+
+def _error(weight: Tensor, spec: Spec) -> Tensor:
+    return round_to_nearest(weight, Grid(spec, weight, least_error)).dequantize() - weight
+
+
+def lost_by_input(
+    weight: Tensor, spec: Spec, ranks: Sequence[int], moments: Tensor, feels: Tensor
+) -> Tensor:
+    """float32 [ranks], of an input that keeps so many directions, ascending: noise that a rotation
+    spreads evenly, as loud as what the directions leave of the smoothed input."""
+    smooth = Smooth(balancing_scales(moments.diagonal().sqrt(), weight.norm(dim=0), 0.5))
+    moments, weight = smooth(smooth(moments).T), smooth.weight(weight)
+    powers, _ = strongest(moments, max(ranks[-1], 1))
+    kept = torch.cat([powers.new_zeros(1), powers.cumsum(0)])[list(ranks)]
+    left = (moments.trace() - kept).clamp(min=0).float()
+    return left * _noise(spec, len(moments)) * (feels @ weight.square().mean(1))
+
+
+def _noise(spec: Spec, width: int) -> float:
+    """The share of a normal input that rounding loses."""
+    x = torch.randn(ROWS, width, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    return float((spec.round(x) - x).square().mean())
