@@ -19,7 +19,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "best balanced": ("best", {"preset": "balanced"}),
     "best four": ("best", {"preset": "four"}),
     "hq-dit w4a8": ("hq-dit", {"bits": "w4a8"}),
-    "hq-dit w4a4": ("hq-dit", {"bits": "w4a4"}),
 }
 
 

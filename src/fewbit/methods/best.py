@@ -81,7 +81,7 @@ VARIANTS = {
 PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"bits": "w4a8", "bits_per_weight": 4.5},
     "small": {"bits": "w3a8", "bits_per_weight": 3.5},
-    "tiny": {"bits": "w2a8"},
+    "tiny": {"bits": "w2a8", "bits_per_weight": 2.5, "sweeps": 5},
     "four": {"bits": "w4a4", "bits_per_weight": 4.7},
     "fp4": {"bits": "nvfp4"},
     "exact": {"bits": "w8a8"},
