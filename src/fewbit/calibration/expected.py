@@ -1,8 +1,9 @@
 """What the output of a model is expected to lose where one weight or one input is rounded.
 
 `moments` are the sum of x·xᵀ over all tokens that a layer reads, and `feels` [out] how much the
-output feels a squared error in what the layer gives. GPTQ is not run: an error in a column of its
-result costs no more than the conditional variance of the column.
+output feels a squared error in what the layer gives. Inputs are thought of as smoothed, so that it
+does not matter how loud a channel is whose weights are as much quieter. GPTQ is not run: an error
+in a column of its result costs no more than the conditional variance of the column.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def lost_by_weights(
     weight: Tensor, specs: Sequence[Spec], moments: Tensor, feels: Tensor
 ) -> Tensor:
     """float32 [specs], of a weight stored as each of them."""
+    weight, moments = _smoothed(weight, moments)
     costs, every = conditional_variances(moments), -(-len(weight) // ROWS)
     rows, felt = weight[::every], every * feels[::every]
     return torch.stack([felt @ (_error(rows, spec).square() @ costs) for spec in specs])
@@ -40,12 +42,16 @@ def lost_by_input(
 ) -> Tensor:
     """float32 [ranks], of an input that keeps so many directions, ascending: noise that a rotation
     spreads evenly, as loud as what the directions leave of the smoothed input."""
-    smooth = Smooth(balancing_scales(moments.diagonal().sqrt(), weight.norm(dim=0), 0.5))
-    moments, weight = smooth(smooth(moments).T), smooth.weight(weight)
+    weight, moments = _smoothed(weight, moments)
     powers, _ = strongest(moments, max(ranks[-1], 1))
     kept = torch.cat([powers.new_zeros(1), powers.cumsum(0)])[list(ranks)]
     left = (moments.trace() - kept).clamp(min=0).float()
     return left * _noise(spec, len(moments)) * (feels @ weight.square().mean(1))
+
+
+def _smoothed(weight: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    smooth = Smooth(balancing_scales(moments.diagonal().sqrt(), weight.norm(dim=0), 0.5))
+    return smooth.weight(weight), smooth(smooth(moments).T)
 
 
 def _noise(spec: Spec, width: int) -> float:
