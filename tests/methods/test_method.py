@@ -13,7 +13,7 @@ from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.layers.linear import QLinear
 from fewbit.methods.method import Method, Rule
-from fewbit.methods.settings import Calibrated, Common, modulation, setting
+from fewbit.methods.settings import Calibrated, Common, modulation, products_in, setting
 
 
 @dataclass(frozen=True)
@@ -136,3 +136,13 @@ def test_a_method_without_data_asks_for_none():
     assert not Method("plain", "", {}, Plain, rule, solve).calibrated
     assert SHRINKING.calibrated
     assert [one.name for one in fields(Plain)] == ["adaln"]
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16", None])
+def test_training_multiplies_in_bf16_where_the_processor_has_it(monkeypatch, flag):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {flag: True})
+    assert products_in("auto", cpu) is (torch.bfloat16 if flag else torch.float32)
+    assert products_in("auto", torch.device("cuda")) is torch.bfloat16
+    assert products_in("bf16", cpu) is torch.bfloat16
+    assert products_in("fp32", torch.device("cuda")) is torch.float32

@@ -38,7 +38,7 @@ from fewbit.layers.attention import QAttention, quantize_attention
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule
-from fewbit.methods.settings import Calibrated, modulation, setting
+from fewbit.methods.settings import Calibrated, modulation, precision, products_in, setting
 from fewbit.models import Layer, Role
 from fewbit.rounding.adaround import Pull, RoundingLinear
 from fewbit.rounding.clipping import least_error, no_clipping
@@ -127,11 +127,7 @@ class Settings(Calibrated):
     warmup: float = setting(
         0.2, least=0, below=1, help="share of the training that passes without the penalty"
     )
-    precision: str = setting(
-        "bf16",
-        allowed=("bf16", "fp32"),
-        help="precision of the products in training",
-    )
+    precision: str = precision()
     adaln: str = modulation("same")
 
     @property
@@ -304,7 +300,7 @@ def _learn(
     assert job.exact is not None
     block = trainable_copy(job.module)
     for name, layer in layers.items():
-        layer.products = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        layer.products = products_in(settings.precision, job.weight(name).device)
         block.set_submodule(job.path(name), layer)
     for name, quantized in matmuls.items():
         quantize_attention(block.get_submodule(job.path(name)), quantized)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+import torch
 
 from fewbit.errors import BadArgument
 
@@ -77,6 +80,29 @@ def modulation(default: str) -> Any:
         allowed=("same", "int8", "keep"),
         help="weights of the modulation linear: as those of the other layers, int8, or kept",
     )
+
+
+def precision() -> Any:
+    """The setting of the precision in which trained blocks multiply, which `products_in` obeys."""
+    return setting(
+        "auto",
+        allowed=("auto", "bf16", "fp32"),
+        help="precision of the products in training; auto: bf16 where the processor has it, as "
+        "GPUs have, else fp32, which is many times as quick there",
+    )
+
+
+def products_in(precision: str, device: torch.device) -> torch.dtype:
+    """What that setting stands for on a device."""
+    is_auto = precision == "auto"
+    has_bf16 = is_auto and (device.type != "cpu" or _processor_has_bf16())
+    return torch.bfloat16 if has_bf16 or precision == "bf16" else torch.float32
+
+
+def _processor_has_bf16() -> bool:
+    """As far as torch tells; older ones do not."""
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @dataclass(frozen=True)

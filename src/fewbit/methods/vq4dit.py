@@ -35,7 +35,7 @@ from fewbit.formats import FORMATS, SCALES, Codebook, QTensor, Spec
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, ModelJob, Rule
-from fewbit.methods.settings import Calibrated, modulation, setting
+from fewbit.methods.settings import Calibrated, modulation, precision, products_in, setting
 from fewbit.models import Layer
 from fewbit.rounding.candidates import VectorLinear
 from fewbit.rounding.vector import vector_quantize
@@ -83,11 +83,7 @@ class Settings(Calibrated):
     freeze_to: float = setting(
         0.7, above=0, help="share of the training after which the last vectors are frozen"
     )
-    precision: str = setting(
-        "bf16",
-        allowed=("bf16", "fp32"),
-        help="precision of the products in training",
-    )
+    precision: str = precision()
     penalty: float = setting(0.0, least=0, help="penalty on ratios that have not decided")
     rate: float = setting(
         1e-2, above=0, help="learning rate of codebooks, in units of their root mean square"
@@ -279,7 +275,7 @@ def _learn(
                 layer.freeze(due)
 
     for layer in layers:
-        layer.products = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        layer.products = products_in(settings.precision, layer.codebook.device)
     groups = [
         Group([layer.codebook for layer in layers], settings.rate),
         Group([layer.logits for layer in undecided], settings.ratio_rate),
