@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from cells import said
 from environment import write_result
 from tiny_classes import CLASSES, Arguments, Tiny
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def main() -> None:
                 (FOUND / f"{name}.json").write_text(json.dumps(cells, indent=1) + "\n")
                 print(f"{name} {recipe}: {said(cells[recipe])}", flush=True)
     classes = {name: cells for name in CLASSES if (cells := _found(name))}
-    print(write_result("census", {"classes": classes}))
+    print(write_result("census", {"recipes": RECIPES, "classes": classes}))
 
 
 def _found(name: str) -> dict[str, Any]:
@@ -126,14 +127,6 @@ def output(model: nn.Module, call: Arguments) -> Tensor:
     """All that the model gives, in one row."""
     given = tensors(model(**call)).values()
     return torch.cat([one.float().flatten() for one in given if one.is_floating_point()])
-
-
-def said(cell: Mapping[str, Any]) -> str:
-    if "db" in cell:
-        return f"{cell['db']:.1f}" if cell["equal"] else "loaded otherwise"
-    if "error" in cell:
-        return f"refused: {cell['error'][:80]}".replace("|", "/").replace("\n", " ")
-    return "BROKEN: " + cell["raw"].strip().splitlines()[-1][:80].replace("|", "/")
 
 
 if __name__ == "__main__":

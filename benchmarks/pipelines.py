@@ -7,8 +7,8 @@ by each recipe (on its own calibration where the recipe needs one), draws, is sa
 by diffusers; the loaded one must draw the same pixels. `evaluate` then holds it against full
 precision on its own scheduler. A cell is the SQNR of the noise prediction in dB, or the error that
 a user would read. What was measured stands in `build/pipelines.json` and is not measured again,
-unless `--again` asks for it. All of it goes into benchmarks/results/pipelines.json, the table
-beside it.
+unless `--again` asks for it. All of it goes into benchmarks/results/pipelines.json, and
+`python benchmarks/reach.py` makes a page of it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from cells import said
 from environment import write_result
 
 import fewbit
@@ -56,10 +57,8 @@ def main() -> None:
                 found[name][recipe] = cell = measured(name, recipe)
                 FOUND.parent.mkdir(exist_ok=True)
                 FOUND.write_text(json.dumps(found, indent=1) + "\n")
-                print(f"{name} {recipe}: {_said(cell)}", flush=True)
-    path = write_result("pipelines", {"pipelines": found})
-    path.with_suffix(".md").write_text(table(found))
-    print(path)
+                print(f"{name} {recipe}: {said(cell)}", flush=True)
+    print(write_result("pipelines", {"recipes": RECIPES, "pipelines": found}))
 
 
 def _asked() -> argparse.Namespace:
@@ -122,30 +121,6 @@ def _pixels(pipe: Any, call: Mapping[str, Any]) -> bytes:
     (picture,) = generate(pipe, seeds=[0], prompts=PROMPTS, steps=STEPS, call=call)
     pixels: bytes = picture.tobytes()
     return pixels
-
-
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [
-        "SQNR of the noise prediction of tiny random pipelines in dB, after each was saved and",
-        "loaded to the same pixels (`benchmarks/pipelines.py`).",
-        "",
-        "| pipeline | networks | layers | " + " | ".join(RECIPES) + " |",
-        "| --- | --- | --- |" + " --- |" * len(RECIPES),
-    ]
-    for name, cells in found.items():
-        first = next(iter(cells.values()))
-        said = [_said(cells[recipe]) if recipe in cells else "" for recipe in RECIPES]
-        counts = first.get("kinds", ""), first.get("layers", "")
-        lines.append(f"| {name} | {counts[0]} | {counts[1]} | " + " | ".join(said) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _said(cell: Mapping[str, Any]) -> str:
-    if "db" in cell:
-        return f"{cell['db']:.1f}" if passed(cell) else "loaded otherwise"
-    if "error" in cell:
-        return f"refused: {cell['error'][:120]}".replace("|", "/").replace("\n", " ")
-    return "BROKEN: " + cell["raw"].strip().splitlines()[-1][:120].replace("|", "/")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from figures import ROOT, command, results, script, threads
 from summary import summary
 
 PAGE = ROOT / "docs" / "measured.md"
+ELSEWHERE = ("census", "pipelines", "published")  # on the page that benchmarks/reach.py writes
 
 HEAD = """\
 # Measured
@@ -90,7 +91,7 @@ def _ratio(ratio: Mapping[str, Any]) -> str:
 
 def _others(found: Mapping[str, Any]) -> Iterator[str]:
     for name, result in found.items():
-        if "figures" in result:
+        if "figures" in result and name not in ELSEWHERE:
             yield from _section(name, result)
             yield from _tables(result["figures"])
     yield (

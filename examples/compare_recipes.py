@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from fewbit.cli import main as fewbit
-from fewbit.pages.images import enlarged, grid
+from fewbit.pages.images import grid
 
 RECIPES = "rtn:w8a8,hq-dit,rtn"
 COLUMNS = 8
@@ -51,7 +51,12 @@ def sheet(folder: Path) -> Image.Image:
 
 def drawn(folder: Path, name: str) -> list[Image.Image]:
     files = sorted((folder / "pictures" / name).glob("*.png"))[:COLUMNS]
-    return [enlarged(Image.open(file), 2) for file in files]
+    return [doubled(Image.open(file)) for file in files]
+
+
+def doubled(picture: Image.Image) -> Image.Image:
+    """Every pixel a square, so that nothing is smoothed over."""
+    return picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
 
 
 if __name__ == "__main__":

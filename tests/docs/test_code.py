@@ -8,7 +8,7 @@ from fewbit.formats import FORMATS
 pytest.importorskip("diffusers")
 
 README, USAGE, ADDING = ROOT / "README.md", ROOT / "docs" / "usage.md", ROOT / "docs" / "adding.md"
-FEWER_SAMPLES = 'preset="fast"', "calibration=fewbit.Calibration(8, steps=4)"
+FEWER_SAMPLES = 'preset="balanced"', "preset='balanced', calibration=fewbit.Calibration(8, steps=4)"
 CODE = [(path, number) for path in (README, USAGE, ADDING)
         for number in range(len(blocks(path, "python")))]  # fmt: skip
 

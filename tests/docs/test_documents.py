@@ -95,10 +95,11 @@ def test_figures_are_those_that_were_measured(path):
         assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d])", measured), figure
 
 
-def test_the_page_of_figures_is_what_the_results_say():
-    page = script("benchmarks/report.py")["page"]()
-    found = (ROOT / "docs" / "measured.md").read_text()
-    assert found == page, "bring it up to date: python benchmarks/report.py"
+@pytest.mark.parametrize(("page", "by"), [("measured", "report"), ("models", "reach")])
+def test_a_page_of_figures_is_what_the_results_say(page, by):
+    expected = script(f"benchmarks/{by}.py")["page"]()
+    found = (ROOT / "docs" / f"{page}.md").read_text()
+    assert found == expected, f"bring it up to date: python benchmarks/{by}.py"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=name)

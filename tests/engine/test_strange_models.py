@@ -115,3 +115,19 @@ def test_a_convolution_with_a_hook_stays():
     model(**call)
     assert seen == [1]
     assert model.transformer_blocks[0].ff.conv_point is convolution
+
+
+def test_blocks_that_are_never_called_are_named():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(16, 16)}) for _ in range(2))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block["up"](x)
+            return x
+
+    spec = ModelSpec("blocks", {"up": "fc1"})
+    with pytest.raises(BadCalibration, match=r"none of the blocks of Bare .*neither blocks\.0"):
+        quantize(Bare(), spec=spec, calibration=[{"x": torch.ones(1, 2, 16)}])

@@ -11,7 +11,7 @@ from fewbit.engine.decibel import sqnr
 from fewbit.engine.recipe import Recipe
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import MXFP4
-from fewbit.methods.best import METHOD, VARIANTS
+from fewbit.methods.best import METHOD, VARIANTS, _counts
 from fewbit.models import Layer, Role
 
 pytest.importorskip("diffusers")
@@ -196,3 +196,9 @@ def test_a_width_without_a_rotation_is_smoothed_or_left():
     exact = through(model, items)
     fewbit.quantize(model, "best", spec=TOWER, calibration=items, progress=False)
     assert sqnr(exact, through(model, items)) > 25
+
+
+def test_rows_of_a_layer_that_nothing_feels_count_alike():
+    when = torch.tensor([0, 0, 1])
+    assert _counts(torch.zeros(2, 4), when).tolist() == [1, 1, 1]
+    assert _counts(torch.tensor([[1.0], [3.0]]), when).tolist() == [0.5, 0.5, 1.5]

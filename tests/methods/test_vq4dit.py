@@ -221,24 +221,23 @@ def test_weights_that_are_no_numbers_are_refused(small):
         quantize(model)
 
 
-def test_columns_that_vectors_do_not_divide_are_refused_by_layer():
+def test_a_layer_whose_columns_no_vectors_fit_gets_int8():
     from fewbit import ModelSpec
 
     class Tower(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.blocks = torch.nn.ModuleList(
-                torch.nn.ModuleDict({"up": torch.nn.Linear(30, 30)}) for _ in range(2)
-            )
+            storeys = (torch.nn.Sequential(torch.nn.Linear(30, 30)) for _ in range(2))
+            self.blocks = torch.nn.ModuleList(storeys)
 
         def forward(self, hidden_states):
             for block in self.blocks:
-                hidden_states = block["up"](hidden_states)
+                hidden_states = block(hidden_states)
             return hidden_states
 
-    spec = ModelSpec("blocks", {"up": "fc1"})
-    with pytest.raises(BadArgument, match=r"blocks\.0\.up: vectors of 4 do not divide 30 columns"):
-        quantize(Tower(), spec=spec, calibration=[{"hidden_states": torch.zeros(1, 2, 30)}])
+    model, spec = Tower(), ModelSpec("blocks", {"0": "fc1"})
+    report = quantize(model, spec=spec, calibration=[{"hidden_states": torch.ones(1, 2, 30)}])
+    assert {layer.weight for layer in report.layers} == {"int8/row/fp32"}
 
 
 def test_equal_weights_are_no_trouble(small):

@@ -49,6 +49,7 @@ def test_the_linear_of_a_convolution_gives_what_it_gives(convolution, shape):
     expected = model.blocks[0](x)
     with shown(model):
         assert isinstance(model.blocks[0].mix, Pointwise)
+        assert model.blocks[0].mix.out_channels == 12  # as some forwards ask
         assert torch.allclose(model.blocks[0](x), expected, atol=1e-5)
     assert model.blocks[0].mix is convolution
 

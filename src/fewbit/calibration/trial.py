@@ -55,6 +55,11 @@ def try_out(
             found = {name: why for name, one in watched.items() if (why := one.oddity())}
             odd = {**found, **odd}
     running = tuple(name for name in ran if name in set(blocks))
+    if not running:
+        raise BadCalibration(
+            f"none of the blocks of {type(model).__name__} is called as a module in its forward, "
+            f"neither {blocks[0]} nor another; allowed in blocks: modules whose forward runs"
+        )
     reached = {name for name in linears if name in ran and _inside(name, running)}
     return Trial(running, frozenset(linears) - reached, odd)
 

@@ -159,8 +159,9 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
 
 
 def _counts(felt: Tensor, when: Tensor, emphasis: float = 1.0) -> Tensor:
-    """How much each row counts whose time group is `when`; 1 on average over the groups."""
-    means = felt.mean(1).pow(emphasis)
+    """How much each row counts whose time group is `when`; 1 on average over the groups. Rows of a
+    layer that the output does not feel at all count alike."""
+    means = felt.mean(1).pow(emphasis) if felt.any() else torch.ones(len(felt))
     return (means / means.mean().clamp(min=SMALLEST))[when]
 
 

@@ -126,6 +126,9 @@ class Settings(Calibrated):
 
 
 def rule(layer: Layer, variant: Rule, settings: Settings) -> Rule:
+    """The variant; a layer whose columns no vectors fit gets int8."""
+    if layer.shape[1] % variant.weight.format.columns_per_code:
+        return Rule(Spec(FORMATS["int8"]), variant.activation)
     spec = replace(variant.weight, format=variant.weight.format.for_size(*layer.shape))
     if settings.row_scales:
         spec = replace(spec, span="row", scale=SCALES["fp16"])
@@ -147,7 +150,7 @@ def solve(job: BlockJob, settings: Settings) -> None:
         layers[name] = VectorLinear(start, bias, stages[name])
         if settings.scope == "block" and settings.candidates > 1:
             _consider(layers[name], weight, moments[name], settings)
-    if settings.scope == "block" and settings.steps:
+    if layers and settings.scope == "block" and settings.steps:
         _calibrate(job, layers, settings)
     for number, (name, layer) in enumerate(layers.items()):
         weight = job.weight(name)

@@ -22,6 +22,7 @@ from fewbit.models.lists import candidates
 LEAST_SIDE = 8  # of a matrix: what is smaller is a table of shifts or the like
 SIDES = 3  # of a table of matrices
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TOLD = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 _MATRICES = "_matrices"
 _OF = "_reads_matrices"
 _NAME = re.compile(rf"(.+)\.linear|(.+){_MATRICES}\.\d+")
@@ -88,6 +89,8 @@ class Pointwise(nn.Module):
         super().__init__()
         self.kind: Any = type(convolution)
         self.axis = -len(convolution.kernel_size) - 1
+        for name in _TOLD:
+            setattr(self, name, getattr(convolution, name))
         weight = convolution.weight.detach().flatten(1)
         self.linear = _linear(weight, convolution.bias, convolution.training)
         self.training = convolution.training
