@@ -15,7 +15,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no transforms": {"transform": "none"},
     "no compensation": {"compensate": False},
     "no bias": {"bias": False},
-    "timesteps alike": {"emphasis": 0.0},
+    "timesteps weighed": {"emphasis": 1.0},
     "no clip": {"clip": False},
     "no descent": {"sweeps": 0},
     "adaLN int8": {"adaln": "int8"},

@@ -108,7 +108,7 @@ class Settings(Budgeted):
     compensate: bool = setting(True, help="a layer makes up for the errors of what comes before it")
     bias: bool = setting(True, help="a bias makes up for what rounding changes on average")
     emphasis: float = setting(
-        1.0,
+        0.0,
         least=0,
         help="timesteps count by what an error there does to the output, to this power; 0: alike",
     )
