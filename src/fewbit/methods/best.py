@@ -59,6 +59,7 @@ STRENGTHS = (0.25, 0.5, 0.75)  # of the smoothing, beside none
 WIDTHS = ("book2", "book3", "book4", "int5", "int6", "int8")  # from which a budget chooses
 DIRECTIONS = 16
 RANKS = (0, 8, 16, 24, 32, 48, 64, 96, 128)  # from which a budget chooses
+STEADY = 4  # what an error of the modulation costs more: it is one for all tokens and many steps
 LEAST_PART = 3  # of an input's channels: no more directions
 GROUP = 32  # columns of a weight that share a scale
 SPANS = (GROUP, 24, 16)  # what stands for it
@@ -186,7 +187,8 @@ def _losses(
             feels = felt[name].mean(0) if name in felt else torch.zeros(len(weight))
             width = weight.shape[1]
             specs, counts = [one.weight for one in options(rule, width)], ranks(rule, width)
-            yield f"{name}.losses", lost_by_weights(weight, specs, moments, feels)
+            times = STEADY if rule.activation is None else 1
+            yield f"{name}.losses", times * lost_by_weights(weight, specs, moments, feels)
             if rule.activation is not None:
                 lost = lost_by_input(weight, rule.activation, counts, moments, feels)
                 yield f"{name}.directions", lost
