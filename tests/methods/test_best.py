@@ -202,3 +202,27 @@ def test_rows_of_a_layer_that_nothing_feels_count_alike():
     when = torch.tensor([0, 0, 1])
     assert _counts(torch.zeros(2, 4), when).tolist() == [1, 1, 1]
     assert _counts(torch.tensor([[1.0], [3.0]]), when).tolist() == [0.5, 0.5, 1.5]
+
+
+def test_under_a_budget_an_error_of_the_modulation_counts_for_more(small, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def losses(steady):
+        seen = {}
+
+        def look(plan, surveyed, budget):
+            seen.update(surveyed)
+            raise Enough
+
+        monkeypatch.setattr("fewbit.methods.best.STEADY", steady)
+        monkeypatch.setattr("fewbit.engine.run.allocate", look)
+        with pytest.raises(Enough):
+            quantize(small(), bits_per_weight=4.5)
+        return {name: lost for name, lost in seen.items() if name.endswith(".losses")}
+
+    once, more = losses(1), losses(4)
+    for name, lost in once.items():
+        factor = 4 if "norm1.linear" in name else 1
+        assert torch.allclose(more[name], factor * lost)
+    assert any("norm1.linear" in name for name in once)
