@@ -1,11 +1,30 @@
-"""What became of a model in a recipe: one cell of a table, in words."""
+"""What became of a model in a recipe: one cell of a table, and the same in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from environment import commit
+
+import fewbit
+
 LONGEST = 100  # characters of an error
+
+
+def cell_of(through: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What it gives, or the error of fewbit's or of another that it ends in; the seconds, and the
+    commit, since a table may be filled in several runs."""
+    started = time.perf_counter()
+    try:
+        cell = through()
+    except fewbit.FewbitError as error:
+        cell = {"error": str(error)}
+    except Exception:  # the cell tells it; the table goes on
+        cell = {"raw": traceback.format_exc(limit=-4)}
+    return {**cell, "seconds": round(time.perf_counter() - started, 1), "commit": commit()}
 
 
 def said(cell: Mapping[str, Any]) -> str:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-import traceback
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -24,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from cells import said
+from cells import cell_of, said
 from environment import write_result
 from tiny_classes import CLASSES, Arguments, Tiny
 from torch import Tensor, nn
@@ -78,14 +76,7 @@ def _asked() -> argparse.Namespace:
 
 def measured(name: str, recipe: str) -> dict[str, Any]:
     """What became of one class in one recipe."""
-    started = time.perf_counter()
-    try:
-        cell = _through(CLASSES[name], name, recipe)
-    except fewbit.FewbitError as error:
-        cell = {"error": str(error)}
-    except Exception:  # a cell tells it; the census goes on
-        cell = {"raw": traceback.format_exc(limit=-4)}
-    return {**cell, "seconds": round(time.perf_counter() - started, 1)}
+    return cell_of(lambda: _through(CLASSES[name], name, recipe))
 
 
 def passed(cell: Mapping[str, Any]) -> bool:

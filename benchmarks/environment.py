@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": _git("rev-parse", "--short", "HEAD"),
+        "commit": commit(),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src")),
     }
 
@@ -32,6 +32,10 @@ def write_result(name: str, figures: Any) -> Path:
     content = {"environment": environment(), "figures": figures}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def commit() -> str:
+    return _git("rev-parse", "--short", "HEAD")
 
 
 def _cpu() -> str:

@@ -1,6 +1,6 @@
 """Thousands of artefacts of all recipes, each broken in one way: what comes of loading them.
 
-python benchmarks/hostile.py               7,000; killed, the same call goes on where it was
+python benchmarks/hostile.py               7,000; killed, it goes on where it was at that commit
 python benchmarks/hostile.py --only 123    one of them, with its traceback
 
 An artefact must load as it was, or be refused in a sentence. One whose checksums were made to fit
@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
-from environment import RESULTS, write_result
+from environment import RESULTS, commit, write_result
 from torch import Tensor
 
 import fewbit
@@ -66,7 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--only", type=int)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "fewbit_hostile")
+    place = Path(tempfile.gettempdir()) / f"fewbit_hostile_{commit()}"
+    parser.add_argument("--work", type=Path, default=place)
     options = parser.parse_args()
     torch.set_num_threads(1)
     wholes = made(options.work / "whole")

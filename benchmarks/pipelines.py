@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-import traceback
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -25,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cells import said
+from cells import cell_of, said
 from environment import write_result
 
 import fewbit
@@ -71,14 +69,7 @@ def _asked() -> argparse.Namespace:
 
 def measured(name: str, recipe: str) -> dict[str, Any]:
     """What became of one pipeline in one recipe."""
-    started = time.perf_counter()
-    try:
-        cell = _through(name, recipe)
-    except fewbit.FewbitError as error:
-        cell = {"error": str(error)}
-    except Exception:  # a cell tells it; the others go on
-        cell = {"raw": traceback.format_exc(limit=-4)}
-    return {**cell, "seconds": round(time.perf_counter() - started, 1)}
+    return cell_of(lambda: _through(name, recipe))
 
 
 def passed(cell: Mapping[str, Any]) -> bool:

@@ -62,11 +62,17 @@ def page() -> str:
     found = results()
     parts = [HEAD]
     for name, (head, rows) in TABLES.items():
-        where = found[name]["environment"]
-        told = f"{where['date']}, {where['cpu']}, commit {where['commit']}"
+        where, figures = found[name]["environment"], found[name]["figures"]
+        told = f"{where['date']}, {where['cpu']}, commit {_commits(figures) or where['commit']}"
         parts += [head, f"`python benchmarks/{name}.py`, {told}.\n"]
-        parts.append(table(*rows(found[name]["figures"])))
+        parts.append(table(*rows(figures)))
     return "\n".join(parts)
+
+
+def _commits(figures: Mapping[str, Any]) -> str:
+    """Those at which the cells were measured, if cells are what there is."""
+    rows = figures.get("classes") or figures.get("pipelines") or {}
+    return " and ".join(sorted({c["commit"] for cells in rows.values() for c in cells.values()}))
 
 
 def _published(figures: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

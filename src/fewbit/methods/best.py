@@ -10,10 +10,8 @@ Compensation  layers are solved in the order in which they run, each on what the
               (GPTAQ; Li et al., 2025), and its bias for what they change on average.
 Rounding      GPTQ, the scale of a group chosen by how loud the inputs are that it meets; then every
               column once more, given all others (QuantEase; Behdin et al., 2023).
-Time          a timestep counts by what an error there does to the output of the model: for
-              transforms and directions as for rounding.
 Budget        under one, each layer gets the bits, and each input of 4 bits the directions, with
-              which that output loses least.
+              which the output of the model loses least.
 
 The parts are shared with other methods: `transforms.fit`, `calibration.moments`, `rounding.gptq`,
 `rounding.descent`. What each of them brings is in studies/best_ablation.py.
@@ -144,8 +142,8 @@ def _count(spec: Spec | None, width: int, settings: Settings) -> int:
 
 
 def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
-    """How much each row of the calibration counts for each layer: what an error of the layer at
-    that timestep does to the output of the model, its mean square."""
+    """What layers and inputs lose in their options, where a budget chooses among them; and where
+    timesteps do not count alike, how much each row of the calibration counts for each layer."""
     budget = settings.size is not None or settings.bits_per_weight is not None
     if not (settings.emphasis or budget):
         return {}
@@ -155,8 +153,10 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
     linears = {name: job.model.get_submodule(name) for name in job.layers}
     blocks = [job.model.get_submodule(name) for name in job.blocks]
     felt = squared_gradients(job.model, linears, {}, blocks, job.data, when, job.seed, job.track)
-    counts = {name: _counts(one, when, settings.emphasis) for name, one in felt.items()}
-    return {**counts, **(dict(_losses(job, felt, when)) if budget else {})}
+    found = dict(_losses(job, felt, when)) if budget else {}
+    if settings.emphasis:
+        found |= {name: _counts(one, when, settings.emphasis) for name, one in felt.items()}
+    return found
 
 
 def _counts(felt: Tensor, when: Tensor, emphasis: float = 1.0) -> Tensor:
