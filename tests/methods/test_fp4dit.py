@@ -190,11 +190,14 @@ def test_an_image_does_not_depend_on_its_batch(small, monkeypatch):
     monkeypatch.setenv("FEWBIT_BACKEND", "reference")
     model = small()
     quantize(model)
-    given = RowSet.from_items(rows(4, seed=9))
+    given, others = (dict(RowSet.from_items(rows(4, seed=seed)).take(range(4))) for seed in (9, 10))
+    # as many mates as before, so that every sum keeps its order and the bits can be equal
+    mixed = {name: value.clone() for name, value in others.items()}
+    for name, value in given.items():
+        mixed[name][2] = value[2]
     with torch.no_grad():
-        together = model(**given.take(range(4))).sample
-        alone = model(**given.take([2])).sample
-    assert sqnr(together[2:3], alone) > 100
+        among, elsewhere = (model(**rows)[0][2] for rows in (given, mixed))
+    assert torch.equal(among, elsewhere)
 
 
 @pytest.mark.parametrize("family", small_models.FAMILIES)
