@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install native demo test quick lowest lint docs clean
+.PHONY: install native demo test quick lowest peers lint docs clean
 
 install: $(VENV)/.installed
 
@@ -52,6 +52,19 @@ lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) \
 		-k "not group_offload and not packed_single_file"
 
+# Other systems to compare with, each at the version that the committed figures are of.
+PEERS := $(VENV)-peers
+
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/bin/python -m pip install --quiet "torch==2.13.0"
+	$(PEERS)/bin/python -m pip install --quiet --editable ".[diffusers]" \
+		"orbitquant==0.15.0" "comfy-kitchen==0.2.40" "sdnq==0.2.8" "nncf==3.4.0" "openvino==2026.4.1"
+	touch $@
+
 # The site of the documents, with the Python reference, in build/site; in an environment of its own,
 # which needs neither torch nor diffusers.
 SITE := $(VENV)-docs
@@ -73,4 +86,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(SITE) demo-output build
+	rm -rf $(VENV) $(LOWEST) $(PEERS) $(SITE) demo-output build

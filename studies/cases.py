@@ -1,6 +1,6 @@
 """What the studies of slow recipes share: each setting is run and measured once, and kept.
 
-A killed study goes on where it was; delete `studies/cache` to measure everything anew.
+A killed study goes on where it was, as long as the package is the same.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from fewbit.demo.check_shapes import recognised
 from fewbit.engine.recipe import Recipe
 
 CACHE = Path(__file__).parent / "cache"
+CODE = Path(fewbit.__file__).parent
+SOURCES = {".py", ".cpp", ".inc", ".h"}
 SAMPLES, JUDGED, SHOWN = 512, 240, 2
 PLAIN = {"steps": 0, "weighted": False, "row_scales": False}
 
@@ -93,13 +96,20 @@ def _quantized(recipe: str, demo: str, workdir: Path, settings: dict[str, Any]) 
 def once(what: str, key: Any, find: Callable[[Path], Any]) -> Any:
     """`find` is given a place for what it would not want to compute twice."""
     CACHE.mkdir(exist_ok=True)
-    place = CACHE / sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    place = CACHE / sha256(json.dumps([key, _code()], sort_keys=True).encode()).hexdigest()[:16]
     file = place.with_suffix(f".{what}.json")
     if not file.exists():
         found = find(place)
         file.write_text(json.dumps(found))
         print(what, found, flush=True)
     return json.loads(file.read_text())
+
+
+@cache
+def _code() -> str:
+    """The digest of the package's sources."""
+    files = sorted(file for file in CODE.rglob("*") if file.suffix in SOURCES)
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def key_of(recipe: str | None, demo: str, settings: dict[str, Any]) -> list[Any]:

@@ -15,8 +15,7 @@ from click.testing import CliRunner
 
 import fewbit
 from fewbit.cli import main
-from fewbit.errors import BadArgument, FewbitError
-from fewbit.printable import printable
+from fewbit.errors import BadArgument, FewbitError, printable
 from fewbit.progress import Meter
 
 EVIL = "a\x1b]0;owned\x07b\x9bc\x7fd‮e\r"

@@ -1,6 +1,6 @@
 """Every way fewbit says no. Each message is one sentence: what, where, got, allowed."""
 
-from fewbit.printable import printable
+from __future__ import annotations
 
 
 class FewbitError(Exception):
@@ -35,3 +35,17 @@ class BadOutput(FewbitError):
 
 class DiskFull(BadOutput):
     """A file system, a quota or a file size limit that has no room for what was to be written."""
+
+
+def printable(text: str) -> str:
+    """The text with control, format and lone surrogate characters spelled as \\uXXXX.
+
+    Line breaks and tabs stay. A terminal executes the others, or shows what follows them elsewhere.
+    The spelling is also that of JSON, so a printed table stays one.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else _spelled(c) for c in text)
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self, TextIO, TypeVar
 
-from fewbit.printable import printable
+from fewbit.errors import printable
 
 T = TypeVar("T")
 Track = Callable[[Sequence[range]], Iterable[range]]  # gives minibatches again, and shows how far

@@ -106,11 +106,11 @@ def test_a_budget_is_given_in_megabytes_or_bits():
 
 
 def test_a_real_process_refuses_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "fewbit.cli", "generate", "nowhere"]
+    command = [sys.executable, "-m", "fewbit", "generate", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: Missing option '--output'. Try `python -m fewbit.cli generate --help`.\n"
+        "error: Missing option '--output'. Try `python -m fewbit generate --help`.\n"
     )
     assert not list(tmp_path.iterdir())
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from fewbit.printable import printable
+from fewbit.errors import printable
 
 
 def say(text: object, err: bool = False) -> None:

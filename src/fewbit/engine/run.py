@@ -32,14 +32,13 @@ from fewbit.engine.recipe import Recipe
 from fewbit.engine.report import LayerReport, Report, together
 from fewbit.engine.source import PASSES, Asked, asked_by, note_of, source_of
 from fewbit.engine.workdir import BlockDone, Workdir, alone_in
-from fewbit.errors import BadArgument, BadCalibration, BadModel
+from fewbit.errors import BadArgument, BadCalibration, BadModel, printable
 from fewbit.files import checked_path, keeping
 from fewbit.layers.bind import bind, unbind
 from fewbit.layers.offload import refuse_empty
 from fewbit.methods.method import BlockJob, Method, ModelJob
 from fewbit.models import SPEC, Component, Layer, components_of
 from fewbit.models.hidden import shown
-from fewbit.printable import printable
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries
 from fewbit.storage.provenance import LARGEST_SEED, Provenance, mark, source_sha256

@@ -1,4 +1,4 @@
-"""python -m fewbit.cli"""
+"""python -m fewbit"""
 
 import sys
 
