@@ -4,15 +4,19 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
+from small_dit import bits_of
 
 import fewbit
-from fewbit.errors import BadCalibration
+from fewbit.errors import BadCalibration, BadModel, BrokenFile
 from fewbit.layers.linear import QLinear
 
 diffusers = pytest.importorskip("diffusers")
 
 import tiny_pipelines  # noqa: E402
+
+from fewbit.diffusers.while_loading import Rounding  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,6 +149,63 @@ def test_it_is_quantized_while_its_pipeline_is_loaded(tmp_path):
     loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "small")
     assert packed(loaded.text_encoder) == names
     assert torch.equal(output(loaded.text_encoder), output(pipe.text_encoder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_while_loading_is_the_same_as_afterwards(name, dtype, tmp_path):
+    encoder(name).save_pretrained(tmp_path)
+    read = type(encoder(name)).from_pretrained
+    config = fewbit.FewbitConfig("rtn", bits="w4a4")
+    loaded = read(tmp_path, dtype=dtype, quantization_config=config)
+    expected = read(tmp_path, dtype=dtype)
+    fewbit.quantize(expected, "rtn", bits="w4a4", progress=False)
+    assert packed(loaded) == packed(expected)
+    assert bits_of(loaded) == bits_of(expected)
+    assert torch.equal(output(loaded), output(expected))
+    assert loaded.fewbit == expected.fewbit
+
+
+def test_no_more_than_one_group_is_there_in_full_precision(tmp_path, monkeypatch):
+    encoder().save_pretrained(tmp_path)
+    take, there = Rounding.take, []
+
+    def watched(rounding, *given):
+        done = take(rounding, *given)
+        layers = [rounding.model.get_submodule(name) for name in rounding.plan.rules]
+        there.append(sum(not isinstance(a, QLinear) and not a.weight.is_meta for a in layers))
+        return done
+
+    monkeypatch.setattr(Rounding, "take", watched)
+    model = type(encoder()).from_pretrained(tmp_path, quantization_config=fewbit.FewbitConfig())
+    assert len(there) == len(packed(model)) == 14
+    assert max(there) == 2  # of q, k and v, until the third has come
+    assert there[-1] == 0
+
+
+def test_a_weight_that_the_checkpoint_lacks_is_named(tmp_path):
+    encoder().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    lost = next(name for name in tensors if name.endswith("SelfAttention.k.weight"))
+    del tensors[lost]
+    safetensors.torch.save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(BrokenFile, match=f"lacks the weight of {lost.removesuffix('.weight')}"):
+        type(encoder()).from_pretrained(tmp_path, quantization_config=fewbit.FewbitConfig())
+
+
+def test_a_network_without_blocks_is_refused_with_the_way_out(tmp_path):
+    tiny_pipelines.make("chroma").save_pretrained(tmp_path)
+    config = diffusers.PipelineQuantizationConfig("fewbit", {"recipe": "rtn"})
+    said = r"AutoencoderKL has no .* components_to_quantize="
+    with pytest.raises(BadModel, match=said) as refused:
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path, quantization_config=config)
+    assert len(str(refused.value)) < 300
+    config.components_to_quantize = ["transformer", "text_encoder"]
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path, quantization_config=config)
+    assert packed(pipe.transformer)
+    assert packed(pipe.text_encoder)
+    assert not packed(pipe.vae)
 
 
 def test_a_recipe_that_needs_data_is_refused_while_loading(tmp_path):

@@ -22,13 +22,11 @@ from torch import Tensor
 import fewbit.diffusers.writing  # noqa: F401
 from fewbit.diffusers.configuration import SAID
 from fewbit.diffusers.registration import when_imported
-from fewbit.engine.plan import Plan, make_plan
+from fewbit.diffusers.while_loading import Rounding
 from fewbit.engine.recipe import Recipe
-from fewbit.errors import BadArgument, BadCalibration, BrokenFile
+from fewbit.errors import BadArgument, BrokenFile
 from fewbit.layers.bind import bind
 from fewbit.layers.dequantize import dequantize_layers
-from fewbit.models import SPEC, ModelSpec
-from fewbit.models.hidden import is_shown, show_at, shown
 from fewbit.storage.blueprint import by_name, stored_as_is
 from fewbit.storage.folder import put
 from fewbit.storage.manifest import (
@@ -37,11 +35,10 @@ from fewbit.storage.manifest import (
     manifest_of,
     quantization_config,
 )
-from fewbit.storage.provenance import Provenance, source_sha256, when_marked
+from fewbit.storage.provenance import Provenance, when_marked
 from fewbit.storage.reader import Artefact
 from fewbit.storage.spec_file import KEY as SPEC_KEY
 from fewbit.storage.spec_file import Given, as_stored, spec_from, stored_spec
-from fewbit.storage.tensors import digest
 from fewbit.version import __version__
 
 OURS_LATER = "fewbit.diffusers.text_encoders"  # has the class that stands for FewbitConfig there
@@ -95,6 +92,10 @@ class FewbitConfig(QuantizationConfigMixin):
     def as_recipe(self) -> Recipe:
         return Recipe.make(self.recipe["method"], self.recipe["bits"], self.recipe["settings"])
 
+    def rounding(self) -> Rounding:
+        """What it asks for while a plain model is loaded."""
+        return Rounding(self.as_recipe(), self.modules_to_not_convert, self.spec)
+
     def to_dict(self) -> dict[str, Any]:
         said = {**super().to_dict(), "quant_method": self.quant_method.value}
         return {name: value for name, value in said.items() if name != SPEC_KEY or value}
@@ -111,11 +112,11 @@ class FewbitQuantizer(DiffusersQuantizer):
 
     quantization_config: FewbitConfig
     model: Any
-    work: _Reading | _Rounding | None  # what is to be done while loading, gone afterwards
+    work: _Reading | Rounding | None  # what is to be done while loading, gone afterwards
 
     def __init__(self, quantization_config: FewbitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.work = None if self.pre_quantized else _Rounding.asked_by(quantization_config)
+        self.work = None if self.pre_quantized else quantization_config.rounding()
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
         """diffusers writes what goes to disk in the model's dtype, before anybody can check it."""
@@ -155,7 +156,7 @@ class FewbitQuantizer(DiffusersQuantizer):
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         if self.work is None:  # from_single_file, which never says that a model is not quantized
             _refuse_packed(state_dict)
-            self.work = _Rounding.asked_by(self.quantization_config)
+            self.work = self.quantization_config.rounding()
         return self.work.state_dict(state_dict)
 
     def check_if_quantized_param(
@@ -265,52 +266,6 @@ class _Reading:
         return torch.float32 if exempt else dtype
 
 
-class _Rounding:
-    """Quantizing while loading: layers that read one tensor, as soon as all of them have come."""
-
-    def __init__(self, recipe: Recipe, keep: Sequence[str], spec: ModelSpec | None) -> None:
-        self.recipe, self.keep, self.spec = recipe, keep, spec
-        self.sources: dict[str, str] = {}
-
-    @classmethod
-    def asked_by(cls, config: FewbitConfig) -> _Rounding:
-        recipe = config.as_recipe()
-        refuse_calibrated(recipe)
-        return cls(recipe, config.modules_to_not_convert, spec_from(config.spec))
-
-    def begin(self, model: Any, keep_in_fp32: Sequence[str]) -> None:
-        self.model = model
-        with shown(model):
-            whole = make_plan(model, self.recipe, self.spec, allow_unknown=False)
-        self.plan = without(whole, self.keep)
-        self.modules = by_name(model)
-
-    def state_dict(self, mapped: dict[str, Any]) -> dict[str, Any]:
-        return mapped
-
-    def claims(self, name: str) -> bool:
-        return name.removesuffix(".weight") in self.plan.rules
-
-    def take(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
-        """Cast first: the same as loading in that dtype and quantizing then."""
-        put(self.modules, name, tensor.to(dtype))
-        self._solve(name.removesuffix(".weight"))
-
-    def _solve(self, layer: str) -> None:
-        self.sources[layer] = digest(self.model.get_submodule(layer).weight.detach())
-        job = self.plan.job_of_group(self.model, layer)
-        if not any(job.linear(one).weight.is_meta for one in job.rules):
-            self.recipe.method.solve(job, self.recipe.settings)
-
-    def finish(self) -> Provenance:
-        for layer in [name for name in self.plan.rules if name not in self.sources]:
-            if not (show_at(self.model, layer) or is_shown(self.model, layer)):
-                raise BrokenFile(f"the checkpoint lacks the weight of {layer}")
-            self._solve(layer)
-        setattr(self.model, SPEC, self.plan.structure.spec)
-        return Provenance(self.recipe.to_dict(), 0, source_sha256(self.sources), __version__)
-
-
 def attach(model: Any) -> None:
     """Make a model of diffusers that was quantized or read by fewbit one that it can save."""
     if not hasattr(model, "register_to_config"):
@@ -324,33 +279,12 @@ def attach(model: Any) -> None:
     model.register_to_config(**{SAID: config})
 
 
-def without(plan: Plan, keep: Sequence[str]) -> Plan:
-    """Names and patterns of layers, or of modules that hold layers."""
-    for pattern in keep:
-        kept = plan.without([pattern, f"{pattern}.*", f"*.{pattern}", f"*.{pattern}.*"])
-        if len(kept.rules) == len(plan.rules):
-            raise BadArgument(
-                f"modules_to_not_convert names {pattern!r}, but no layer to be quantized is "
-                f"called so; a layer: {next(iter(plan.rules), 'none is left')}"
-            )
-        plan = kept
-    return plan
-
-
 def _refuse_no_configuration(recipe: object, others: Mapping[str, Any]) -> None:
     if not isinstance(recipe, Mapping):
         raise BadArgument(f"the recipe of a quantization_config is a table, got {recipe!r:.80}")
     taken = [name for name in others if hasattr(FewbitConfig, name)]
     if taken:
         raise BadArgument(f"a quantization_config cannot hold {taken[0][:80]!r}")
-
-
-def refuse_calibrated(recipe: Recipe) -> None:
-    if recipe.method.calibrated:
-        raise BadCalibration(
-            f"{recipe.method} needs calibration and cannot be applied while loading; load the "
-            f'pipeline, call fewbit.quantize(pipe, "{recipe.method}"), then pipe.save_pretrained'
-        )
 
 
 def _refuse_packed(state_dict: Mapping[str, Any]) -> None:

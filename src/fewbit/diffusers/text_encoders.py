@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from fewbit.diffusers.plugin import FewbitConfig
+    from fewbit.diffusers.while_loading import Rounding
     from fewbit.storage.reader import Artefact
 
 
@@ -36,41 +36,82 @@ class LateConfig:
 
 
 class TextQuantizer(HfQuantizer):
-    """Reads an artefact, or quantizes a plain model when it has been loaded; writes artefacts."""
+    """Reads an artefact, or quantizes a plain model while it is loaded; writes artefacts."""
 
     quantization_config: FewbitConfig
     artefact: Artefact | None = None
-    derived: Mapping[str, torch.Tensor]  # what no file holds of the quantized layers
+    rounding: Rounding | None = None
+    derived: dict[str, torch.Tensor]  # what no file holds of the quantized layers
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> Any:
+        from fewbit.layers.packed_weight import PackedWeight
+
+        PackedWeight._is_hf_initialized = True  # type: ignore[attr-defined]  # not at random
+        self.derived = {}
+        if self.pre_quantized:
+            self._expect([Path(file) for file in checkpoint_files or ()], model)
+        else:
+            self.rounding = self.quantization_config.rounding()
+            self.rounding.begin(model)
+        return model
+
+    def _expect(self, files: Sequence[Path], model: Any) -> None:
         """transformers loads what it finds; tensors that are stored once for several names come
         afterwards, and are not missing."""
-        from fewbit.layers.packed_weight import PackedWeight
+        from fewbit.layers.linear import quantized_layers
         from fewbit.storage.reader import Artefact
 
-        if not self.pre_quantized:
-            _refuse_calibrated(self.quantization_config)
-        else:
-            PackedWeight._is_hf_initialized = True  # type: ignore[attr-defined]  # not at random
-            self.artefact = Artefact.of_files([Path(file) for file in checkpoint_files or ()])
-            self.artefact.prepare(model)
-            later = [f"^{re.escape(name)}$" for name in self.artefact.manifest.aliases]
-            known = model._keys_to_ignore_on_load_missing or ()
-            model._keys_to_ignore_on_load_missing = [*known, *later]
-            self.derived = _derived(model)
-        return model
+        self.artefact = Artefact.of_files(files)
+        self.artefact.prepare(model)
+        later = [f"^{re.escape(name)}$" for name in self.artefact.manifest.aliases]
+        known = model._keys_to_ignore_on_load_missing or ()
+        model._keys_to_ignore_on_load_missing = [*known, *later]
+        self.derived = _derived(quantized_layers(model))
+
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        return self.rounding is not None and self.rounding.claims(param_name)
+
+    def get_quantize_ops(self) -> TextQuantizer:
+        return self
+
+    def convert(
+        self, input_dict: Mapping[str, Any], missing_keys: set[str], **_: Any
+    ) -> dict[str, torch.Tensor]:
+        """As an operation on weights that have come: nothing is left of them to be loaded."""
+        assert self.rounding is not None
+        for name, given in input_dict.items():
+            weight = given[0] if isinstance(given, list) else given
+            done = self.rounding.take(name, weight, weight.dtype)
+            self.derived |= _derived({one: self.rounding.model.get_submodule(one) for one in done})
+            missing_keys.discard(name)
+        return {}
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        if self.artefact is None:
-            _quantize(model, self.quantization_config)
-            return model
-        from fewbit.storage.folder import fill_again
+        if self.rounding is not None:
+            self._finish(model, self.rounding)
+        else:
+            from fewbit.storage.folder import fill_again
 
-        fill_again(model, self.artefact, self.derived)
-        self.artefact, self.derived = None, {}
+            assert self.artefact is not None
+            fill_again(model, self.artefact, self.derived)
+        self.artefact, self.rounding, self.derived = None, None, {}
         return model
+
+    def _finish(self, model: Any, rounding: Rounding) -> None:
+        from fewbit.layers.bind import bind
+        from fewbit.storage.blueprint import by_name
+        from fewbit.storage.folder import put
+        from fewbit.storage.provenance import mark
+
+        modules = by_name(model)
+        for name, tensor in self.derived.items():
+            put(modules, name, tensor)
+        provenance = rounding.finish()
+        model.requires_grad_(False)
+        mark(model, provenance)
+        bind(model)
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor], Any]:
         import fewbit.diffusers.writing  # noqa: F401
@@ -110,43 +151,14 @@ def attach(model: Any) -> None:
     model._weight_conversions = []  # the names of its tensors are those that it has in memory
 
 
-def _derived(model: Any) -> dict[str, torch.Tensor]:
+def _derived(layers: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """transformers believes that it can make such buffers itself, and takes away what is there."""
-    from fewbit.layers.linear import quantized_layers
-
-    stored = model.state_dict().keys()
     return {
         f"{name}.{path}": buffer
-        for name, layer in quantized_layers(model).items()
+        for name, layer in layers.items()
         for path, buffer in layer.named_buffers(remove_duplicate=False)
-        if f"{name}.{path}" not in stored
+        if path not in layer.state_dict()
     }
-
-
-def _refuse_calibrated(config: FewbitConfig) -> None:
-    from fewbit.diffusers.plugin import refuse_calibrated
-
-    refuse_calibrated(config.as_recipe())
-
-
-def _quantize(model: Any, config: FewbitConfig) -> None:
-    from fewbit.diffusers.plugin import without
-    from fewbit.engine.plan import make_plan
-    from fewbit.engine.run import quantize
-    from fewbit.storage.spec_file import spec_from
-
-    recipe = config.as_recipe()
-    plan = make_plan(model, recipe, spec_from(config.spec), allow_unknown=False)
-    spec, chosen = plan.structure.spec, without(plan, config.modules_to_not_convert)
-    keep = [name for name in plan.rules if name not in chosen.rules]
-    quantize(
-        model,
-        recipe.method,
-        bits=recipe.bits,
-        spec=replace(spec, keep=(*spec.keep, *keep)),
-        progress=False,
-        **config.recipe["settings"],
-    )
 
 
 AUTO_QUANTIZER_MAPPING.setdefault("fewbit", TextQuantizer)
