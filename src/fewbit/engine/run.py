@@ -38,6 +38,7 @@ from fewbit.layers.bind import bind, unbind
 from fewbit.layers.offload import refuse_empty
 from fewbit.methods.method import BlockJob, Method, ModelJob
 from fewbit.models import SPEC, Component, Layer, components_of
+from fewbit.models.flexible_attention import differentiable
 from fewbit.models.hidden import shown
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries
@@ -448,9 +449,11 @@ class _Run:
 
 @contextmanager
 def _derivable(model: nn.Module, recipe: Recipe) -> Iterator[None]:
-    """Some operations have no gradient on some devices, such as flexible attention on a CPU."""
+    """Some operations have no gradient on some devices. Flexible attention on a CPU is helped, as
+    far as its mask says all."""
     try:
-        yield
+        with differentiable():
+            yield
     except NotImplementedError as error:
         said = str(error).partition("\n")[0]
         raise BadModel(

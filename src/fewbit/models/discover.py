@@ -26,8 +26,7 @@ def discover(model: nn.Module, call: Mapping[str, Any]) -> ModelSpec:
     """Blocks, roles and shared inputs, from one forward on the keyword arguments `call`.
 
     What lies outside of the blocks is kept, but for large modulations that they share. Where
-    something has no gradients, as flexible attention on a CPU, blocks and inputs are found, and
-    what follows from gradients is not.
+    something has no gradients, blocks and inputs are found, and what follows from gradients is not.
     """
     with shown(model):
         try:

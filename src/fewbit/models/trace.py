@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from fewbit.errors import BadCalibration, BadModel
+from fewbit.models.flexible_attention import differentiable
 from fewbit.models.fused_attention import AttentionCall
 from fewbit.models.graph import Node
 from fewbit.models.lists import linears_in
@@ -94,6 +95,7 @@ def trace(
         for name, block in blocks.items():
             watch.listen(name, block, inside)
         inside.enter_context(_undisturbed(model))
+        inside.enter_context(differentiable())
         inside.enter_context(torch.no_grad())
         inside.enter_context(watch)
         try:
