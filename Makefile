@@ -22,7 +22,7 @@ native:
 demo: install
 	$(BIN)/python -m demos.show --output demo-output
 
-QUICK_TESTS := $(addprefix tests/,formats transforms rounding activations test_house.py)
+QUICK_TESTS := $(addprefix tests/,formats transforms rounding activations test_classes.py test_house.py)
 
 # Two processes of one thread: the tests' tensors are so small that threads only wait for each other.
 # Files in their order: xdist would put those of few tests last, which take longest.

@@ -2,13 +2,14 @@
 
 `CLASSES` has a configuration and a call for each class: the layers of the real ones, two blocks of
 each kind, a few tokens. Calls are of one image or clip at one timestep, unless the class has more.
+`LEFT_OUT` says why a class is not there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -139,6 +140,32 @@ def ltx2(n: Numbers) -> Arguments:
         **packed(n, 8, 8), "audio_hidden_states": n(1, 4, 8), "timestep": n.time,
         "encoder_hidden_states": n(1, 6, 32), "audio_encoder_hidden_states": n(1, 6, 32),
         "num_frames": 2, "height": 2, "width": 2, "audio_num_frames": 4,
+    }  # fmt: skip
+
+
+class Cached(NamedTuple):
+    """Keys and values of one layer as a call can hold them: plain tensors, which are replayed. Into
+    the model's own cache a forward would write, and what it wrote is in no call."""
+
+    key: Tensor
+    value: Tensor
+
+    def get(self) -> tuple[Tensor, Tensor]:
+        return self.key, self.value
+
+    def store(self, key: Tensor, value: Tensor) -> None:
+        """What the pass over the reference does."""
+
+
+def wan_animate_2(n: Numbers) -> Arguments:
+    """The pass over the reference; that over the clip compiles its mask."""
+    return {
+        "hidden_states": [n(4, 2, 8, 8)], "condition_latents": [n(8, 2, 8, 8)],
+        "timestep": n.time, "encoder_hidden_states": [n(6, 32)],
+        "encoder_hidden_states_image": n(1, 3, 1280),
+        "kv_cache": {layer: Cached(*n(2, 1, 32, 2, 16)) for layer in range(2)},
+        "kv_cache_mode": "extract", "seq_len": 32,
+        "offset_grid_sizes": torch.tensor([[2, 4, 4]]),
     }  # fmt: skip
 
 
@@ -726,6 +753,13 @@ CLASSES: dict[str, Tiny] = {
             "face_pixel_values": n(1, 3, 5, 16, 16).clamp(-1, 1),
         },
     ),
+    "WanAnimate2Transformer3DModel": Tiny(
+        {
+            "text_len": 6, "in_dim": 12, "dim": 32, "ffn_dim": 64, "freq_dim": 32, "text_dim": 32,
+            "out_dim": 4, "num_heads": 2, "num_layers": 2,
+        },
+        wan_animate_2,
+    ),
     "WanVACETransformer3DModel": Tiny(
         {**WAN, "vace_layers": [0, 1], "vace_in_channels": 8},
         lambda n: {**wan(n), "control_hidden_states": n(1, 8, 2, 8, 8)},
@@ -739,3 +773,8 @@ CLASSES: dict[str, Tiny] = {
         lambda n: {"x": [n(4, 1, 8, 8)], "t": n.flow, "cap_feats": [n(6, 32)]},
     ),
 }  # fmt: skip
+
+LEFT_OUT = {
+    "DualTransformer2DModel": "two of `Transformer2DModel` inside of a UNet, a module that nobody "
+    "loads or saves by itself",
+}
