@@ -215,6 +215,50 @@ def padded(tokens):
     return RowSet.from_items([inputs])
 
 
+class Joined(nn.Module):
+    """Attention whose padded tokens neither see nor are seen, as in a text refiner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=random)
+
+    def forward(self, x, real):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        pairs = real[:, None, :, None] & real[:, None, None]
+        heads = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(*heads, attn_mask=pairs)
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Refined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Joined(), Joined()])
+
+    def forward(self, hidden_states, timestep, real):
+        for block in self.blocks:
+            hidden_states = block(hidden_states, real)
+        return hidden_states * real[..., None]
+
+
+def test_tokens_that_see_nothing_leave_no_nan():
+    model = Refined()
+    layers = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear)}
+    attentions = {f"blocks.{i}": block for i, block in enumerate(model.blocks)}
+    x, groups = torch.randn(4, 3, 8), torch.zeros(4, dtype=torch.int64)
+
+    def found(x, real):
+        data = RowSet.from_items([{"hidden_states": x, "timestep": torch.arange(4), "real": real}])
+        return squared_gradients(model, layers, attentions, (), data, groups, seed=0)
+
+    seen = found(nn.functional.pad(x, (0, 0, 0, 2), value=3.0), (torch.arange(5) < 3).expand(4, 5))
+    assert all(one.isfinite().all() for one in seen.values())
+    assert len(seen) == len(layers) + 2 * len(attentions)
+
+
 def test_padding_has_no_say():
     from fewbit.models import describe
 

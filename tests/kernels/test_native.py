@@ -432,6 +432,16 @@ def test_shares_may_be_rounded_to_two_regions(isa, queries, keys, width, steps):
         assert (native.attention(q, k, v, masked) - exact).abs().mean() > 10 * error.mean()
 
 
+def test_rounded_shares_of_a_query_that_sees_no_key_are_zeros(isa):
+    if not native.has_attention(torch.float32):
+        pytest.skip("there is no such kernel")
+    q, k, v = torch.randn(3, 1, 1, 30, 16)
+    mask = torch.ones(30, 30, dtype=torch.bool).index_fill(0, torch.tensor([4, 29]), False)
+    found = native.attention(q, k, v, mask, None, regions_of([1e-4], [1 / 128]))
+    assert found.isfinite().all()
+    assert [row for row in range(30) if not found[0, 0, row].any()] == [4, 29]
+
+
 def test_equal_shares_become_the_nearest_level(isa):
     if not native.has_attention(torch.float32):
         pytest.skip("there is no such kernel")

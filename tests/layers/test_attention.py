@@ -16,10 +16,11 @@ from fewbit.kernels.choose import BACKENDS, VARIABLE
 from fewbit.kernels.native import ops as native
 from fewbit.layers.attention import (
     QAttention,
+    attention_weights,
+    masked_softmax,
     quantize_attention,
     quantized_attentions,
     restore_attention,
-    scores_of,
 )
 from fewbit.layers.dequantize import dequantize_layers
 from fewbit.models.families.original_dit import SelfAttention
@@ -54,6 +55,7 @@ MASKS = {
     "none": None,
     "bool": (torch.arange(7) < 4)[None, None, None],
     "numbers": torch.where(torch.arange(7) < 4, 0.0, -1e4)[None, None, None],
+    "blind": (torch.arange(7) < 4) & (torch.arange(5) < 3)[:, None],  # two queries see no key
 }
 
 
@@ -70,6 +72,18 @@ def test_unrounded_it_is_the_fused_attention(mask, scale):
     assert (found - true).abs().max() <= 2 * (fused - true).abs().max() + 1e-6
 
 
+@pytest.mark.parametrize("infinite", [False, True])
+def test_a_query_that_sees_no_key_gets_zeros_and_gradients_of_zero(infinite):
+    scores = torch.randn(2, 3, 5, 7, requires_grad=True)
+    numbers = torch.zeros(5, 7).masked_fill(~MASKS["blind"], -torch.inf)
+    found = masked_softmax(scores, numbers if infinite else MASKS["blind"])
+    assert not found[..., 3:, :].any()
+    torch.testing.assert_close(found[..., :3, :4], scores[..., :3, :4].softmax(-1))
+    (found * torch.randn(7)).sum().backward()
+    assert not scores.grad[..., 3:, :].any()
+    assert scores.grad[..., :3, :4].all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_result_has_the_dtype_of_the_query(dtype):
     assert exact()(AttentionCall(*operands(dtype))).dtype == dtype
@@ -83,7 +97,7 @@ def test_shares_of_two_regions_are_rounded_alike_by_every_backend(mask, backend,
     bins, steps = TimeBins(torch.zeros(1)), torch.tensor([0.001, 1 / 128])[:, None, None]
     shares = MultiRegion(Spec.parse("uint8/tensor/fp32"), "unit", steps, bins)
     found = QAttention(Exact(), Exact(), shares, Exact())(AttentionCall(q, k, v, MASKS[mask]))
-    by_hand = shares(scores_of(q, k, MASKS[mask], None).softmax(-1)) @ v
+    by_hand = shares(attention_weights(q, k, MASKS[mask], None)) @ v
     with torch.no_grad():
         fused = QAttention(Exact(), Exact(), shares, Exact())(AttentionCall(q, k, v, MASKS[mask]))
     for one in (found, fused):
@@ -100,7 +114,7 @@ def test_images_that_were_laid_side_by_side_keep_the_regions_of_their_time(backe
     shares = MultiRegion(Spec.parse("uint8/tensor/fp32"), "unit", steps, bins)
     with torch.no_grad():
         found = QAttention(Exact(), Exact(), shares, Exact())(AttentionCall(q, k, v))
-    by_hand = shares(scores_of(q, k, None, None).softmax(-1)) @ v
+    by_hand = shares(attention_weights(q, k, None, None)) @ v
     torch.testing.assert_close(found, by_hand, atol=1e-5, rtol=0)
 
 
@@ -116,7 +130,7 @@ def test_native_code_rounds_the_shares_on_its_way(monkeypatch):
     matmuls = QAttention(Exact(), Exact(), shares, Exact())
     with torch.no_grad():
         expected = matmuls(AttentionCall(*operands()))
-        monkeypatch.setattr("fewbit.layers.attention.scores_of", None)
+        monkeypatch.setattr("fewbit.layers.attention.attention_weights", None)
         assert torch.equal(matmuls(AttentionCall(*operands())), expected)
 
 

@@ -28,6 +28,7 @@ from fewbit.calibration.padding import real_tokens, text_mask
 from fewbit.calibration.set import CalibrationSet
 from fewbit.calibration.tree import by_rows, map_tensors, tensors
 from fewbit.errors import BadCalibration
+from fewbit.layers.attention import masked_softmax
 from fewbit.models.fused_attention import AttentionCall, standing_in
 from fewbit.progress import Track
 
@@ -164,17 +165,12 @@ def _listening_to_attentions(
         name: str,
         call: AttentionCall,
     ) -> Tensor:
-        key, attn_mask = call.key, call.attn_mask
-        scores = call.query @ key.transpose(-1, -2)
+        scores = call.query @ call.key.transpose(-1, -2)
         if not scores.requires_grad:
             scores.requires_grad_()
-        masked = scores * call.factor
-        if attn_mask is not None:
-            blind = attn_mask.dtype == torch.bool
-            masked = masked.masked_fill(~attn_mask, -torch.inf) if blind else masked + attn_mask
-        shares = masked.softmax(-1)
+        shares = masked_softmax(scores * call.factor, call.attn_mask)
         products = shares @ call.value
-        keys = key.shape[-2] if attn_mask is None else _keys_seen(shares.detach())
+        keys = call.key.shape[-2] if call.attn_mask is None else _keys_seen(shares.detach())
         scores.register_hook(lambda g: hear[f"{name}.scores"](_per_head(g, keys)))
         products.register_hook(lambda g: hear[f"{name}.products"](_beside(g)))
         return products
@@ -198,7 +194,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 def _keys_seen(shares: Tensor) -> Tensor:
     """How many keys are not padding: a query looks at them. [rows, heads, 1]"""
-    return (shares > 0).any(2).sum(-1, keepdim=True)
+    return (shares > 0).any(2).sum(-1, keepdim=True).clamp(min=1)
 
 
 def _per_head(gradient: Tensor, keys: int | Tensor) -> Tensor:

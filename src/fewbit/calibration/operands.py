@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from fewbit.calibration.stream import LayerInput, Rows, Step
 from fewbit.calibration.tree import by_rows
-from fewbit.layers.attention import scores_of
+from fewbit.layers.attention import attention_weights
 from fewbit.models.fused_attention import AttentionCall, standing_in
 
 TOKENS = 4096  # of each layer input, over all rows
@@ -151,6 +151,6 @@ def sample_operands(
 
 def without_padding(seen: Operands) -> Operands:
     """Keys and values at which no query looks, as zeros."""
-    shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)
+    shares = attention_weights(seen.query, seen.key, seen.mask, seen.scale)
     real = (shares > 0).any(2)[..., None]
     return replace(seen, key=seen.key * real, value=seen.value * real)

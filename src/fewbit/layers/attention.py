@@ -88,7 +88,7 @@ def _rounding_shares(
         found = backend_for(q).rounded_attention(q, k, v, mask, factor, regions)
         if found is not None:
             return found
-    return _rounded(shares, scores_of(q, k, mask, scale).softmax(-1)) @ v
+    return _rounded(shares, attention_weights(q, k, mask, scale)) @ v
 
 
 def _rounded(activation: Activation, x: Tensor) -> Tensor:
@@ -97,15 +97,23 @@ def _rounded(activation: Activation, x: Tensor) -> Tensor:
     return straight_through(x.float(), rounded)
 
 
-def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """What the softmax reads: [rows, heads, queries, keys]."""
+def attention_weights(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """What multiplies the values: [rows, heads, queries, keys]."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = query @ key.transpose(-1, -2) * factor
+    return masked_softmax(query @ key.transpose(-1, -2) * factor, mask)
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """A query that sees no key gets zeros, as in torch's fused attention, and not NaN, which
+    would reach all other queries in the next block."""
     if mask is None:
-        return scores
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, -torch.inf)
-    return scores + mask
+        return scores.softmax(-1)
+    boolean = mask.dtype == torch.bool
+    masked = scores.masked_fill(~mask, -torch.inf) if boolean else scores + mask
+    blind = masked.isneginf().all(-1, keepdim=True)
+    return masked.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
 
 
 def quantize_attention(module: nn.Module, matmuls: QAttention) -> None:

@@ -32,7 +32,7 @@ from fewbit.activations.static import Static, by_part, one_region
 from fewbit.calibration.gradients import squared_gradients
 from fewbit.calibration.operands import Operands, Tokens, sample_operands, without_padding
 from fewbit.formats import FORMATS, QTensor, Spec
-from fewbit.layers.attention import QAttention, quantize_attention, scores_of
+from fewbit.layers.attention import QAttention, attention_weights, quantize_attention
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule, SurveyJob
@@ -453,7 +453,7 @@ def _solve_attention(
     group, all_group = timing.group[seen.rows], timing.all_group[seen.rows]
     spec = _operand_spec(job)
     seen = without_padding(seen)
-    shares = scores_of(seen.query, seen.key, seen.mask, seen.scale).softmax(-1)
+    shares = attention_weights(seen.query, seen.key, seen.mask, seen.scale)
 
     def steps_of(x: Tensor) -> _Steps:
         most = _most(x.abs().amax((2, 3)), all_group, len(timing.all_bins.centres))
