@@ -63,7 +63,7 @@ def test_no_set_of_integers_up_to_20_is_better(monkeypatch):
 
 
 @ALL
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [name for name in SCALES if name != "table"])
 def test_a_matrix_of_zeros_is_nearly_zero(name, scale):
     """Zero is no level: the smallest scale there is makes it negligible beside any weight."""
     rounded = Spec(FORMATS[name], 4, SCALES[scale]).round(torch.zeros(2, 8))

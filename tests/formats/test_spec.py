@@ -7,18 +7,21 @@ from hypothesis import strategies as st
 
 from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument
-from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, SCALES, QTensor, Spec
+from fewbit.formats import FORMATS, LUT16, MXFP4, NVFP4, NVFP4_TOKEN, SCALES, QTensor, Scales, Spec
+from fewbit.kernels.values import has_integers
 
 SPANS = ("tensor", "row", 1, 8, 128)
-FACTOR = SCALES["factor"]
+FACTOR, TABLE = SCALES["factor"], SCALES["table"]
 ALL = [
     Spec(f, span, scale)
     for f in FORMATS.values()
     for span in SPANS
     for scale in SCALES.values()
+    if scale != TABLE
     if scale != FACTOR or (span != "tensor" and f.exact_in(8) and f.integer_max <= 63)
 ]
-SOME = ("int2", "int8", "uint5", "e2m1", "e3m2", "e4m3")
+ALL += [Spec(LUT16, span, TABLE) for span in SPANS if span != "tensor"]
+SOME = ("int2", "int8", "uint5", "e2m1", "e3m2", "e4m3", "lut16")
 DIVIDING = [spec for spec in ALL if spec.span != 128 and spec.format.name in SOME]
 
 
@@ -195,3 +198,34 @@ def test_which_format_serves_rows_of_different_size_better():
     assert mean_db("int4/row/fp32") < row - 1
     assert groups_of_16 > row + 1
     assert mean_db("int4/g16/fp32") > groups_of_16 + 0.5
+
+
+class TestMinima:
+    """value = level * scale + minimum, in float16: what GGUF's Q4_1 and Q5_1 are."""
+
+    SPEC = Spec.parse("uint2/g4/gguf")
+
+    def test_by_hand(self):
+        matrix = torch.tensor([[5.0, 6.0, 6.4, 8.0, -1.0, -1.0, -1.0, -1.0]])
+        scales = self.SPEC.fit(matrix)
+        assert scales.zeros is not None
+        assert (scales.stored.dtype, scales.zeros.dtype) == (torch.float16, torch.float16)
+        assert (scales.stored.tolist(), scales.zeros.tolist()) == ([[1.0, 1.0]], [[5.0, -1.0]])
+        assert self.SPEC.encode(matrix, scales).tolist() == [[0, 1, 1, 3, 0, 0, 0, 0]]
+        assert self.SPEC.round(matrix).tolist() == [[5, 6, 6, 8, -1, -1, -1, -1]]
+
+    def test_products_are_of_floats(self):
+        assert not has_integers(self.SPEC)
+        assert has_integers(Spec.parse("int4/g4/gguf"))
+
+    def test_a_scale_may_be_negative_or_nothing(self):
+        scales = Scales(torch.tensor([[-0.5, 0.0]]).half())
+        spec = Spec.parse("int4/g2/gguf")
+        codes = torch.tensor([[8, 1, 9, 3]], dtype=torch.uint8)
+        assert spec.decode(codes, scales).tolist() == [[4.0, -0.5, 0.0, 0.0]]
+        assert spec.scale.sound(scales.stored)
+        assert not spec.scale.sound(torch.tensor([[torch.inf]]).half())
+
+    def test_bytes(self):
+        packed = QTensor.quantize(normal(3, 32), Spec.parse("uint4/g32/gguf"))
+        assert packed.nbytes == packed.spec.bytes(3, 32) == 3 * (16 + 2 + 2)

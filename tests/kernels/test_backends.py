@@ -29,7 +29,8 @@ CODED = [name for name, fmt in FORMATS.items() if has_integer_rows(Spec(fmt))]
 WEIGHTS = ["e2m1/row/fp32", "e3m0/row/bf16", "e1m2/g64/fp16", "int8/row/fp32", "int4/tensor/fp32"]
 WEIGHTS += ["uint4/row/fp32", "int2/g8/fp32", "e2m3/row/fp32", "e3m0|e2m1|e1m2/row/fp32"]
 WEIGHTS += ["book4/row/fp32", "book2/g64/fp16", "book4/g64/factor", "e2m1/g16/factor"]
-WEIGHTS += ["int4/g32/factor", "book3/g64/factor"]
+WEIGHTS += ["int4/g32/factor", "book3/g64/factor", "lut16/g16/table", "lut16/g8/table"]
+WEIGHTS += ["int5/g32/gguf", "uint4/g32/gguf"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -423,7 +424,7 @@ def test_coded_values_are_what_the_format_rounds_to():
         )
 
 
-@pytest.mark.parametrize("text", WEIGHTS)
+@pytest.mark.parametrize("text", [text for text in WEIGHTS if has_integers(Spec.parse(text))])
 def test_integers_times_their_scales_are_the_weight(text):
     weight = Weight(weight_of(text, 40, 128))
     scales = weight.integer_scales()

@@ -20,6 +20,7 @@ SPECS = [
     NVFP4,
     NVFP4_TOKEN,
     *map(Spec.parse, ("book4/g16/factor", "e2m1/g32/factor", "uint4/g16/factor")),
+    *map(Spec.parse, ("lut16/g16/table", "lut16/row/table", "int5/g32/gguf", "uint4/g32/gguf")),
 ]
 
 

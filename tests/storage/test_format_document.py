@@ -54,14 +54,27 @@ def layers(manifest, kind="layers"):
 def weight(name, entry, tensors):
     fmt, span, scale_format = entry["weight"].split("/")
     out, columns = entry["shape"]
+    if scale_format == "table":
+        return from_table(name, tensors, columns) * tensors[f"{name}.outer_scales"][1]
     levels = levels_of(fmt, name, tensors, columns)
     scale = floats(*tensors[f"{name}.scales"], scale_format)
     if scale_format.startswith("e4m3") or scale_format == "factor":
         scale = scale * tensors[f"{name}.outer_scales"][1]
     width = int(span[1:]) if span[0] == "g" else columns
+    wide = np.broadcast_to(np.repeat(scale, width, 1), (out, columns))
+    if fmt[0] == "u" and scale_format == "gguf":
+        return levels * wide + np.repeat(tensors[f"{name}.zeros"][1].astype(np.float32), width, 1)
     if fmt[0] == "u":
         levels = levels - np.repeat(tensors[f"{name}.zeros"][1].astype(np.float32), width, 1)
-    return levels * np.broadcast_to(np.repeat(scale, width, 1), (out, columns))
+    return levels * wide
+
+
+def from_table(name, tensors, columns):
+    scales = floats(*tensors[f"{name}.scales"], "table")
+    codes = unpack(tensors[f"{name}.codes"][1], 4, columns)
+    numbers = tensors[f"{name}.codebook"][1][:, 0][codes]
+    wide = np.repeat(scales, columns // scales.shape[1], 1)
+    return np.clip(np.rint(wide * numbers), -127, 127)
 
 
 def levels_of(fmt, name, tensors, columns):
@@ -133,7 +146,11 @@ def test_a_strangers_reader_gets_the_same_weights(case, tmp_path):
 
 @pytest.mark.parametrize(
     "spec",
-    ["int3/row/bf16", "e3m2/tensor/fp16", "e2m3/g16/e4m3row", "book3/row/fp32", "book4/g16/factor"],
+    [
+        *("int3/row/bf16", "e3m2/tensor/fp16", "e2m3/g16/e4m3row", "book3/row/fp32"),
+        *("book4/g16/factor", "lut16/g16/table", "lut16/row/table", "int5/g32/gguf"),
+        *("uint4/g32/gguf", "uint5/row/gguf"),
+    ],
 )
 def test_specs_that_no_recipe_writes_yet(spec, tmp_path):
     from fewbit.formats import QTensor, Spec

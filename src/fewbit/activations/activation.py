@@ -64,8 +64,8 @@ class Activation(nn.Module):
 
 
 def refuse_stored_levels(spec: Spec) -> None:
-    """A choice and a codebook are stored for each row or matrix, and an input has no store."""
-    if spec.format.learned or len(spec.format.options) > 1:
+    """A choice, a codebook and a table are stored with a matrix, and an input has no store."""
+    if spec.format.beside(1):
         raise BadArgument(
             f"an input cannot be rounded to {spec!s:.100}; allowed: formats whose codes have "
             "one meaning"

@@ -4,6 +4,7 @@ from fewbit.formats.choice import FormatChoice
 from fewbit.formats.codebook import Codebook
 from fewbit.formats.format import Format
 from fewbit.formats.integer import Integer
+from fewbit.formats.lut import LUT16
 from fewbit.formats.minifloat import Minifloat
 from fewbit.formats.names import format_named, formats, register
 from fewbit.formats.qtensor import QTensor
@@ -14,6 +15,7 @@ FORMATS = formats()
 
 __all__ = [
     "FORMATS",
+    "LUT16",
     "MXFP4",
     "NVFP4",
     "NVFP4_TOKEN",

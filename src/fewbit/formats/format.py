@@ -68,6 +68,11 @@ class Format(ABC):
         return False
 
     @property
+    def by_group(self) -> bool:
+        """Whether a code means something else in each group, so that scales are part of levels."""
+        return False
+
+    @property
     def arithmetic(self) -> Arithmetic | None:
         """How to round without a table, if that is possible."""
         return None
@@ -135,6 +140,10 @@ class Format(ABC):
     def beside(self, rows: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of what a matrix of so many rows stores beside codes and scales, by its
         name in `Scales`."""
+        return {}
+
+    def unlearned(self, device: torch.device) -> dict[str, Tensor]:
+        """What is stored `beside` where nothing was learned from the matrix."""
         return {}
 
     def complaint(self, scales: Scales) -> str | None:

@@ -19,9 +19,9 @@ class Scales:
 
     stored: Tensor
     outer: Tensor | None = None  # float32, [rows or 1, 1]
-    zeros: Tensor | None = None  # uint8, as `stored`
+    zeros: Tensor | None = None  # as `stored`: zero points, uint8, or minima, float16
     choices: Tensor | None = None  # uint8 [rows, 1], which option a row uses
-    codebook: Tensor | None = None  # float16 [entries, columns], learned levels
+    codebook: Tensor | None = None  # [entries, columns], levels of this matrix alone
 
     def rows(self, part: slice) -> Scales:
         """Those of some rows of the matrix, sharing memory with all."""
@@ -41,6 +41,17 @@ class ScaleFormat:
     dtype: torch.dtype
     outer: str | None = None  # what one outer float32 scale spans: None, "tensor" or "row"
     factors: int = 0  # the largest integer factor of the outer scale; 0 where a scale is a float
+
+    @property
+    def has_minima(self) -> bool:
+        """Whether a group of unsigned levels begins at a float of its own, in the place of a zero
+        point: value = level * scale + minimum."""
+        return False
+
+    @property
+    def by_row(self) -> bool:
+        """Whether groups become part of the levels, so that each row has one float scale."""
+        return bool(self.factors)
 
     def beside(self, integer_max: int) -> ScaleFormat:
         """This scale beside levels of that magnitude in units of their step."""
@@ -68,6 +79,18 @@ class ScaleFormat:
     def sound(self, stored: Tensor, outer: Tensor | None = None) -> bool:
         """Whether all are positive and finite."""
         return bool((stored.isfinite() & (stored > 0)).all())
+
+
+@dataclass(frozen=True)
+class GgufScale(ScaleFormat):
+    """float16 that may have any sign, and be 0 where all of a group is."""
+
+    @property
+    def has_minima(self) -> bool:
+        return True
+
+    def sound(self, stored: Tensor, outer: Tensor | None = None) -> bool:
+        return bool(stored.isfinite().all())
 
 
 @dataclass(frozen=True)
@@ -120,6 +143,27 @@ class Fp8Scale(ScaleFormat):
 
 
 @dataclass(frozen=True)
+class TableScale(Fp8Scale):
+    """E4M3 that a table's numbers are multiplied with to become int8, under the outer float32 scale
+    of its row, which is all that is left then."""
+
+    @property
+    def by_row(self) -> bool:
+        return True
+
+    def outer_scale(self, scale: Tensor) -> Tensor:
+        return (scale.amax(-1, keepdim=True) / INT8_END).clamp_(min=SMALLEST)
+
+    def load(self, stored: Tensor, outer: Tensor | None = None) -> Tensor:
+        assert outer is not None
+        return outer.masked_fill(stored.isnan().any(1, keepdim=True), torch.nan)
+
+    def sound(self, stored: Tensor, outer: Tensor | None = None) -> bool:
+        assert outer is not None
+        return super().sound(stored, torch.ones_like(outer)) and FP32.sound(outer)
+
+
+@dataclass(frozen=True)
 class IntegerFactor(ScaleFormat):
     """A positive integer times the outer float32 scale of its row.
 
@@ -163,10 +207,12 @@ class IntegerFactor(ScaleFormat):
 FP32 = ScaleFormat("fp32", torch.float32)
 FP16 = ScaleFormat("fp16", torch.float16)
 BF16 = ScaleFormat("bf16", torch.bfloat16)
+GGUF = GgufScale("gguf", torch.float16)
 E8M0 = PowerOfTwo("e8m0", torch.uint8)
 E4M3_PER_TENSOR = Fp8Scale("e4m3", torch.float8_e4m3fn, outer="tensor")
 E4M3_PER_ROW = Fp8Scale("e4m3row", torch.float8_e4m3fn, outer="row")
+TABLE = TableScale("table", torch.float8_e4m3fn, outer="row")
 FACTOR = IntegerFactor("factor", torch.uint8, outer="row", factors=INT8_END)
 
-_ALL = (FP32, FP16, BF16, E8M0, E4M3_PER_TENSOR, E4M3_PER_ROW, FACTOR)
+_ALL = (FP32, FP16, BF16, GGUF, E8M0, E4M3_PER_TENSOR, E4M3_PER_ROW, TABLE, FACTOR)
 SCALES = {scale.name: scale for scale in _ALL}

@@ -26,6 +26,7 @@ from fewbit.formats.scale import (
     FP32,
     INT8_END,
     SCALES,
+    TABLE,
     ScaleFormat,
     Scales,
 )
@@ -33,7 +34,8 @@ from fewbit.formats.scale import (
 
 @dataclass(frozen=True)
 class Spec:
-    """Unsigned formats are asymmetric: they carry a zero point, value = (level - zero) * scale."""
+    """Unsigned formats are asymmetric: they carry a zero point, value = (level - zero) * scale, or
+    beside scales that have them a minimum, value = level * scale + minimum."""
 
     format: Format
     span: str | int = "row"  # one scale per "tensor", per "row", or per that many columns
@@ -41,6 +43,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Integer factors are as large as the levels leave room for."""
+        self._refuse_half_a_table()
         if not self.scale.factors:
             return
         narrow = self.format.exact_in(8) and len(self.format.options) == 1
@@ -50,6 +53,14 @@ class Spec:
             raise BadArgument(
                 f"{self.format}/{self.span} has no integer factors: groups of a row have them, "
                 "where twice the largest level, in steps of its one format, is at most 127"
+            )
+
+    def _refuse_half_a_table(self) -> None:
+        whole = self.scale is TABLE and self.span != "tensor"
+        if self.format.by_group != whole or (self.scale is TABLE and not whole):
+            raise BadArgument(
+                f"{self} is no format: lut16 has the scale {TABLE.name}, of groups or of rows, and "
+                "no other format has it"
             )
 
     def __str__(self) -> str:
@@ -65,14 +76,18 @@ class Spec:
         if not match or fmt is None or match[4] not in SCALES:
             raise BadArgument(
                 f"not a number format: {text!r}; it is FORMAT/SPAN/SCALE with FORMAT one of "
-                f"{', '.join(formats())}, vqKxD (a codebook), SPAN one of tensor, row, gN, "
-                f"SCALE one of {', '.join(SCALES)}"
+                f"{', '.join(formats())}, lut16 (a table), vqKxD (a codebook), SPAN one of tensor, "
+                f"row, gN, SCALE one of {', '.join(SCALES)}"
             )
         return cls(fmt, match[2] or int(match[3]), SCALES[match[4]])
 
     @property
     def symmetric(self) -> bool:
         return self.format.signed
+
+    @property
+    def has_minima(self) -> bool:
+        return self.scale.has_minima and not self.symmetric
 
     @property
     def one_group(self) -> Spec:
@@ -95,7 +110,7 @@ class Spec:
     def float_group(self) -> int | None:
         """How many columns share a float scale, once integer factors are multiplied into levels;
         None for all."""
-        return None if self.scale.factors or isinstance(self.span, str) else self.span
+        return None if self.scale.by_row or isinstance(self.span, str) else self.span
 
     def float_groups(self, columns: int) -> int:
         """How many float scales a row then has."""
@@ -131,13 +146,18 @@ class Spec:
         """The scale at which the largest level lies on `absmax`."""
         return self.scale.from_absmax(absmax, self.format.max, self.format.zero_scale)
 
+    def ends(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the range that an asymmetric grid spans for values between these."""
+        return (low, high) if self.has_minima else (low.clamp(max=0), high.clamp(min=0))
+
     def store(self, scale: Tensor, outer: Tensor | None = None) -> Scales:
         """Float scales as this spec keeps them; one that is not finite becomes NaN, and with it
         all values it spans, so that a non-finite input never looks like a number."""
         scale = scale.masked_fill(scale.isinf(), torch.nan)
         if outer is None:
             outer = self.scale.outer_scale(scale)
-        return Scales(self.scale.store(scale, outer), outer)
+        beside = self.format.unlearned(scale.device)
+        return Scales(self.scale.store(scale, outer), outer, **beside)
 
     def encode(self, matrix: Tensor, scales: Scales) -> Tensor:
         """Values [rows, columns] to codes: the one definition of rounding."""
@@ -172,7 +192,7 @@ class Spec:
         codes = rows * packed_width(self.codes(columns), self.format.bits)
         count = math.prod(self._scales_shape(rows, columns))
         outer = self._outer_rows(rows)
-        zeros = 0 if self.symmetric else count
+        zeros = 0 if self.symmetric else count * self._zeros_dtype.itemsize
         beside = sum(
             math.prod(s) * dtype.itemsize for s, dtype in self.format.beside(rows).values()
         )
@@ -184,29 +204,40 @@ class Spec:
         return Scales(
             torch.empty(shape, dtype=self.scale.dtype),
             torch.empty(outer_rows, 1) if outer_rows else None,
-            None if self.symmetric else torch.empty(shape, dtype=torch.uint8),
+            None if self.symmetric else torch.empty(shape, dtype=self._zeros_dtype),
             **{
                 name: torch.empty(shape, dtype=dtype)
                 for name, (shape, dtype) in self.format.beside(rows).items()
             },
         )
 
+    @property
+    def _zeros_dtype(self) -> torch.dtype:
+        return torch.float16 if self.has_minima else torch.uint8
+
     def _units(self, matrix: Tensor, scales: Scales) -> Tensor:
         """[rows, groups, columns], in units of the scale and counted from the zero point."""
-        units = self._grouped(matrix.float()) * self.load(scales).reciprocal()[..., None]
-        return units if scales.zeros is None else units + scales.zeros[..., None]
+        grouped, zeros = self._grouped(matrix.float()), scales.zeros
+        if zeros is not None and self.has_minima:
+            grouped = grouped - zeros[..., None].float()
+        units = grouped * self.load(scales).reciprocal()[..., None]
+        return units if zeros is None or self.has_minima else units + zeros[..., None]
 
     def _values(self, levels: Tensor, scales: Scales) -> Tensor:
         """The opposite, of rounded units."""
-        if scales.zeros is not None:
-            levels = levels - scales.zeros[..., None].float()
-        return levels * self.load(scales)[..., None]
+        scale = self.load(scales)[..., None]
+        if scales.zeros is None:
+            return levels * scale
+        zeros = scales.zeros[..., None].float()
+        return levels * scale + zeros if self.has_minima else (levels - zeros) * scale
 
     def _fit_asymmetric(self, grouped: Tensor, outer: Tensor | None) -> Scales:
-        """The range always holds 0, so that 0 is exact; both ends are met within half a step."""
-        low = self._reduce(grouped, "amin").clamp(max=0)
-        high = self._reduce(grouped, "amax").clamp(min=0)
+        """A range with a zero point holds 0, so that 0 is exact; both ends are met within half a
+        step."""
+        low, high = self.ends(self._reduce(grouped, "amin"), self._reduce(grouped, "amax"))
         scales = self.store(self.scale_of(high - low), outer)
+        if self.has_minima:
+            return Scales(scales.stored, scales.outer, low.to(self._zeros_dtype))
         zeros = self.format.encode(-low * self.load(scales).reciprocal())
         return Scales(scales.stored, scales.outer, zeros)
 

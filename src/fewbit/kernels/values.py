@@ -207,4 +207,4 @@ def scaled_by_row(spec: Spec) -> bool:
 
 def has_integers(spec: Spec) -> bool:
     """Whether the levels of a weight, counted from its zero point, are int8."""
-    return spec.format.exact_in(8)
+    return spec.format.exact_in(8) and not spec.has_minima

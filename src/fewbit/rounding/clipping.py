@@ -59,8 +59,8 @@ def _full_scale(weight: Tensor, spec: Spec) -> Tensor:
     if spec.symmetric:
         most = weight.abs().amax(1, keepdim=True)
     else:
-        low, high = weight.aminmax(dim=1, keepdim=True)
-        most = high.clamp(min=0) - low.clamp(max=0)
+        low, high = spec.ends(*weight.aminmax(dim=1, keepdim=True))
+        most = high - low
     return spec.scale_of(most)
 
 

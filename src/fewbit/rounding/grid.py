@@ -45,6 +45,7 @@ class Grid:
             torch.cat([one.stored for one in groups], dim=1),
             self.whole.outer,
             torch.cat(zeros, dim=1) if zeros else None,
+            codebook=self.whole.codebook,
         )
 
     def _index(self, column: int) -> int:

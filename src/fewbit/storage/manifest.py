@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fewbit.activations.activation import Activation
 from fewbit.errors import BadModel, BrokenFile
-from fewbit.formats import QTensor
+from fewbit.formats import QTensor, Spec
 from fewbit.layers.adapters import refuse_adapted
 from fewbit.layers.offload import refuse_empty
 from fewbit.layers.packed_matrix import PackedMatrix
@@ -219,13 +219,21 @@ def _check_numbers(name: str, weight: QTensor) -> None:
     fmt, scales = weight.spec.format, weight.scales
     if not weight.spec.scale.sound(scales.stored, scales.outer):
         raise BrokenFile(f"{name}.scales holds a scale that is not positive and finite")
-    if scales.zeros is not None and int(scales.zeros.max()) > fmt.max:
-        raise BrokenFile(f"{name}.zeros holds a zero point above {fmt.max:.0f}")
+    _check_zeros(name, weight.spec, scales.zeros)
     complaint = fmt.complaint(scales)
     if complaint is not None:
         raise BrokenFile(f"{name}.{complaint}")
     if not fmt.all_finite and not bool(torch.isfinite(weight.dequantize()).all()):
         raise BrokenFile(f"{name}.codes holds a code that is no number in {fmt}")
+
+
+def _check_zeros(name: str, spec: Spec, zeros: Tensor | None) -> None:
+    if zeros is None:
+        return
+    if spec.has_minima and not bool(zeros.isfinite().all()):
+        raise BrokenFile(f"{name}.zeros holds a minimum that is not finite")
+    if not spec.has_minima and int(zeros.max()) > spec.format.max:
+        raise BrokenFile(f"{name}.zeros holds a zero point above {spec.format.max:.0f}")
 
 
 def _sha256(text: str) -> str:

@@ -63,7 +63,7 @@ class Hadamard:
     def input(self, x: Tensor) -> Tensor:
         """x·R along the last axis."""
         matrices = tuple(matrix.to(x.device) for matrix in self.matrices())
-        return _rotated(x, Rotation(self.signs().to(x.device), matrices))
+        return rotated(x, Rotation(self.signs().to(x.device), matrices))
 
     def weight(self, weight: Tensor) -> Tensor:
         """W·R for W [out, width]: R is orthogonal, so (x·R)·(W·R)ᵀ = x·Wᵀ."""
@@ -73,7 +73,7 @@ class Hadamard:
         """x·Rᵀ along the last axis."""
         matrices = tuple(matrix.T.to(x.device) for matrix in self.matrices())
         signs = self.signs().to(x.device)
-        return _rotated(x, Rotation(torch.ones_like(signs), matrices)) * signs
+        return rotated(x, Rotation(torch.ones_like(signs), matrices)) * signs
 
 
 class HadamardTransform(Transform):
@@ -91,7 +91,7 @@ class HadamardTransform(Transform):
             self.register_buffer(name, matrix, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _rotated(x, self.rotation)
+        return rotated(x, self.rotation)
 
     def split(self) -> tuple[Callable[[Tensor], Tensor] | None, Rotation | None]:
         return None, self.rotation
@@ -100,7 +100,7 @@ class HadamardTransform(Transform):
         same_width(self.hadamard.width, columns)
 
     def weight(self, weight: Tensor) -> Tensor:
-        return _rotated(weight, self.rotation)
+        return rotated(weight, self.rotation)
 
     @property
     def rotation(self) -> Rotation:
@@ -125,7 +125,7 @@ def allowed_blocks(width: int) -> list[int]:
     return [n for n in range(width, 1, -1) if width % n == 0 and factors(n) is not None]
 
 
-def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
+def rotated(x: Tensor, rotation: Rotation) -> Tensor:
     """float32 inside, or float64 for a float64 input; the result has the dtype of the input."""
     rows = x.reshape(-1, x.shape[-1])
     with without_autocast(x):

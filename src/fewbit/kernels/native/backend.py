@@ -327,7 +327,8 @@ def _rests(spec: Spec) -> bool:
     if spec.scale.factors:  # they are multiplied into nibbles, for whole lanes
         whole = isinstance(spec.span, str) or spec.span % LANES == 0
         return spec.symmetric and spec.format.bits <= 4 and whole
-    return spec.symmetric and (spec.format.bits <= 4 or spec.format.codes_are_levels)
+    fixed = spec.format.bits <= 4 and not spec.format.by_group
+    return spec.symmetric and (fixed or spec.format.codes_are_levels)
 
 
 def _factors(weight: Weight) -> Tensor | None:
