@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fewbit.engine.recipe import RecipeInfo, method_named, recipes
+from fewbit.formats import Spec
+from fewbit.kernels.values import has_integers
+from fewbit.storage.foreign import comfy, gguf
 
 DOCS = Path(__file__).parent
 HOUSE = DOCS.parent / "tests" / "test_house.py"
@@ -68,6 +71,35 @@ def floors(_: str) -> str:
     return "\n".join(["```text", *lines, "```", ""])
 
 
+def files(_: str) -> str:
+    """The formats of other runtimes, those of ComfyUI first."""
+    written = {kind: name for name, kind in comfy.WRITTEN.items()}
+    rows = [
+        _file(f"ComfyUI `{name}`", kind.spec, kind.activation, written.get(name), "comfy-kitchen")
+        for name, kind in comfy.KINDS.items()
+    ] + [
+        _file(f"GGUF `{block.name}`", block.spec, None, f"gguf-{block.name}", "gguf")
+        for block in gguf.BLOCKS
+    ]
+    return _table(("format", "read as", "write", "inputs", "runs on", "exact", "judge"), rows)
+
+
+def _file(
+    name: str, spec: Spec, activation: Spec | None, target: str | None, judge: str
+) -> Sequence[str]:
+    codes = activation is not None and has_integers(spec)
+    panels = "native, torch, reference" if has_integers(spec) else "torch, reference; unpacked"
+    return (
+        name,
+        f"`{spec}`",
+        "no" if target is None else f"`{target}`",
+        f"`{activation}`" if activation else "as they are",
+        f"{panels}, products of {'integers' if codes else 'floats'}",
+        "weights and integer sums" if codes else "weights",
+        judge,
+    )
+
+
 def _floors() -> Sequence[set[str]]:
     """What tests/test_house.py holds every import to."""
     for node in ast.parse(HOUSE.read_text()).body:
@@ -90,7 +122,7 @@ def _lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 PARTS: dict[str, Callable[[str], str]] = {
-    one.__name__: one for one in (bits, presets, settings, floors)
+    one.__name__: one for one in (bits, presets, settings, files, floors)
 }
 
 

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as place:
         fewbit.save(model, Path(place) / "model", report=report)
-        loaded = fewbit.load(Path(place) / "model", model=Model())  # a class only you know
+        loaded = fewbit.load(Path(place) / "model", like=Model())  # a class only you know
         with torch.no_grad():
             assert torch.equal(loaded(**rows[0]), found)
     print("loaded again, with the same output")

@@ -12,7 +12,7 @@ from fewbit.diffusers.registration import register
 from fewbit.version import __version__
 
 if TYPE_CHECKING:
-    from fewbit.api import dequantize, inspect, prepare, save
+    from fewbit.api import dequantize, export, inspect, prepare, save
     from fewbit.calibration import Calibration
     from fewbit.diffusers.plugin import FewbitConfig
     from fewbit.engine.recipe import recipes
@@ -29,6 +29,7 @@ _HOMES = {
     "ModelSpec": "fewbit.models",
     "Report": "fewbit.engine.report",
     "dequantize": "fewbit.api",
+    "export": "fewbit.api",
     "inspect": "fewbit.api",
     "load": "fewbit.pipelines.opening",
     "prepare": "fewbit.api",
@@ -45,6 +46,7 @@ __all__ = [
     "Report",
     "__version__",
     "dequantize",
+    "export",
     "inspect",
     "load",
     "prepare",

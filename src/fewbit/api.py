@@ -9,7 +9,7 @@ from typing import Any
 from fewbit.engine.card import write_card
 from fewbit.engine.inspection import Inspection, Inspections, inspect_folder, inspect_model
 from fewbit.engine.report import Report
-from fewbit.errors import BadArgument, BadModel
+from fewbit.errors import BadArgument, BadModel, BadOutput
 from fewbit.files import checked_path, new_folder
 from fewbit.layers.bind import bind, unbind
 from fewbit.layers.dequantize import dequantize_layers
@@ -17,6 +17,7 @@ from fewbit.layers.linear import quantized_layers
 from fewbit.models import Component, quantized_components
 from fewbit.pipelines.opening import check_folder, locate, open_model
 from fewbit.storage.folder import save_module
+from fewbit.storage.foreign.writing import write_foreign
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
 from fewbit.storage.spec_file import Given
 
@@ -49,6 +50,29 @@ def save(
         else:
             save_module(model, folder)
         write_card(model, folder, report)
+
+
+def export(model: Any, path: str | Path, format: str, *, overwrite: bool = False) -> None:
+    """Write a quantized model as a file that another runtime reads, each layer as it is stored.
+
+    A format says how its inputs are rotated and rounded, so that not every recipe fits: the recipe
+    `portable` makes the layers of each format, and its bits are called as the formats are.
+
+    Args:
+        model: A quantized pipeline, whose first network that denoises is written, or a module.
+        path: The file, ending in `.safetensors` for formats of ComfyUI and in `.gguf` for GGUF.
+        format: `"comfy-int8"`, `"comfy-w4a8"`, `"comfy-convrot-w4a4"`, `"comfy-nvfp4"`,
+            `"gguf-q8_0"`, `"gguf-q5_1"`, `"gguf-q5_0"`, `"gguf-q4_1"`, `"gguf-q4_0"` or
+            `"gguf-mxfp4"`.
+        overwrite: Whether to replace a file that is there.
+    """
+    place = checked_path("path", path)
+    denoiser = next((one for one in _quantized(model) if one.denoises), None)
+    if denoiser is None:
+        raise BadModel("no network that denoises is quantized; a file holds the denoiser alone")
+    if place.exists() and not overwrite:
+        raise BadOutput(f"{place} already exists; choose another or overwrite it")
+    write_foreign(denoiser.network, place, format)
 
 
 def inspect(

@@ -8,8 +8,9 @@ from fewbit.formats import FORMATS
 pytest.importorskip("diffusers")
 
 README, USAGE, ADDING = ROOT / "README.md", ROOT / "docs" / "usage.md", ROOT / "docs" / "adding.md"
+FORMATS_PAGE = ROOT / "docs" / "formats.md"
 FEWER_SAMPLES = 'preset="balanced"', "preset='balanced', calibration=fewbit.Calibration(8, steps=4)"
-CODE = [(path, number) for path in (README, USAGE, ADDING)
+CODE = [(path, number) for path in (README, USAGE, ADDING, FORMATS_PAGE)
         for number in range(len(blocks(path, "python")))]  # fmt: skip
 
 

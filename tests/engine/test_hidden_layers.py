@@ -141,7 +141,7 @@ def test_a_class_of_ones_own_goes_through_every_recipe(recipe, tmp_path):
     found = output(model, calls[0])
     assert (found - exact).norm() < exact.norm() / 2
     fewbit.save(model, tmp_path)
-    loaded = fewbit.load(tmp_path, model=own_transformer.loom())
+    loaded = fewbit.load(tmp_path, like=own_transformer.loom())
     assert torch.equal(output(loaded, calls[0]), found)
     fewbit.dequantize(loaded)
     assert loaded.state_dict().keys() == own_transformer.loom().state_dict().keys()

@@ -91,15 +91,15 @@ def test_a_module_with_a_spec(tmp_path):
     model, x = Feeds(FeedsConfig()), torch.randn(5, 32)
     fewbit.quantize(model, "rtn", bits="w4a4", spec=SPEC, progress=False)
     fewbit.save(model, tmp_path / "feeds")
-    loaded = fewbit.load(tmp_path / "feeds", model=Feeds(FeedsConfig()))
+    loaded = fewbit.load(tmp_path / "feeds", like=Feeds(FeedsConfig()))
     assert torch.equal(loaded(x), model(x))
     assert torch.equal(loaded.steps, torch.arange(4))
     with pytest.raises(BadModel, match="'Feeds', a class that fewbit cannot build"):
         fewbit.load(tmp_path / "feeds")
     with pytest.raises(BadModel, match="another configuration"):
-        fewbit.load(tmp_path / "feeds", model=Feeds(FeedsConfig(width=64)))
+        fewbit.load(tmp_path / "feeds", like=Feeds(FeedsConfig(width=64)))
     with pytest.raises(BadModel, match="holds a Feeds, not a OriginalDiT"):
-        fewbit.load(tmp_path / "feeds", model=OriginalDiT(replace(CONFIG, depth=1)))
+        fewbit.load(tmp_path / "feeds", like=OriginalDiT(replace(CONFIG, depth=1)))
 
 
 def test_dequantize_gives_linears_of_the_packed_values(monkeypatch):

@@ -62,7 +62,7 @@ def folder(tmp_path):
 
 
 def test_the_spec_travels_with_the_weights(folder):
-    model = fewbit.load(folder, model=own_transformer.loom())
+    model = fewbit.load(folder, like=own_transformer.loom())
     assert getattr(model, SPEC) == discover(own_transformer.loom(), own_transformer.call())
     found = fewbit.inspect(model)
     assert found.origin == "as stored with it"
@@ -76,7 +76,7 @@ def test_the_spec_travels_with_the_weights(folder):
 
 
 def test_the_bits_come_back(folder):
-    one, other = (fewbit.load(folder, model=own_transformer.loom()) for _ in range(2))
+    one, other = (fewbit.load(folder, like=own_transformer.loom()) for _ in range(2))
     fresh = own_transformer.loom()
     spec = discover(fresh, own_transformer.call())
     fewbit.quantize(fresh, "rtn", bits="w4a4", spec=spec, progress=False)
@@ -88,7 +88,7 @@ def test_the_bits_come_back(folder):
 
 def test_a_folder_without_a_spec_still_loads(folder):
     edit(folder, lambda said: said.pop("spec"))
-    model = fewbit.load(folder, model=own_transformer.loom())
+    model = fewbit.load(folder, like=own_transformer.loom())
     assert not hasattr(model, SPEC)
     spec = discover(own_transformer.loom(), own_transformer.call())
     assert fewbit.inspect(model, spec).origin == "as given"
@@ -107,7 +107,7 @@ def test_a_folder_without_a_spec_still_loads(folder):
 def test_a_forged_spec_is_refused(folder, spec):
     edit(folder, lambda said: said.update(spec=spec))
     with pytest.raises(BrokenFile, match=r"config\.json: the spec does not suit the model"):
-        fewbit.load(folder, model=own_transformer.loom())
+        fewbit.load(folder, like=own_transformer.loom())
 
 
 def edit(folder, change):

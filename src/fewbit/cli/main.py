@@ -12,6 +12,7 @@ from fewbit.cli.bench import bench
 from fewbit.cli.compare import compare
 from fewbit.cli.doctor import doctor
 from fewbit.cli.evaluate import evaluate
+from fewbit.cli.export import export
 from fewbit.cli.generate import generate
 from fewbit.cli.inspect import inspect
 from fewbit.cli.quantize import quantize
@@ -55,5 +56,5 @@ def main() -> None:
     """Few-bit diffusion transformers: quantize them, look inside, draw pictures."""
 
 
-for verb in (quantize, generate, evaluate, compare, bench, inspect, recipes, doctor):
+for verb in (quantize, generate, evaluate, compare, bench, inspect, export, recipes, doctor):
     main.add_command(verb)

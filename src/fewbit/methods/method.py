@@ -23,15 +23,19 @@ from fewbit.progress import Track
 from fewbit.transforms.fit import Consumer
 from fewbit.transforms.transform import Transform
 
+INT8_ROWS = Spec(FORMATS["int8"])
+
 
 @dataclass(frozen=True)
 class Rule:
     """What becomes of a layer: how its weight is stored, how its input is rounded, and how many
-    of the strongest directions of the input are kept beside it in int8."""
+    of the strongest directions of the input are kept beside it in int8. `wide` is how a modulation
+    is stored that is to have 8 bits."""
 
     weight: Spec
     activation: Spec | None = None
     directions: int = 0
+    wide: Spec = INT8_ROWS
 
     def bytes(self, rows: int, columns: int) -> int:
         """Of the weight and its side."""
@@ -239,6 +243,6 @@ class Method:
         if layer.role is not Role.ADALN:
             return self.rule(layer, variant, settings)
         if settings.adaln != "same" or layer.block is None:
-            return None if settings.adaln == "keep" else Rule(Spec(FORMATS["int8"]))
+            return None if settings.adaln == "keep" else Rule(variant.wide)
         rule = self.rule(layer, variant, settings)
         return None if rule is None else Rule(rule.weight)

@@ -6,6 +6,7 @@ The command line and the Python door open and inspect it alike.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from torch import nn
 from fewbit import demo
 from fewbit.errors import BadArgument, BadModel, BrokenFile, FewbitError
 from fewbit.files import checked_path
-from fewbit.models import denoises, load_original
+from fewbit.models import denoises, load_original, transformer_of
+from fewbit.models.component import DENOISERS
 from fewbit.storage.folder import (
     component_folders,
     diffusers_class,
     is_quantized,
     load_module,
+    skeleton,
 )
+from fewbit.storage.foreign.loading import dialect_of, load_foreign
 from fewbit.storage.header import read_header
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
 from fewbit.storage.regular_file import refuse_special_files
@@ -56,17 +60,49 @@ def open_model(
     return model.to(device)
 
 
-def load(path: str | Path, *, model: nn.Module | None = None) -> Any:
-    """Load the pipeline or module that `save` wrote, in the dtype it was saved in.
+def load(path: str | Path, like: Any = None) -> Any:
+    """Load what `save` wrote, in the dtype it was saved in, or a file of another runtime.
+
+    Files of ComfyUI (`.safetensors`) and GGUF are read as they are stored: no weight is unpacked.
 
     Args:
-        path: The folder, or the name of a demo.
-        model: An instance in full precision, for a class that neither fewbit nor diffusers knows.
-            Its linear layers are replaced.
+        path: A folder that `save` wrote, the name of a demo, or a file of another runtime.
+        like: For a folder of a class that neither fewbit nor diffusers knows, an instance in full
+            precision. For a file, which does not say what its layers belong to, the model: an
+            instance or a pipeline of it, whose layers are replaced, or its configuration, which is
+            a table or a folder with `config.json`.
     """
     if isinstance(path, str) and path in demo.names():
         return demo.load(path)
-    return load_folder(checked_path("path", path), model)
+    place = checked_path("path", path)
+    if place.is_file():
+        return _load_file(place, like)
+    if not isinstance(like, nn.Module | None):
+        raise BadArgument(f"a folder is loaded like a module, got {type(like).__name__}")
+    return load_folder(place, like)
+
+
+def _load_file(file: Path, like: Any) -> Any:
+    """A pipeline is given back whole, its first network that denoises filled from the file."""
+    dialect_of(file)
+    if like is None:
+        raise BadArgument(
+            f"{file} does not say what model it belongs to; give like=, an instance of the model, "
+            "a pipeline, or a folder with its config.json"
+        )
+    if isinstance(like, str | Path | Mapping):
+        return load_foreign(file, _empty_like(like))
+    load_foreign(file, transformer_of(like))
+    return like
+
+
+def _empty_like(like: str | Path | Mapping[str, Any]) -> nn.Module:
+    """The model of a configuration, without weights."""
+    if isinstance(like, Mapping):
+        return skeleton(Path("the configuration"), like)
+    folder = checked_path("like", like)
+    folder = folder / DENOISERS[0] if (folder / PIPELINE_INDEX).exists() else folder
+    return skeleton(folder, read_table(folder / CONFIG))
 
 
 def load_folder(folder: Path, model: nn.Module | None = None) -> Any:

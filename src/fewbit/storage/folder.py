@@ -118,7 +118,7 @@ def skeleton(
     if cls is None:
         raise BadModel(
             f"{folder} holds a {name!r:.80}, a class that fewbit cannot build; "
-            "give one with its original weights or none: fewbit.load(path, model=...)"
+            "give one with its original weights or none: fewbit.load(path, like=...)"
         )
     if encoder is None:
         refuse_other_types(where, DiTConfig if cls is OriginalDiT else cls, config)

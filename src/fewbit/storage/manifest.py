@@ -176,7 +176,7 @@ def check_values(model: nn.Module) -> None:
     """Numbers no writer would write would spread through every image."""
     for name, module in model.named_modules():
         if isinstance(module, PackedMatrix):
-            _check_numbers(name, module.packed_weight)
+            check_numbers(name, module.packed_weight)
         elif isinstance(module, Activation | Principal):
             module.check(name)
 
@@ -215,7 +215,7 @@ def _by_name(headers: Iterable[Header]) -> dict[str, tuple[Stored, Path]]:
     return stored
 
 
-def _check_numbers(name: str, weight: QTensor) -> None:
+def check_numbers(name: str, weight: QTensor) -> None:
     fmt, scales = weight.spec.format, weight.scales
     if not weight.spec.scale.sound(scales.stored, scales.outer):
         raise BrokenFile(f"{name}.scales holds a scale that is not positive and finite")

@@ -98,7 +98,7 @@ def checked_tensors(
 ) -> Iterator[dict[str, Tensor]]:
     """All tensors of the files at once, and time to prepare their places while they are checked:
     the end of the block waits, and refuses them if one is not what `crc32` says."""
-    tensors = {name: tensor for header in headers for name, tensor in _map(header).items()}
+    tensors = {name: tensor for header in headers for name, tensor in mapped(header).items()}
     batches = iter(_batches(tensors))
 
     def check() -> None:
@@ -137,7 +137,8 @@ def _refuse(name: str, headers: Sequence[Header]) -> NoReturn:
     raise BrokenFile(f"{path}: the data of {name} was altered: its CRC-32 is not the manifest's")
 
 
-def _map(header: Header) -> dict[str, Tensor]:
+def mapped(header: Header) -> dict[str, Tensor]:
+    """All tensors of a file, in memory where the system has the file."""
     with open_regular(header.path) as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return {name: _tensor(mapping, stored) for name, stored in header.tensors.items()}

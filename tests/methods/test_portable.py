@@ -1,0 +1,119 @@
+"""portable: what its formats do to layers, and what calibrated rounding gains inside of them.
+
+On `shapes`, 64 rows of calibration, trajectories that it never saw.
+"""
+
+import pytest
+import tiny_transformers as tiny
+import torch
+from shapes_demo import measurer
+from torch import nn
+
+import fewbit
+from fewbit import ModelSpec
+from fewbit.layers.linear import quantized_layers
+from fewbit.methods.portable import VARIANTS
+from fewbit.transforms.regular_hadamard import RegularHadamard
+
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Pair(nn.Module):
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return x + self.down(nn.functional.gelu(self.up(x)))
+
+
+class Tower(nn.Module):
+    """Blocks of two linears, without anything else."""
+
+    def __init__(self, width, hidden):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList(Pair(width, hidden) for _ in range(2))
+
+    def forward(self, hidden_states):
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return hidden_states
+
+
+TOWER = ModelSpec("blocks", {"up": "fc1", "down": "fc2"})
+
+
+def tower(bits, width=64, hidden=256, **settings):
+    model = Tower(width, hidden)
+    x = torch.randn(6, 4, width, generator=torch.Generator().manual_seed(0))
+    data = [{"hidden_states": row[None]} for row in x]
+    fewbit.quantize(
+        model, "portable", bits=bits, spec=TOWER, calibration=data, progress=False, **settings
+    )
+    return model
+
+
+@pytest.mark.parametrize("bits", VARIANTS)
+def test_a_layer_is_what_its_format_says(bits):
+    model = tower(bits)
+    variant = VARIANTS[bits]
+    for path, layer in quantized_layers(model).items():
+        assert layer.spec == variant.weight, path
+        if variant.activation is None:
+            assert layer.stage is None
+            continue
+        assert layer.activation == variant.activation
+        assert isinstance(layer.stage.transform, RegularHadamard)
+        assert layer.stage.transform.block == {64: 64, 256: 256}[layer.in_features]
+
+
+@pytest.mark.parametrize(
+    ("bits", "kept"),
+    [
+        ("comfy-w4a8", []),
+        ("comfy-convrot-w4a4", ["blocks.0.up", "blocks.1.up"]),
+        ("gguf-q4_0", ["blocks.0.up", "blocks.1.up"]),
+        ("comfy-int8", []),
+    ],
+)
+def test_a_width_that_a_format_cannot_hold_stays_in_high_precision(bits, kept):
+    model = tower(bits, width=48)
+    left = [name for name, one in model.named_modules() if type(one) is nn.Linear]
+    assert left == kept
+
+
+@pytest.mark.parametrize("bits", ["comfy-w4a8", "gguf-q4_1"])
+def test_the_same_call_gives_the_same_bits(bits):
+    one, other = (tower(bits).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("bits", "adaln"), [("gguf-q4_0", "int8/g32/gguf"), ("comfy-w4a8", "int8/row/fp32")]
+)
+def test_a_modulation_has_eight_bits_of_the_same_family(bits, adaln):
+    model = tiny.make()
+    data = [{"hidden_states": torch.zeros(1, 4, 8, 8), "timestep": torch.tensor([1]),
+             "class_labels": torch.tensor([1])}]  # fmt: skip
+    fewbit.quantize(model, "portable", bits=bits, calibration=data, progress=False)
+    layer = model.get_submodule("transformer_blocks.0.norm1.linear")
+    assert str(layer.spec) == adaln
+    assert layer.stage is None
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return measurer()
+
+
+@pytest.mark.parametrize(
+    ("bits", "gain"),
+    [("comfy-w4a8", 1.0), ("comfy-convrot-w4a4", 1.0), ("gguf-q4_0", 1.0), ("comfy-nvfp4", 1.0)],
+)
+def test_calibrated_rounding_is_nearer_in_the_same_format(measured, bits, gain):
+    calibrated, _ = measured("portable", bits=bits)
+    plain, _ = measured("portable", bits=bits, gptq=False)
+    assert calibrated > plain + gain
