@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,8 +21,12 @@ from environment import write_result
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewbit.formats import FORMATS
+from fewbit.activations.centred import Centred
+from fewbit.activations.dynamic import Dynamic
+from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, QTensor, Spec
+from fewbit.kernels.choose import backend_named
 from fewbit.kernels.native import ops as native
+from fewbit.kernels.values import NOTHING, Weight
 from fewbit.transforms.hadamard import Hadamard
 
 TOKENS = 512
@@ -29,6 +34,11 @@ LAYERS = ((1152, 3456), (1152, 1152), (1152, 4608), (4608, 1152))  # DiT-XL/2
 ROUNDS = 9
 PEAKS = {"vpdpbusd": 128, "vdpbf16ps": 64, "vfmadd231ps": 32}
 FORMAT = FORMATS["e2m1"]
+GROUPED = {  # weights and inputs in groups
+    "nvfp4": (NVFP4, Dynamic(NVFP4_TOKEN)),
+    "mxfp4": (MXFP4, Dynamic(MXFP4)),
+    "best w4a4": (Spec.parse("book4/g32/fp16"), Centred(Spec.parse("book4/g32/factor"))),
+}
 
 Arms = dict[str, Callable[[], Any]]
 
@@ -40,7 +50,7 @@ def main() -> None:
         peaks = {name: _peak(name, Path(folder)) for name in PEAKS}
         figures: dict[str, Any] = {"isa": native.isa(), "tokens": TOKENS, "unit": "ms"}
         for k, n in LAYERS:
-            arms = _products(k, n)
+            arms = {**_products(k, n), **_grouped(k, n)}
             if peaks["vpdpbusd"] is not None:
                 arms["peak"] = peaks["vpdpbusd"]
             figures[f"{k} x {n}"] = _table(f"{k} x {n}", arms, 2e-6 * TOKENS * k * n)
@@ -70,6 +80,17 @@ def _products(k: int, n: int) -> Arms:
     }
 
 
+def _grouped(k: int, n: int) -> Arms:
+    """Two images; around a mean, with its product."""
+    backend, x, arms = backend_named("native"), torch.randn(2, TOKENS // 2, k), {}
+    for name, (spec, activation) in GROUPED.items():
+        packed = QTensor.quantize(torch.randn(n, k), spec)
+        weight = Weight(packed, backend.layout(packed, activation.spec, False))
+        product, coded = backend.multiplier(weight, torch.randn(n)), activation.coder(backend, None)
+        arms[f"ours, {name}"] = partial(product, coded(x), torch.float32, NOTHING)
+    return arms
+
+
 def _int_mm(codes: Tensor, columns: Tensor, by_row: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return torch._int_mm(codes, columns).float().mul_(by_row).mul_(scale.T).add_(bias)
 
@@ -84,6 +105,9 @@ def _rows() -> Arms:
             x, *r, FORMAT
         )
         arms[f"torch hadamard alone {k}"] = lambda x=x, h=hadamard: h.input(x)
+        for name, (_, activation) in GROUPED.items():
+            coder = activation.coder(backend_named("native"), None)
+            arms[f"quantize {name} {k}"] = partial(coder, x.view(2, TOKENS // 2, k))
     x, (shift, scale) = torch.randn(2, TOKENS // 2, 1152), torch.randn(2, 2, 1152)
     rotation = Hadamard(1152, None, 0).signs(), Hadamard(1152, None, 0).matrices()
     arms["norm + modulate"] = lambda: native.layer_norm_modulate(x, shift, scale, 1e-6)

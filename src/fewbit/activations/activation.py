@@ -43,12 +43,7 @@ class Activation(nn.Module):
         self, backend: Reference, rotation: Rotation | None, directions: Tensor
     ) -> Splitter:
         """As `coder`, of an input that keeps its components along some directions apart."""
-        return partial(self.apart, backend, backend.splitter(directions, rotation))
-
-    def apart(self, backend: Reference, split: Splitter, x: Tensor | AdaLNInput) -> SplitRows:
-        parts = split(x)
-        assert isinstance(parts.main, Tensor)
-        return replace(parts, main=self.code(backend, None, parts.main.view(x.shape)))
+        return partial(_apart, self.coder(backend, None), backend.splitter(directions, rotation))
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -61,6 +56,12 @@ class Activation(nn.Module):
         """Refuse stored numbers that no writer would write; `name` is where this stands."""
 
     __call__: Any = nn.Module.__call__
+
+
+def _apart(code: Coder, split: Splitter, x: Tensor | AdaLNInput) -> SplitRows:
+    parts = split(x)
+    assert isinstance(parts.main, Tensor)
+    return replace(parts, main=code(parts.main.view(x.shape)))
 
 
 def refuse_stored_levels(spec: Spec) -> None:

@@ -7,14 +7,17 @@ on the largest level, on a lower one (Cook et al., 2025, "4/6") or beyond, whate
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewbit.activations.activation import Activation, refuse_stored_levels
+from fewbit.activations.activation import Activation, refuse_stored_levels, rotated
 from fewbit.errors import BadArgument
 from fewbit.formats import Spec
+from fewbit.kernels.reference import Coder, Grouper, Reference
+from fewbit.kernels.values import AdaLNInput, QuantizedRows, Rotation
 
 KIND = "centred"
 STRETCHES = (0.8, 0.9, 1.5, 2.0)  # of the scale at which the largest value is on the largest level
@@ -35,12 +38,20 @@ class Centred(Activation):
             )
         self.spec = spec
 
+    @property
+    def code_spec(self) -> Spec:
+        return self.spec
+
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
-        if x.dim() < 3:
-            return self._rounded(x)
-        mean = x.mean(-2, keepdim=True).bfloat16().float()
-        return self._rounded(x - mean) + mean
+        mean = _mean(x)
+        return self._rounded(x) if mean is None else self._rounded(x - mean) + mean
+
+    def coder(self, backend: Reference, rotation: Rotation | None) -> Coder:
+        group = backend.grouper(self.spec, STRETCHES)
+        if group is None:
+            return super().coder(backend, rotation)
+        return partial(_integers, group, backend, rotation)
 
     def _rounded(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -54,8 +65,11 @@ class Centred(Activation):
         return rounded.view(x.shape)
 
     def _error(self, rounded: Tensor, rows: Tensor) -> Tensor:
-        """What each group loses, for each of its columns."""
-        groups = (rounded - rows).square().unflatten(1, (self.spec.groups(rows.shape[1]), -1))
+        """What each group loses, for each of its columns; in double precision, so that the order of
+        the sum does not matter."""
+        groups = (
+            (rounded - rows).double().square().unflatten(1, (self.spec.groups(rows.shape[1]), -1))
+        )
         return groups.sum(-1, keepdim=True).expand_as(groups).flatten(1)
 
     def check_width(self, columns: int) -> None:
@@ -66,6 +80,20 @@ class Centred(Activation):
 
     def extra_repr(self) -> str:
         return f"centred {self.spec}"
+
+
+def _mean(x: Tensor) -> Tensor | None:
+    """Of the tokens, [..., 1, columns]; of rows without an image none."""
+    return None if x.dim() < 3 else x.mean(-2, keepdim=True).bfloat16().float()
+
+
+def _integers(
+    group: Grouper, backend: Reference, rotation: Rotation | None, x: Tensor | AdaLNInput
+) -> QuantizedRows:
+    tokens = rotated(backend, rotation, x).float()
+    mean = _mean(tokens)
+    columns = tokens.shape[-1]
+    return group(tokens.reshape(-1, columns), None if mean is None else mean.reshape(-1, columns))
 
 
 def from_config(config: dict[str, Any]) -> Centred:

@@ -40,20 +40,20 @@ class Dynamic(Activation):
         rows = x.reshape(-1, x.shape[-1])
         backend = backend_for(x)
         if backend.accepts_codes(self.spec):
-            return backend.quantize(rows, self.spec.format).values().view(x.shape)
+            return self.coder(backend, None)(rows).values().view(x.shape)
         return self.spec.round(rows).view(x.shape)
 
     def coder(self, backend: Reference, rotation: Rotation | None) -> Coder:
         if not backend.accepts_codes(self.spec):
             return super().coder(backend, rotation)
-        return backend.coder(self.spec.format, rotation)
+        return backend.coder(self.spec, rotation)
 
     def splitter(
         self, backend: Reference, rotation: Rotation | None, directions: Tensor
     ) -> Splitter:
         if not backend.accepts_codes(self.spec):
             return super().splitter(backend, rotation, directions)
-        return backend.splitter(directions, rotation, self.spec.format)
+        return backend.splitter(directions, rotation, self.spec)
 
     def config(self) -> dict[str, Any]:
         return {"kind": KIND, "spec": str(self.spec)}

@@ -6,7 +6,7 @@ bits, and products agree to 1e-6 of the largest, for only their float32 rounding
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -39,6 +39,7 @@ _EXACT_FLOAT32 = 1 << 24
 Coder = Callable[[Tensor | AdaLNInput], QuantizedRows | Tensor]  # an input to the rows of a product
 Multiplier = Callable[[QuantizedRows | Tensor, torch.dtype, Epilogue], Tensor]  # rows to the result
 Splitter = Callable[[Tensor | AdaLNInput], SplitRows]
+Grouper = Callable[[Tensor, Tensor | None], QuantizedRows]  # rows, and the means of their images
 SplitMultiplier = Callable[[SplitRows, torch.dtype, Epilogue], Tensor]
 
 
@@ -92,15 +93,21 @@ class Reference:
         """[rows, columns]"""
         return self.tokens(x).reshape(-1, x.shape[-1])
 
-    def coder(self, fmt: Format, rotation: Rotation | None) -> Coder:
-        """`quantize`, bound to a format and a rotation."""
-        return partial(self.quantize, fmt=fmt, rotation=rotation)
+    def coder(self, spec: Spec, rotation: Rotation | None) -> Coder:
+        """`quantize`, bound to a spec that is accepted and a rotation."""
+        return partial(self.quantize, fmt=spec.format, rotation=rotation)
 
     def splitter(
-        self, directions: Tensor, rotation: Rotation | None, fmt: Format | None = None
+        self, directions: Tensor, rotation: Rotation | None, spec: Spec | None = None
     ) -> Splitter:
-        """`split`, bound to directions, a rotation and a format."""
+        """`split`, bound to directions, a rotation and a spec that is accepted."""
+        fmt = None if spec is None else spec.format
         return partial(self.split, directions=directions, rotation=rotation, fmt=fmt)
+
+    def grouper(self, spec: Spec, stretches: Sequence[float]) -> Grouper | None:
+        """What rounds rows around means in groups, the scale of each stretched by what loses least;
+        None where such inputs are multiplied as float32."""
+        return None
 
     def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
         """`linear`, bound to a weight and a bias."""
@@ -159,7 +166,8 @@ class Reference:
         refuse_other_width(x.integers if isinstance(x, QuantizedRows) else x, weight.packed.columns)
         bias = None if bias is None else bias.float()
         exact = dtype if epilogue is NOTHING else torch.float32
-        if isinstance(x, QuantizedRows) and self.multiplies_codes(weight.spec):
+        exactly = isinstance(x, QuantizedRows) and x.is_scaled_by_row
+        if exactly and isinstance(x, QuantizedRows) and self.multiplies_codes(weight.spec):
             if x.parts == 1:
                 return self.integer_linear(x, weight, bias, dtype, epilogue)
             each = replace(x, parts=1)

@@ -49,7 +49,7 @@ class Portable(Reference):
     def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
         if not _worth_it(weight, shape[1]):
             return "float32 products of weights unpacked at each call"
-        if activation is None:
+        if activation is None or not self.accepts_codes(activation):
             return "torch._int_mm on the input's 8-bit digits"
         return "torch._int_mm"
 

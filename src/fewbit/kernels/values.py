@@ -15,21 +15,30 @@ from fewbit.formats import QTensor, Spec
 
 @dataclass(frozen=True)
 class QuantizedRows:
-    """Integer codes and one float32 scale per row. A row with NaN or inf has the scale NaN and the
-    codes 0.
+    """Integer codes and one float32 scale per row, or per group of its columns. A row or group with
+    NaN or inf has the scale NaN and the codes 0.
 
     The codes are int8, in units of the format's smallest step; or where those would be wider, and
     a backend multiplies such, the levels themselves in bfloat16 or E4M3, both exactly.
     """
 
     integers: Tensor  # [rows, columns]
-    scales: Tensor  # float32 [rows, 1]
+    scales: Tensor  # float32 [rows, 1] or [rows, groups]
     largest: int  # magnitude in units of the smallest step: how wide an exact sum must be
     parts: int = 1  # an input may be a sum: the rows of the first part, then of the second
+    mean: Tensor | None = None  # float32 [images, columns], which the rows of an image lack
+
+    @property
+    def is_scaled_by_row(self) -> bool:
+        return self.scales.shape[1] == 1 and self.mean is None
 
     def values(self) -> Tensor:
         """What the integers stand for, float32 [rows, columns]."""
-        return self.summed(self.integers.float() * self.scales)
+        scaled = _grouped(self.integers.float(), self.scales) * self.scales[..., None]
+        rows = self.summed(scaled.flatten(1))
+        if self.mean is None:
+            return rows
+        return (rows.unflatten(0, (len(self.mean), -1)) + self.mean[:, None]).flatten(0, 1)
 
     def summed(self, rows: Tensor) -> Tensor:
         return rows if self.parts == 1 else rows.unflatten(0, (self.parts, -1)).sum(0)

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from fewbit.formats import Format, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels.native import ops as native
-from fewbit.kernels.native.prepared import FloatLinear, Linear, Rows, VectorLinear, has_rows
+from fewbit.kernels.native.prepared import (
+    FloatLinear,
+    Groups,
+    Linear,
+    Rows,
+    VectorLinear,
+    has_groups,
+    has_rows,
+)
 from fewbit.kernels.precision import is_traced
-from fewbit.kernels.reference import INT8, Coder, Multiplier, SplitMultiplier, Splitter
+from fewbit.kernels.reference import (
+    INT8,
+    Coder,
+    Grouper,
+    Multiplier,
+    SplitMultiplier,
+    Splitter,
+)
 from fewbit.kernels.torch_cpu import Portable
 from fewbit.kernels.values import (
     NOTHING,
@@ -26,8 +44,6 @@ from fewbit.kernels.values import (
     scaled_by_row,
 )
 
-LANES = 8  # columns that a product takes at a time
-
 
 class Native(Portable):
     name = "native"
@@ -42,14 +58,17 @@ class Native(Portable):
             return f"native {native.isa()}, float products with vectors of a codebook"
         if not _takes(weight, shape[1]):
             return super().path(weight, activation, shape)
-        coded = activation is not None and has_integer_rows(activation)
+        coded = activation is not None and _are_integers(activation)
         how = f"{'integer' if coded else 'float'} products"
         return f"native {native.isa()}, {how}, weights stored in {_bits(weight)} bits"
 
     def accepts_codes(self, spec: Spec) -> bool:
-        """Also what is exact in bfloat16, FP8, where that is multiplied as such."""
+        """Also integers in groups, unless something traces; and what is exact in bfloat16, FP8,
+        where that is multiplied as such."""
         if super().accepts_codes(spec) or torch.compiler.is_compiling():
             return super().accepts_codes(spec)
+        if _has_groups(spec):
+            return not is_traced()
         return spec.format.arithmetic is not None and scaled_by_row(spec) and native.has_bf16()
 
     def modulate(self, given: AdaLNInput) -> Tensor:
@@ -76,19 +95,28 @@ class Native(Portable):
             coded = native.quantize_rows(given, fmt)
         return QuantizedRows(*coded, fmt.integer_max)
 
-    def coder(self, fmt: Format, rotation: Rotation | None) -> Coder:
-        if not has_rows(fmt) or is_traced():  # what traces operators sees no prepared calls
-            return super().coder(fmt, rotation)
-        return _Coder(fmt, rotation)
+    def coder(self, spec: Spec, rotation: Rotation | None) -> Coder:
+        if not has_rows(spec.format) or is_traced():  # what traces sees no prepared calls
+            return super().coder(spec, rotation)
+        return _Coder(Rows(spec.format, rotation, _groups(spec)), spec.format.integer_max)
 
     def splitter(
-        self, directions: Tensor, rotation: Rotation | None, fmt: Format | None = None
+        self, directions: Tensor, rotation: Rotation | None, spec: Spec | None = None
     ) -> Splitter:
-        general = super().splitter(directions, rotation, fmt)
-        unknown = fmt is not None and not has_rows(fmt)
+        general = super().splitter(directions, rotation, spec)
+        unknown = spec is not None and not has_rows(spec.format)
         if unknown or is_traced() or directions.shape[1] > native.most_depth():
             return general
-        return _Splitter(native.Split(directions, rotation, fmt), fmt, general)
+        if spec is None:
+            return _Splitter(native.Split(directions, rotation), 0, general)
+        split = native.Split(directions, rotation, spec.format, _groups(spec))
+        return _Splitter(split, spec.format.integer_max, general)
+
+    def grouper(self, spec: Spec, stretches: Sequence[float]) -> Grouper | None:
+        if not _has_groups(spec) or is_traced():
+            return None
+        rows = Rows(spec.format, None, _groups(spec, stretches))
+        return partial(_around_means, rows, spec.format.integer_max)
 
     def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
         general = super().multiplier(weight, bias)
@@ -201,8 +229,8 @@ class Native(Portable):
 class _Coder:
     """`Native.quantize`, prepared."""
 
-    def __init__(self, fmt: Format, rotation: Rotation | None) -> None:
-        self.rows, self.largest = Rows(fmt, rotation), fmt.integer_max
+    def __init__(self, rows: Rows, largest: int) -> None:
+        self.rows, self.largest = rows, largest
 
     def __call__(self, x: Tensor | AdaLNInput) -> QuantizedRows:
         given = x.x if isinstance(x, AdaLNInput) else x
@@ -216,9 +244,8 @@ class _Coder:
 class _Splitter:
     """`Native.split`, prepared: in one pass over a row."""
 
-    def __init__(self, split: native.Split, fmt: Format | None, general: Splitter) -> None:
-        self.split, self.general = split, general
-        self.largest = 0 if fmt is None else fmt.integer_max
+    def __init__(self, split: native.Split, largest: int, general: Splitter) -> None:
+        self.split, self.largest, self.general = split, largest, general
 
     def __call__(self, x: Tensor | AdaLNInput) -> SplitRows:
         given = x.x if isinstance(x, AdaLNInput) else x
@@ -249,11 +276,15 @@ class _Multiplier:
                 return self.general(x, dtype, epilogue)
             exact = out if epilogue is NOTHING else torch.float32
             product = epilogue(self.floats(x, exact))
-        elif _is_plain(x) and epilogue.addend is None:
+        elif self.takes(x) and epilogue.addend is None:
             return self.exactly(x, dtype, epilogue)
         else:
             return self.general(x, dtype, epilogue)
         return product.to(dtype)
+
+    def takes(self, x: QuantizedRows) -> bool:
+        is_plain = x.parts == 1 and x.integers.dtype == torch.int8
+        return is_plain and self.integers.takes(x.scales)
 
     def exactly(
         self,
@@ -264,7 +295,8 @@ class _Multiplier:
     ) -> Tensor:
         out = dtype if dtype in native.DTYPES else torch.float32
         after = epilogue.gelu, epilogue.gate, epilogue.residual
-        return self.integers(x.integers, x.scales, out, *after, side).to(dtype)
+        common = None if x.mean is None else self.floats(x.mean, torch.float32)
+        return self.integers(x.integers, x.scales, out, *after, side, common).to(dtype)
 
 
 class _Both:
@@ -274,14 +306,14 @@ class _Both:
         self.main, self.side, self.general = main, side.integers, general
 
     def __call__(self, x: SplitRows, dtype: torch.dtype, epilogue: Epilogue) -> Tensor:
-        if isinstance(x.main, Tensor) or not _is_plain(x.main):
+        if isinstance(x.main, Tensor) or not self.main.takes(x.main):
             return self.general(x, dtype, epilogue)
         side = self.side, x.side.integers, x.side.scales
         return self.main.exactly(x.main, dtype, epilogue, side)
 
 
-def _is_plain(x: QuantizedRows) -> bool:
-    return x.parts == 1 and x.integers.dtype == torch.int8
+def _around_means(rows: Rows, largest: int, x: Tensor, mean: Tensor | None) -> QuantizedRows:
+    return QuantizedRows(*rows(x, mean=mean), largest, mean=mean)
 
 
 def _of_vectors(packed: QTensor, bias: Tensor | None, general: Multiplier) -> Multiplier:
@@ -316,16 +348,33 @@ def _has_vectors(spec: Spec) -> bool:
     return spec.format.learned and not isinstance(spec.span, int)
 
 
+def _are_integers(activation: Spec) -> bool:
+    """Whether inputs rounded so are multiplied as integers."""
+    return has_integer_rows(activation) or _has_groups(activation)
+
+
+def _has_groups(spec: Spec) -> bool:
+    """Whether inputs rounded so are integers in groups of whole lanes."""
+    if not isinstance(spec.span, int) or spec.span % native.LANES or not spec.symmetric:
+        return False
+    known = len(spec.format.options) == 1 and has_rows(spec.format)
+    return known and has_groups(spec.span, spec.scale)
+
+
+def _groups(spec: Spec, stretches: Sequence[float] = ()) -> Groups | None:
+    return Groups(spec.span, spec.scale, stretches) if isinstance(spec.span, int) else None
+
+
 def _takes(spec: Spec, columns: int) -> bool:
     """Whether there are panels for it: groups of whole lanes whose sums fit into int32."""
     width = columns // spec.float_groups(columns)
-    return has_integers(spec) and width % LANES == 0 and width <= native.most_depth()
+    return has_integers(spec) and width % native.LANES == 0 and width <= native.most_depth()
 
 
 def _rests(spec: Spec) -> bool:
     """Whether panels hold the codes themselves, in 4 bits or, of integers, in 8."""
     if spec.scale.factors:  # they are multiplied into nibbles, for whole lanes
-        whole = isinstance(spec.span, str) or spec.span % LANES == 0
+        whole = isinstance(spec.span, str) or spec.span % native.LANES == 0
         return spec.symmetric and spec.format.bits <= 4 and whole
     fixed = spec.format.bits <= 4 and not spec.format.by_group
     return spec.symmetric and (fixed or spec.format.codes_are_levels)

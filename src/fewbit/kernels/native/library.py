@@ -31,7 +31,7 @@ from torch import Tensor
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 10
+ABI = 11
 ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
@@ -47,9 +47,9 @@ def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
 
 class LinearTask(Structure):
     _fields_ = (
-        *_fields(_P, "codes scales weight factors weight_scales bias gate residual out"),
-        *_fields(_L, "weight_bytes m n k tokens"),
-        *_fields(_I, "factor_groups groups gelu out_dtype"),
+        *_fields(_P, "codes scales weight factors weight_scales bias common gate residual out"),
+        *_fields(_L, "weight_bytes m n k tokens sharing"),
+        *_fields(_I, "factor_groups groups scale_groups gelu out_dtype"),
         ("side", _P),
     )
 
@@ -64,12 +64,12 @@ class FloatLinearTask(Structure):
 
 class RowsTask(Structure):
     _fields_ = (
-        *_fields(_P, "x shift scale signs matrices ladder codes scales out"),
+        *_fields(_P, "x shift scale signs matrices mean ladder stretches codes scales out"),
         *_fields(_P, "directions squares aside aside_scales"),
-        *_fields(_L, "m k tokens rank"),
+        *_fields(_L, "m k tokens rank group"),
         ("orders", _I * MOST_MATRICES),
-        *_fields(_I, "count dtype mantissa"),
-        *_fields(_F, "norm top step smallest_normal zero"),
+        *_fields(_I, "count dtype mantissa scale_kind stretch_count"),
+        *_fields(_F, "norm top step smallest_normal zero bottom most_factor"),
         ("eps", c_double),
     )
 

@@ -44,8 +44,10 @@ from fewbit.kernels.native.library import (
 )
 from fewbit.kernels.native.packing import pack_codes, pack_levels, unpack
 from fewbit.kernels.native.prepared import (
+    LANES,
     MOST_ELEMENTS,
     FloatLinear,
+    Groups,
     Linear,
     Rows,
     Split,
@@ -59,7 +61,9 @@ from fewbit.kernels.values import Rotation
 
 __all__ = [
     "DTYPES",
+    "LANES",
     "FloatLinear",
+    "Groups",
     "Linear",
     "Rows",
     "Split",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fewbit.errors import BadArgument
 from fewbit.formats import FORMATS, Format
+from fewbit.formats.scale import ScaleFormat
 from fewbit.kernels.native.library import (
     DTYPES,
     MOST_MATRICES,
@@ -39,20 +40,30 @@ INT8 = FORMATS["int8"]
 MOST_ELEMENTS = 2**31 - 1
 MOST_LEVELS = 16  # of a format that is no arithmetic
 MOST_ENTRIES = 256  # of a codebook, because an assignment is a byte
+MOST_GROUP = 256  # columns of an input that share a scale
+LANES = 8  # columns that a product takes at a time
+SCALE_KINDS = {"fp32": 0, "e8m0": 1, "e4m3row": 2, "factor": 3}  # as csrc/tasks.h numbers them
 OTHER_SHAPE = 2  # the status of a weight that does not belong to its input
 
 
 class Rows:
-    """Rounds the rows of an input to a format, after a rotation if there is one."""
+    """Rounds the rows of an input to a format, after a rotation if there is one; in `groups` of
+    columns if there are such."""
 
-    def __init__(self, fmt: Format, rotation: Rotation | None = None) -> None:
+    def __init__(
+        self, fmt: Format, rotation: Rotation | None = None, groups: Groups | None = None
+    ) -> None:
         self._settle(rounding(fmt), rotation)
+        self._groups = groups
+        if groups is not None:
+            groups.settle(self._task, fmt)
 
     @classmethod
     def by(cls, numbers: Sequence[float], rotation: Rotation | None) -> Rows:
         """From the `rounding` of a format, for torch's dispatcher passes no formats on."""
         rows = cls.__new__(cls)
         rows._settle(numbers, rotation)
+        rows._groups = None
         return rows
 
     def _settle(self, numbers: Sequence[float], rotation: Rotation | None) -> None:
@@ -83,35 +94,73 @@ class Rows:
         task.norm = order**-0.5
 
     def __call__(
-        self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None, eps: float = 0.0
+        self,
+        x: Tensor,
+        shift: Tensor | None = None,
+        scale: Tensor | None = None,
+        eps: float = 0.0,
+        mean: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x [..., K] to codes (int8 [M, K]) that count the format's step, and scales (float32
-        [M, 1]). With shift and scale, x is first what `layer_norm_modulate` makes of it."""
+        [M, 1], or of groups [M, G]). With shift and scale, x is first what `layer_norm_modulate`
+        makes of it; a mean [images, K], float32, is taken off the rows of its image."""
         if x.numel() > MOST_ELEMENTS:
             raise too_large(x)
         columns = x.shape[-1]
         if self._rotated not in (None, columns):
             raise _unrotated(columns, prod(self._task.orders[: self._task.count]))
         codes = x.new_empty(prod(x.shape[:-1]), columns, dtype=torch.int8)
-        scales = x.new_empty(codes.shape[0], 1, dtype=torch.float32)
+        groups = 1 if self._groups is None else self._groups.count(columns)
+        scales = x.new_empty(codes.shape[0], groups, dtype=torch.float32)
         if not x.numel():
             return codes, scales.fill_(self._step)
         task = RowsTask.from_buffer_copy(self._task)
         task.codes, task.scales = codes.data_ptr(), scales.data_ptr()
+        if mean is not None:
+            mean = _means(mean, codes)
+            task.mean, task.tokens = mean.data_ptr(), codes.shape[0] // mean.shape[0]
         run_rows(self._run, task, x, shift, scale, eps)
         return codes, scales
 
 
+class Groups:
+    """Groups of so many columns with a scale each, stored as `scale` stores them; of the scale that
+    clips nothing and those that are `stretches` times as large, the one that loses least."""
+
+    def __init__(self, size: int, scale: ScaleFormat, stretches: Sequence[float] = ()) -> None:
+        if not has_groups(size, scale):
+            raise BadArgument(
+                f"groups of {size} columns with scales in {scale.name} have no native kernel: it "
+                f"takes up to {MOST_GROUP} columns, and scales in {', '.join(SCALE_KINDS)}"
+            )
+        self.size, self.scale = size, scale
+        self._stretches = torch.tensor(list(stretches), dtype=torch.float32, device="cpu")
+
+    def settle(self, task: RowsTask, fmt: Format) -> None:
+        task.group, task.bottom = self.size, fmt.min
+        task.scale_kind, task.most_factor = SCALE_KINDS[self.scale.name], self.scale.factors
+        task.stretches, task.stretch_count = address(self._stretches), len(self._stretches)
+
+    def count(self, columns: int) -> int:
+        if columns % self.size:
+            raise BadArgument(f"groups of {self.size} do not divide {columns} columns")
+        return columns // self.size
+
+
 class Split:
     """Takes the components of rows along directions (int8 [r, K]) out of them, after a rotation if
-    there is one: these in int8, and what is left in a format or as floats."""
+    there is one: these in int8, and what is left in a format, perhaps in groups, or as floats."""
 
     def __init__(
-        self, directions: Tensor, rotation: Rotation | None, fmt: Format | None = None
+        self,
+        directions: Tensor,
+        rotation: Rotation | None,
+        fmt: Format | None = None,
+        groups: Groups | None = None,
     ) -> None:
         rank, self._columns = directions.shape
         squares = directions.double().square().sum(1).float()
-        self._rows = Rows(INT8 if fmt is None else fmt, rotation)
+        self._rows, self._groups = Rows(INT8 if fmt is None else fmt, rotation, groups), groups
         self._kept, self._rounds = (_int8(directions).contiguous(), squares), fmt is not None
         task = self._task = RowsTask.from_buffer_copy(self._rows._task)
         task.directions, task.squares = map(address, self._kept)
@@ -132,7 +181,8 @@ class Split:
         left = x.new_empty(
             count, self._columns, dtype=torch.int8 if self._rounds else torch.float32
         )
-        scales = torch.empty_like(aside_scales) if self._rounds else None
+        groups = 1 if self._groups is None else self._groups.count(self._columns)
+        scales = x.new_empty(count, groups, dtype=torch.float32) if self._rounds else None
         if scales is None:
             task.out = left.data_ptr()
         else:
@@ -185,8 +235,10 @@ class Linear:
         gate: Tensor | None = None,
         residual: Tensor | None = None,
         side: tuple[Linear, Tensor, Tensor] | None = None,
+        common: Tensor | None = None,
     ) -> Tensor:
-        """Codes [M, K] with scales [M, 1] to [M, N].
+        """Codes [M, K] with scales [M, 1], or of groups that are as many as its own or several in
+        each of those, to [M, N]. Rows `common` [images, N] stand for the bias.
 
         In float32, before it is rounded, a `side` is added to the result: a product of as many rows
         and channels, its codes and scales. Then GELU may be taken of it, or what comes of it is
@@ -199,6 +251,8 @@ class Linear:
         if side is not None:
             beside, *_also_kept = side[0]._given(*side[1:])
             task.side = addressof(beside)
+        if common is not None:
+            task.common, task.sharing = address(common), self._sharing(rows, common)
         if gate is not None and residual is not None:
             gate, residual = gate.float().contiguous(), residual.to(out_dtype).contiguous()
             self._add_gate(task, rows, gate, residual, gelu)
@@ -218,14 +272,36 @@ class Linear:
         rows, columns = codes.shape
         if columns != self._columns:
             raise failure(OTHER_SHAPE)
-        if row_scales.shape != (rows, 1):
-            raise BadArgument(f"{rows} rows need scales [{rows}, 1], got {list(row_scales.shape)}")
+        one = row_scales.shape == (rows, 1)
+        if not one and not self._has_groups(row_scales, rows):
+            raise BadArgument(
+                f"{rows} rows need scales [{rows}, 1], or of whole lanes in groups that divide "
+                f"the weight's, got {list(row_scales.shape)}"
+            )
         if codes.dtype != torch.int8:
             raise _not_int8(codes)
         codes, row_scales = codes.contiguous(), row_scales.float().contiguous()
         task = LinearTask.from_buffer_copy(self._task)
         task.codes, task.scales, task.m = address(codes), address(row_scales), rows
+        task.scale_groups = row_scales.shape[1]
         return task, codes, row_scales
+
+    def _sharing(self, rows: int, common: Tensor) -> int:
+        """Rows of an image."""
+        images = max(common.shape[0], 1)
+        whole = common.shape[1:] == (self._channels,) and rows % images == 0
+        if not whole or common.dtype != torch.float32 or not common.is_contiguous():
+            raise failure(OTHER_SHAPE)
+        return rows // images
+
+    def _has_groups(self, scales: Tensor, rows: int) -> bool:
+        return scales.dim() == 2 and scales.shape[0] == rows and self.takes(scales)
+
+    def takes(self, row_scales: Tensor) -> bool:
+        """Whether the groups of rows that have these scales go with its own."""
+        groups = row_scales.shape[1]
+        whole = groups > 0 and self._columns % (LANES * groups) == 0
+        return groups == 1 or (whole and groups % self._task.groups == 0)
 
     def _add_gate(
         self, task: LinearTask, rows: int, gate: Tensor, residual: Tensor, gelu: bool
@@ -343,6 +419,11 @@ def has_rows(fmt: Format) -> bool:
     return fmt.exact_in(8) and (few or fmt.arithmetic is not None)
 
 
+def has_groups(size: int, scale: ScaleFormat) -> bool:
+    """Whether `Rows` takes groups of that kind."""
+    return size <= MOST_GROUP and scale.name in SCALE_KINDS
+
+
 def _heap(fmt: Format) -> list[float]:
     """The boundaries between its levels, ascending where the nodes are read from left to right."""
     ascending = [*fmt.boundaries, *[inf] * (MOST_LEVELS - len(fmt.levels))]
@@ -385,6 +466,13 @@ def run_rows(
     status = run(task)
     if status:
         raise failure(status)
+
+
+def _means(mean: Tensor, codes: Tensor) -> Tensor:
+    images = mean.shape[0]
+    if mean.shape != (images, codes.shape[1]) or not images or codes.shape[0] % images:
+        raise BadArgument(f"rows {list(codes.shape)} have no means {list(mean.shape)}")
+    return mean.float().contiguous()
 
 
 def too_large(x: Tensor) -> BadArgument:

@@ -155,7 +155,7 @@ int64_t rows_at_once(int64_t m, int64_t most, int64_t n) {
 
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 10; }
+EXPORT int32_t fewbit_abi() { return 11; }
 
 // Of linear, float_linear, rows and attention, in this order.
 EXPORT int64_t fewbit_task_bytes(int32_t index) {
@@ -244,27 +244,38 @@ EXPORT int32_t fewbit_unpack(const uint8_t* bytes, int64_t size, uint8_t* codes)
     return kDone;
 }
 
+static int32_t spans_of(const LinearTask& asked) {
+    return asked.groups > asked.scale_groups ? asked.groups : asked.scale_groups;
+}
+
+static Linear laid_out(const LinearTask& asked) {
+    return {asked, nullptr, up(asked.k, kDepth), spans_of(asked), 0, 0, nullptr};
+}
+
 static int32_t check(const LinearTask& asked) {
     if (!is_packed(asked.weight, asked.weight_bytes)) return kNotPacked;
     const Header& h = *reinterpret_cast<const Header*>(asked.weight);
     if (h.n != asked.n || h.k != asked.k) return kNotPacked;
     if (asked.factors && (h.bits != 4 || asked.k % (kDepth * asked.factor_groups))) return kNotPacked;
-    return asked.k / asked.groups > kMostDepth ? kTooDeep : kDone;
+    const int32_t groups = asked.groups, by_row = asked.scale_groups, spans = spans_of(asked);
+    if (by_row > 1 && by_row % groups) return kNotPacked;
+    if (spans > 1 && asked.k % (kDepth * spans)) return kNotPacked;
+    return asked.k / spans > kMostDepth ? kTooDeep : kDone;
 }
 
 static int64_t padded_bytes(const Linear& t) { return t.pitch == t.k ? 0 : up(t.m * t.pitch, 64); }
 
 static int64_t input_bytes(const Linear& t) {
-    return up(padded_bytes(t) + t.m * t.groups * int64_t(sizeof(int32_t)) + 64, 64);
+    return up(padded_bytes(t) + t.m * t.spans * int64_t(sizeof(int32_t)) + 64, 64);
 }
 
 static int64_t panel_scratch(const Linear& t) {
-    return (t.groups + 1) * kPanel * int64_t(sizeof(float)) + opened_bytes(t.pitch);
+    return (t.spans + 1) * kPanel * int64_t(sizeof(float)) + opened_bytes(t.pitch);
 }
 
 // Codes padded to whole steps, and their sums, in `memory`.
 static int32_t lay_input(Linear& task, uint8_t* memory) {
-    const int64_t m = task.m, k = task.k, groups = task.groups, pitch = task.pitch;
+    const int64_t m = task.m, k = task.k, spans = task.spans, pitch = task.pitch;
     const int64_t padded = padded_bytes(task);
     if (padded) {
         std::memset(memory, 0, padded);
@@ -279,9 +290,9 @@ static int32_t lay_input(Linear& task, uint8_t* memory) {
     int32_t status = for_each(up(m, kAtOnce) / kAtOnce, 64, [&](int64_t i, uint8_t*) {
         int32_t own = 0;
         int64_t end = (i + 1) * kAtOnce < m ? (i + 1) * kAtOnce : m;
-        for (int64_t at = i * kAtOnce * groups; at < end * groups; ++at)
+        for (int64_t at = i * kAtOnce * spans; at < end * spans; ++at)
             sums[at] = kernels->sums(
-                task.codes + at / groups * pitch + at % groups * (pitch / groups), pitch / groups, &own);
+                task.codes + at / spans * pitch + at % spans * (pitch / spans), pitch / spans, &own);
         for (int32_t seen = largest; own > seen && !largest.compare_exchange_weak(seen, own);) {
         }
     });
@@ -290,13 +301,13 @@ static int32_t lay_input(Linear& task, uint8_t* memory) {
 }
 
 EXPORT int32_t fewbit_linear(const LinearTask* asked) {
-    Linear task = {*asked, nullptr, up(asked->k, kDepth), 0, 0, nullptr}, side = task;
+    Linear task = laid_out(*asked), side = task;
     const int64_t m = task.m, n = task.n;
     if (int32_t wrong = check(task)) return wrong;
     if (asked->side) {
-        side = {*asked->side, nullptr, up(asked->side->k, kDepth), 0, 0, nullptr};
+        side = laid_out(*asked->side);
         if (int32_t wrong = check(side)) return wrong;
-        if (side.m != m || side.n != n || side.groups != 1) return kNotPacked;
+        if (side.m != m || side.n != n || side.spans != 1) return kNotPacked;
         task.beside = &side;
     }
     if (m == 0 || n == 0) return kDone;

@@ -19,6 +19,7 @@ namespace avx2 {
 struct Opened {
     uint8_t* bytes;     // narrow: [strip][k / 4][16][4]; wide: int16 [strip][k / 2][16][2]
     int16_t* widened;   // wide: six rows of codes
+    int32_t* starts;    // six rows of what int16 sums of a span start from, or null: they do not fit
     int64_t k, steps;   // steps: of 4 k that fit int16, 0 if wide
     int32_t offset;
 };
@@ -120,12 +121,22 @@ static void widen(const uint8_t* bytes, int64_t quads, int32_t offset, int16_t* 
                     int16_t(bytes[(quad * kStrip + channel) * 4 + i] - offset);
 }
 
+// Whether a whole span, and half of what the offset adds to it, fits int16.
+static bool fits_narrow(const Linear& t, int64_t top, int64_t offset) {
+    const int64_t pairs = t.pitch / t.spans / 2;
+    return t.spans > 1 && pairs * t.largest * (top + offset) <= 32767;
+}
+
 static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_t* scratch) {
     const Header& h = *w.header;
     int64_t k = up(h.k, kDepth);
     int64_t pair = 2 * int64_t(opened_top(t, w)) * t.largest;
     int64_t steps = pair ? 32767 / pair : k;
-    Opened opened = {scratch, nullptr, k, steps < kWorthIt ? 0 : steps, opened_offset(t, w)};
+    Opened opened = {scratch, nullptr, nullptr, k, steps < kWorthIt ? 0 : steps, opened_offset(t, w)};
+    if (fits_narrow(t, opened_top(t, w), opened.offset)) {
+        opened.steps = k;
+        opened.starts = reinterpret_cast<int32_t*>(scratch + k * kPanel);
+    }
     if (h.bits == 4) open_nibbles(w, panel, scratch);
     else open_bytes(w, panel, scratch);
     if (t.factors) multiply_factors(t, w, panel, scratch);
@@ -177,6 +188,80 @@ static inline void narrow_tile(const int8_t* a, int64_t pitch, const uint8_t* w,
                 store256(to, _mm256_add_epi32(load256(to), _mm256_madd_epi16(acc[i][j], ones)));
             }
     }
+}
+
+// Sums of one span start at what the offset adds too much, half of it in either int16 of a channel.
+static void find_starts(const Linear& t, int32_t offset, int64_t row, int64_t rows, int32_t* starts) {
+    const int32_t* sums = t.sums + row * t.spans;
+    for (int64_t at = 0; at < rows * t.spans; ++at) {
+        const int32_t excess = -offset * sums[at], half = excess >> 1;
+        starts[at] = int32_t(uint32_t(half) << 16 | (uint32_t(excess - half) & 0xffff));
+    }
+}
+
+// Three rows, so that their float sums stay in registers beside those of a span.
+static constexpr int64_t kSpanRows = 3;
+
+template <int MR, bool GROUPED>
+static inline void strip_spans(const Linear& t, const int8_t* a, const uint8_t* w, const int32_t* starts,
+                               const float* scales, const float* factors, float* out) {
+    const int64_t pitch = t.pitch, spans = t.spans, depth = pitch / spans;
+    f32 total[MR][2] = {};
+#pragma GCC unroll 1
+    for (int64_t g = 0; g < spans; ++g, a += depth, w += depth * kStrip) {
+        __m256i acc[MR][2];
+#pragma GCC unroll 3
+        for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = _mm256_set1_epi32(starts[i * spans + g]);
+#pragma GCC unroll 1
+        for (int64_t k = 0; k < depth; k += 8) {
+#pragma GCC unroll 2
+            for (int64_t at = k; at < k + 8; at += 4) {
+                __m256i left = load256(w + at * kStrip), right = load256(w + at * kStrip + 32);
+#pragma GCC unroll 3
+                for (int i = 0; i < MR; ++i) {
+                    int32_t four;
+                    __builtin_memcpy(&four, a + i * pitch + at, 4);
+                    __m256i codes = _mm256_set1_epi32(four);
+                    multiply_add(acc[i][0], left, codes);
+                    multiply_add(acc[i][1], right, codes);
+                }
+            }
+        }
+        __m256i ones;
+        asm volatile("vpcmpeqw %0, %0, %0\n\tvpsrlw $15, %0, %0" : "=x"(ones));
+#pragma GCC unroll 3
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; ++j) {
+                f32 value = to_floats((i32)_mm256_madd_epi16(acc[i][j], ones));
+                if (GROUPED) value *= splat(scales[i * spans + g]);
+                total[i][j] += value * load(factors + g * kPanel + j * 8);
+            }
+    }
+#pragma GCC unroll 3
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) store(out + i * kPanel + j * 8, total[i][j]);
+}
+
+template <int MR, bool GROUPED>
+static OWN_REGISTERS void narrow_spans(const Linear& t, const Opened& w, int64_t row,
+                                       const int32_t* starts, const float* factors, float* sums) {
+    for (int64_t strip = 0; strip < kPanel; strip += kStrip)
+        strip_spans<MR, GROUPED>(t, t.codes + row * t.pitch, w.bytes + strip * w.k, starts,
+                                 t.scales + row * t.scale_groups, factors + strip, sums + strip);
+}
+
+static void sum_spans(const Linear& t, const Opened& w, int64_t row, int64_t rows, int32_t* acc,
+                      const float* factors, float* sums) {
+    if (!w.starts) return dot_spans(t, w, row, rows, acc, factors, sums);
+    find_starts(t, w.offset, row, rows, w.starts);
+    for (int64_t i = 0; i < rows; i += kSpanRows)
+        with_rows<kSpanRows>(rows - i < kSpanRows ? rows - i : kSpanRows, [&](auto count) {
+            auto kernel = t.scale_groups > 1 ? narrow_spans<decltype(count)::value, true>
+                                             : narrow_spans<decltype(count)::value, false>;
+            kernel(t, w, row + i, w.starts + i * t.spans, factors, sums + i * kPanel);
+        });
 }
 
 template <int MR>
@@ -288,7 +373,7 @@ struct Levels {
 
 const Kernels kAvx2 = {"avx2",
                        avx2::sums,
-                       avx2::linear_kernel,
+                       avx2::linear_kernel<avx2::sum_spans>,
                        {avx2::float_kernel<avx2::Floats>, nullptr},
                        avx2::row_kernel,
                        avx2::gelu_kernel,

@@ -165,7 +165,7 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened opened, int
 
 const Kernels kAvx512 = {"avx512vnni",
                          avx512::sums,
-                         avx512::linear_kernel,
+                         avx512::linear_kernel<avx512::dot_spans>,
                          {avx512::float_kernel<avx512::Floats>, nullptr},
                          avx512::row_kernel,
                          avx512::gelu_kernel,

@@ -15,8 +15,9 @@
 namespace fewbit {
 
 struct Linear : LinearTask {  // `codes` are [m, pitch], zeros beyond k
-    const int32_t* sums;      // [m, groups], of the codes
+    const int32_t* sums;      // [m, spans], of the codes
     int64_t pitch;
+    int32_t spans;  // so many parts of k have one scale of the weight and one of the input
     int32_t largest, threads;  // largest: of the codes' magnitudes
     const Linear* beside;      // `side`, or null
 };

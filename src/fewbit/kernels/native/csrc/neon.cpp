@@ -77,7 +77,7 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened opened, int
 
 const Kernels kNeon = {"neon",
                        neon::sums,
-                       neon::linear_kernel,
+                       neon::linear_kernel<neon::dot_spans>,
                        {neon::float_kernel<neon::Floats>, nullptr},
                        neon::row_kernel,
                        neon::gelu_kernel,

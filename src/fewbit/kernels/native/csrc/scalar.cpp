@@ -47,7 +47,7 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t 
 
 const Kernels kScalar = {"scalar",
                          scalar::sums,
-                         scalar::linear_kernel,
+                         scalar::linear_kernel<scalar::dot_spans>,
                          {scalar::float_kernel<scalar::Floats>, nullptr},
                          scalar::row_kernel,
                          scalar::gelu_kernel,

@@ -16,16 +16,17 @@ constexpr int64_t kMostDepth = INT32_MAX / (128 * 255);
 
 struct LinearTask {  // integers times integers
     const int8_t* codes;         // [m, k]
-    const float* scales;         // [m]
+    const float* scales;         // [m, scale_groups]
     const uint8_t* weight;       // packed, of `weight_bytes` bytes
     const uint8_t* factors;      // [n, factor_groups] or null: of the levels, which rest in 4 bits
     const float* weight_scales;  // [n, groups]
     const float* bias;           // [n] or null
+    const float* common;         // [m / sharing, n] or null: what rows of an image get for a bias
     const float* gate;           // [m / tokens, n] or null: a result is residual + gate * it
     const void* residual;        // [m, n], of the type of the results
     void* out;                   // [m, n]
-    int64_t weight_bytes, m, n, k, tokens;
-    int32_t factor_groups, groups, gelu, out_dtype;
+    int64_t weight_bytes, m, n, k, tokens, sharing;
+    int32_t factor_groups, groups, scale_groups, gelu, out_dtype;
     const LinearTask* side;      // a product of the same size that is added to the results, or null:
 };                               // of one group, and nothing is done to its own
 
@@ -41,24 +42,33 @@ struct FloatLinearTask {  // floats times a weight that is decoded, or looked up
     int32_t groups, dtype, out_dtype;
 };
 
+// How a scale of a group is kept; the last two under an outer scale of their row.
+enum ScaleKind : int32_t { kFloatScale = 0, kPowerOfTwo = 1, kE4m3 = 2, kFactor = 3 };
+
+constexpr int64_t kMostGroup = 256;  // columns of a group of rows
+
 struct RowsTask {  // what is done to every row before a product
     const void* x;          // [m, k]
     const float* shift;     // [m / tokens, k] or null: no layer norm
     const float* scale;     // [m / tokens, k]
     const float* signs;     // [k] or null: no rotation
     const float* matrices;  // each transposed, from left to right in the Kronecker product
+    const float* mean;      // [m / tokens, k] or null: taken off the rows of its image
     const float* ladder;    // [2][16] or null: the format is not arithmetic, see rows.inc
+    const float* stretches; // [stretch_count], of the scale of a group, of which the best is taken
     int8_t* codes;          // [m, k] or null: no quantizer
-    float* scales;          // [m]
+    float* scales;          // [m], or of each group [m, k / group]
     void* out;              // [m, k], the floats, where there are no codes
     const int8_t* directions;  // [rank, k] or null: what is left of a row goes on, and to `aside`
     const float* squares;      // [rank], the sum of squares of each
     int8_t* aside;             // [m, rank], the components along them
     float* aside_scales;       // [m]
-    int64_t m, k, tokens, rank;
+    int64_t m, k, tokens, rank, group;  // group: columns that share a scale, or 0: all of a row
     int32_t orders[kMatrices];
     int32_t count, dtype, mantissa;  // count: of the matrices
+    int32_t scale_kind, stretch_count;
     float norm, top, step, smallest_normal, zero;  // zero: the scale of a row of zeros
+    float bottom, most_factor;
     double eps;
 };
 
