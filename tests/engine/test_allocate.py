@@ -94,7 +94,7 @@ def test_a_size_is_that_of_the_model(small, tmp_path):
 
 
 def test_inputs_get_as_many_directions_as_pay(small):
-    """They are paid for: their sides, and themselves once for all layers that read the input."""
+    """They are paid for once for all layers that read the input."""
     pytest.importorskip("diffusers")
     model = small()
     settings = {"bits": "w4a4", "bits_per_weight": 5.5, "calibration": rows(), "progress": False}

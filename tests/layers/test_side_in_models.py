@@ -96,8 +96,7 @@ def test_what_is_shown_names_the_directions():
     shown = fewbit.inspect(model).table()
     assert "8 directions" in shown
     layer = next(one for one in fewbit.inspect(model).layers if one.name.endswith("to_q"))
-    side = quantized_layers(model)[layer.name].side
-    assert layer.bytes >= quantized_layers(model)[layer.name].packed_weight.nbytes + side.nbytes()
+    assert layer.bytes >= quantized_layers(model)[layer.name].packed_weight.nbytes
 
 
 def test_more_directions_than_columns_are_refused_before_any_work():

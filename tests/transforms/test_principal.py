@@ -32,7 +32,7 @@ def test_the_product_is_unchanged_whatever_the_directions(width, rank, tokens):
     x, weight = 100 * normal(tokens, width), normal(5, width, seed=1)
     components = (x @ normal(width, parts.rank, seed=2)).round()
     rest = x - components @ parts.directions.double()
-    assert_close(rest @ weight.T + components @ parts.side(weight).T, x @ weight.T)
+    assert_close(rest @ weight.T + components @ parts(weight).T, x @ weight.T)
 
 
 @settings(max_examples=20, deadline=None)
@@ -43,7 +43,7 @@ def test_where_nothing_is_rounded_the_parts_are_joined_to_the_weight(width, rank
     main, side = weight + normal(5, width, seed=4), normal(5, parts.rank, seed=5)
     together = parts.rest(x) @ main.T + parts.components(x) @ side.T
     assert_close(x @ parts.joined(main, side).T, together)
-    assert_close(parts.joined(weight, parts.side(weight)), weight)
+    assert_close(parts.joined(weight, parts(weight)), weight)
 
 
 @pytest.mark.parametrize("width", [12, 96])

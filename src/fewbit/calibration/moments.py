@@ -54,8 +54,8 @@ class Paired:
     """How inputs x̂ vary around their mean, and together with the inputs x that they stand for."""
 
     square: Tensor  # [in, in], the mean of x̂·x̂ᵀ around the means
-    cross: Tensor  # [exact in, in], the mean of x·x̂ᵀ around the means
-    exact: Tensor  # float64 [exact in], the mean of x
+    cross: Tensor  # [in, in], the mean of x·x̂ᵀ around the means
+    exact: Tensor  # float64 [in], the mean of x
     actual: Tensor  # float64 [in], the mean of x̂
 
     def around_zero(self) -> Paired:
@@ -64,27 +64,14 @@ class Paired:
         cross = self.cross + self.exact.outer(self.actual).to(self.cross)
         return Paired(square, cross, 0 * self.exact, 0 * self.actual)
 
-    def target(self, weight: Tensor, start: Tensor, damping: float) -> Tensor:
-        """The W' [out, in] whose product with x̂ is nearest to W·x; damping holds it near `start`.
-        The energy of W·x - Q·x̂ is that of (W' - Q)·x̂ and a constant: W' is what to round."""
-        ridge = damping * self.square.diagonal().double().mean().clamp(min=SMALLEST)
-        wanted = weight.double() @ self.cross.double() + ridge * start.double()
-        return self._divided(wanted, self.square.double(), ridge).to(weight)
-
-    def rest(self, target: Tensor, last: Tensor, damping: float) -> Tensor:
-        """What the first columns of a target become when the last ones are rounded to `last`."""
-        count = target.shape[1] - last.shape[1]
-        square = self.square.double()
-        ridge = damping * square.diagonal()[:count].mean().clamp(min=SMALLEST)
-        error = (target[:, count:] - last).double() @ square[count:, :count]
-        made_up = self._divided(error, square[:count, :count], ridge)
-        return target[:, :count] + made_up.to(target)
-
-    @staticmethod
-    def _divided(wanted: Tensor, square: Tensor, ridge: Tensor) -> Tensor:
-        """wanted·(square + ridge·I)⁻¹"""
+    def target(self, weight: Tensor, damping: float) -> Tensor:
+        """The W' [out, in] whose product with x̂ is nearest to W·x; damping holds it near W. The
+        energy of W·x - Q·x̂ is that of (W' - Q)·x̂ and a constant: W' is what to round."""
+        square, wide = self.square.double(), weight.double()
+        ridge = damping * square.diagonal().mean().clamp(min=SMALLEST)
         damped = square + ridge * torch.eye(len(square)).to(square)
-        return torch.linalg.solve(damped, wanted, left=False)
+        wanted = wide @ self.cross.double() + ridge * wide
+        return torch.linalg.solve(damped, wanted, left=False).to(weight)
 
     def missing(self, weight: Tensor, rounded: Tensor) -> Tensor:
         """What the bias must add, float64 [out]: the mean of W·x - Q·x̂."""
@@ -99,8 +86,7 @@ class PairedMoments:
         self.rows = 0.0
 
     def update(self, exact: Tensor, actual: Tensor, weight: Tensor) -> None:
-        """Add x [..., exact in] and x̂ [..., in]; `weight` [...] is how much each row counts, and
-        0 of padding."""
+        """Add x and x̂ [..., in]; `weight` [...] is how much each row counts, and 0 of padding."""
         weight = weight.flatten().float()
         rows = (one.detach().flatten(0, -2)[weight > 0].float() for one in (exact, actual))
         (x, given), weight = rows, weight[weight > 0]

@@ -16,7 +16,6 @@ from torch import Tensor
 from fewbit.engine.plan import Plan
 from fewbit.errors import BadArgument
 from fewbit.formats.names import megabytes
-from fewbit.layers.side import SIDE
 from fewbit.methods.method import Rule
 from fewbit.methods.settings import Budgeted
 from fewbit.models import Layer
@@ -83,14 +82,10 @@ def _weights(plan: Plan, losses: Mapping[str, Tensor]) -> Iterator[Item]:
 
 
 def _inputs(plan: Plan, losses: Mapping[str, Tensor]) -> Iterator[Item]:
-    """Of each input: its directions, and the sides of all layers that read it."""
-    rows = {layer.name: layer.shape[0] for layer in plan.layers}
+    """Of each input: its directions, which all layers that read it share."""
     for group in _groups(plan):
-        ranks, width = _ranks(plan, group), _width(plan, group)
-        costs = [
-            rank * width + sum(SIDE.bytes(rows[name], rank) for name in group) if rank else 0
-            for rank in ranks
-        ]
+        ranks = _ranks(plan, group)
+        costs = [rank * _width(plan, group) for rank in ranks]
         lost = [losses.get(f"{name}.directions", torch.zeros(len(ranks))) for name in group]
         yield costs, torch.stack(lost).sum(0).tolist()
 

@@ -52,10 +52,10 @@ class SplitRows:
     main: QuantizedRows | Tensor  # [rows, columns]
     side: QuantizedRows  # [rows, directions]
 
-    def values(self) -> Tensor:
-        """float32 [rows, columns + directions]"""
+    def values(self, directions: Tensor) -> Tensor:
+        """What both parts stand for together, float32 [rows, columns]."""
         main = self.main.values() if isinstance(self.main, QuantizedRows) else self.main
-        return torch.cat([main, self.side.values()], 1)
+        return main + self.side.values() @ directions.float()
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,10 @@ class Weight:
     packed: QTensor
     layout: Tensor | None = None
     kept_scales: Tensor | None = None  # `integer_scales`, made beforehand
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + (0 if self.layout is None else self.layout.nbytes)
 
     @property
     def spec(self) -> Spec:

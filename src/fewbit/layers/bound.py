@@ -32,8 +32,10 @@ class Bound:
         code: RowsOf,
         weight: Weight,
         multiply: Callable[[Any, torch.dtype, Epilogue], Tensor],
+        beside: Weight | None = None,
     ) -> None:
         self.backend, self.code, self.weight, self.multiply = backend, code, weight, multiply
+        self.beside = beside  # what multiplies the directions that the input keeps apart
         self.shape = weight.packed.shape
         self.kind = weight.packed.packed.device.type
 

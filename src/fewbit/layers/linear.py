@@ -3,52 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from fewbit.errors import BadArgument
 from fewbit.formats import QTensor, Spec
 from fewbit.kernels.choose import backend_for
 from fewbit.kernels.precision import without_autocast
-from fewbit.kernels.reference import Multiplier, Reference
+from fewbit.kernels.reference import Reference
 from fewbit.kernels.values import (
     NOTHING,
     AdaLNInput,
     Epilogue,
     Weight,
-    has_integers,
     refuse_other_width,
 )
 from fewbit.layers.bound import Bound, RowsOf, plain
 from fewbit.layers.packed_matrix import PackedMatrix
 from fewbit.layers.packed_weight import PackedWeight
-from fewbit.layers.side import Side
+from fewbit.layers.side import side_of
 from fewbit.layers.stage import InputStage
 
 
 class QLinear(PackedMatrix):
-    """A linear layer whose weight is stored packed; the result has the dtype of the input. Where
-    its input keeps a few directions apart, it has a `side` for them, a packed matrix of its own.
-    """
+    """A linear layer whose weight is stored packed; the result has the dtype of the input."""
 
-    def __init__(
-        self,
-        weight: QTensor,
-        bias: Tensor | None,
-        stage: InputStage | None,
-        side: QTensor | None = None,
-    ) -> None:
+    def __init__(self, weight: QTensor, bias: Tensor | None, stage: InputStage | None) -> None:
         super().__init__(weight, bias)
-        _check_side(weight, stage, side)
         self.out_features, self.in_features = weight.shape
-        self.register_module("side", None if side is None else Side(side))
         self.stage = stage
         self.model_dtype = torch.float32  # of the weight, as far as nothing stored says it
-
-    side: Side | None
 
     @property
     def weight(self) -> PackedWeight:
@@ -68,20 +55,28 @@ class QLinear(PackedMatrix):
     def unbind(self) -> None:
         if self._bound is not None and self.stage is not None:
             self.stage.unshare(self)
-        if self.side is not None:
-            self.side.unbind()
         super().unbind()
+
+    @property
+    def side(self) -> QTensor | None:
+        """What it multiplies the components of its input with, if that keeps directions apart."""
+        principal = None if self.stage is None else self.stage.principal
+        return None if principal is None else side_of(self.packed_weight, principal)
 
     def _ready(self, backend: Reference, weight: Weight) -> Bound:
         multiply: Any = backend.multiplier(weight, self.bias)
-        if self.side is not None:
-            multiply = backend.added(multiply, self._side(self.side))
-        return Bound(backend, self._coder(backend), weight, multiply)
+        beside = self._beside(backend)
+        if beside is not None:
+            multiply = backend.added(multiply, backend.multiplier(beside, None))
+        return Bound(backend, self._coder(backend), weight, multiply, beside)
 
-    def _side(self, side: Side) -> Multiplier:
-        """Bound now, since this layer watches the tensors of its side as its own; or a module whose
-        tensors are brought."""
-        return side if self._is_fleeting() else side.bound().multiply
+    def _beside(self, backend: Reference) -> Weight | None:
+        """Its side as the backend wants it."""
+        side = self.side
+        if side is None:
+            return None
+        weight = Weight(side, backend.layout(side, None, self.fast))
+        return replace(weight, kept_scales=weight.integer_scales())
 
     def _coder(self, backend: Reference) -> RowsOf:
         if self.stage is None:
@@ -98,10 +93,19 @@ class QLinear(PackedMatrix):
             backend = backend_for(given) if self._bound is None else self._bound.backend
             code = partial(plain, backend) if self.stage is None else self.stage.coder(backend)
             multiply: Any = Reference.multiplier(backend, self._resting(), self.bias)
-            if self.side is not None:
-                multiply = Reference.added(backend, multiply, self.side)
+            beside = self._resting_side()
+            if beside is not None:
+                side = Reference.multiplier(backend, beside, None)
+                multiply = Reference.added(backend, multiply, side)
             product: Tensor = multiply(code(x), given.dtype, epilogue)
         return product.view(*given.shape[:-1], self.out_features)
+
+    def _resting_side(self) -> Weight | None:
+        """As it was bound, or made anew."""
+        if self._bound is not None:
+            return self._bound.beside
+        side = self.side
+        return None if side is None else Weight(side)
 
     @property
     def activation(self) -> Spec | None:
@@ -114,8 +118,9 @@ class QLinear(PackedMatrix):
         weight = self.packed_weight.dequantize()
         if self.stage is None:
             return weight
-        if self.side is not None and self.stage.principal is not None:
-            weight = self.stage.principal.joined(weight, self.side.packed_weight.dequantize())
+        if self.stage.principal is not None:
+            side = side_of(self.packed_weight, self.stage.principal)
+            weight = self.stage.principal.joined(weight, side.dequantize())
         if self.stage.transform is None:
             return weight
         identity = torch.eye(self.in_features, device=weight.device)
@@ -123,8 +128,8 @@ class QLinear(PackedMatrix):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of what the product is made with: the packed weight, and its side."""
-        return self.packed_weight.nbytes + (0 if self.side is None else self.side.nbytes())
+        """Bytes of the packed weight."""
+        return self.packed_weight.nbytes
 
     def nbytes(self) -> int:
         """Bytes this layer keeps, its input stage aside."""
@@ -132,7 +137,8 @@ class QLinear(PackedMatrix):
 
     @property
     def hidden_bytes(self) -> int:
-        return super().hidden_bytes + (0 if self.side is None else self.side.hidden_bytes)
+        beside = None if self._bound is None else self._bound.beside
+        return super().hidden_bytes + (0 if beside is None else beside.nbytes)
 
     def config(self) -> dict[str, Any]:
         """All that is needed, beside the stored tensors, to build this layer again."""
@@ -140,7 +146,6 @@ class QLinear(PackedMatrix):
             "weight": str(self.spec),
             "shape": [self.out_features, self.in_features],
             "bias": self.bias is not None,
-            **({} if self.side is None else {"side": str(self.side.spec)}),
             **({} if self.stage is None else {"input": self.stage.config()}),
         }
 
@@ -149,10 +154,7 @@ class QLinear(PackedMatrix):
         """An empty layer of that description; sharing a stage is the caller's business."""
         rows, columns = config["shape"]
         weight = QTensor.empty(rows, columns, Spec.parse(config["weight"]))
-        side = None
-        if "side" in config and stage is not None and stage.principal is not None:
-            side = QTensor.empty(rows, stage.principal.rank, Spec.parse(config["side"]))
-        return cls(weight, torch.empty(rows) if config["bias"] else None, stage, side)
+        return cls(weight, torch.empty(rows) if config["bias"] else None, stage)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.spec}"
@@ -161,17 +163,6 @@ class QLinear(PackedMatrix):
         super()._apply(fn, recurse)
         self.model_dtype = fn(torch.empty(0, dtype=self.model_dtype, device="cpu")).dtype
         return self
-
-
-def _check_side(weight: QTensor, stage: InputStage | None, side: QTensor | None) -> None:
-    """A layer has a side for the directions of its input, and none without them."""
-    principal = None if stage is None else stage.principal
-    wanted = None if principal is None else (weight.shape[0], principal.rank)
-    found = None if side is None else side.shape
-    if wanted != found:
-        raise BadArgument(f"an input with directions needs a side of {wanted}, got {found}")
-    if side is not None and not has_integers(side.spec):
-        raise BadArgument(f"a side is stored as integers, not as {side.spec}")
 
 
 class _Derived(torch.autograd.Function):

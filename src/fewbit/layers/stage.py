@@ -55,14 +55,16 @@ class InputStage(nn.Module):
             return self.coder(backend_for(x))(x)
 
     def values(self, x: Tensor, consumer: object = None) -> Tensor:
-        """What a layer multiplies in place of x, as float32 like x, components along directions
-        behind it: for whoever calibrates. It is computed once for all consumers of x that say who
-        they are."""
+        """What a layer multiplies in place of x, as float32 like x: for whoever calibrates. It is
+        computed once for all consumers of x that say who they are."""
         code = self if consumer is None else self.shared(backend_for(x), consumer)
         with without_autocast(x):
             result = code(x)
+        if isinstance(result, SplitRows):
+            assert self.principal is not None
+            return result.values(self.principal.directions).view(x.shape)
         rows = result if isinstance(result, Tensor) else result.values()
-        return rows.view(*x.shape[:-1], -1)
+        return rows.view(x.shape)
 
     def coder(self, backend: Reference) -> RowsOf:
         """The whole stage as one callable, bound to a backend."""

@@ -37,7 +37,6 @@ from fewbit.calibration.observe import InputStats, Record
 from fewbit.errors import BadCalibration
 from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, SCALES, QTensor, Spec
 from fewbit.layers.linear import QLinear
-from fewbit.layers.side import SIDE
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule, SurveyJob
 from fewbit.methods.settings import Budgeted, modulation, setting
@@ -326,33 +325,24 @@ def _solve_layer(
         weight = stage.transform.weight(weight)
     if bias is None or not settings.bias:
         moments = moments.around_zero()
-    apart = None if stage is None else stage.principal
-    target = weight if apart is None else torch.cat([weight, apart.side(weight)], 1)
+    target = weight
     if settings.compensate:
-        target = moments.target(weight, target, settings.damping)
+        target = moments.target(weight, settings.damping)
     try:
-        packed, side = _round(target, moments, job.rules[name].weight, weight.shape[1], settings)
+        packed = _round(target, moments.square, job.rules[name].weight, settings)
     except BadCalibration as error:
         raise BadCalibration(f"{name}: {error}") from None
     if bias is not None:
-        parts = [one.dequantize() for one in (packed, side) if one is not None]
-        missing = moments.missing(weight, torch.cat(parts, 1))
+        missing = moments.missing(weight, packed.dequantize())
         corrected = (bias.detach() + missing).to(bias.dtype)
-    job.replace(name, QLinear(packed, corrected, stage, side), weight)
+    job.replace(name, QLinear(packed, corrected, stage), weight)
 
 
-def _round(
-    target: Tensor, moments: Paired, spec: Spec, width: int, settings: Settings
-) -> tuple[QTensor, QTensor | None]:
-    """The side, if there is one, is rounded first, and the rest makes up for it."""
-    side, square = None, moments.square[:width, :width]
-    if target.shape[1] > width:
-        side = QTensor.quantize(target[:, width:], SIDE)
-        target = moments.rest(target, side.dequantize(), settings.damping)
+def _round(target: Tensor, square: Tensor, spec: Spec, settings: Settings) -> QTensor:
     grid = Grid(spec, target, least_error if settings.clip else no_clipping, square.diagonal())
     values = gptq(target, square, grid, damping=settings.damping).values
     values = descend(target, square, values, grid, damping=settings.damping, sweeps=settings.sweeps)
-    return QTensor.quantize(values, spec, grid.scales()), side
+    return QTensor.quantize(values, spec, grid.scales())
 
 
 METHOD = Method(

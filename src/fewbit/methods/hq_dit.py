@@ -26,7 +26,6 @@ from fewbit.calibration.observe import InputStats
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.formats import FORMATS, FormatChoice, QTensor, Spec
 from fewbit.layers.linear import QLinear
-from fewbit.layers.side import SIDE
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule
 from fewbit.methods.settings import Calibrated, setting
@@ -189,18 +188,15 @@ def _solve_group(
         targets[name] = weight if transform is None else transform.weight(weight)
     if spec is not None:
         apart = _directions(seen, job.rules[consumers[0]])
-        seen = seen if apart is None else seen.after(apart.rest)
-        spec = _activation_spec(spec, seen, targets.values(), settings)
+        rest = seen if apart is None else seen.after(apart.rest)
+        spec = _activation_spec(spec, rest, targets.values(), settings)
         stage = InputStage(transform, Dynamic(spec), folded, apart)
     for name, target in targets.items():
         packed = _round(job, name, target, seen.moments, settings)
-        side = None if apart is None else QTensor.quantize(apart.side(target), SIDE)
-        job.replace(name, QLinear(packed, job.linear(name).bias, stage, side), target)
+        job.replace(name, QLinear(packed, job.linear(name).bias, stage), target)
 
 
 def _directions(seen: InputStats, rule: Rule) -> Principal | None:
-    """An input and a weight apart: components and rest have nothing in common in the second
-    moments, nor have the components among themselves, so each column of a side is best alone."""
     return principal(seen.moments, rule.directions) if rule.directions else None
 
 

@@ -16,7 +16,6 @@ from fewbit.calibration import BlockStream, CalibrationSet, Step
 from fewbit.calibration.observe import InputStats, Record, observe
 from fewbit.formats import FORMATS, QTensor, Spec
 from fewbit.layers.linear import QLinear
-from fewbit.layers.side import SIDE
 from fewbit.methods.settings import Calibrated, Common
 from fewbit.models import Attention, Layer, Role
 from fewbit.progress import Track
@@ -38,9 +37,7 @@ class Rule:
     wide: Spec = INT8_ROWS
 
     def bytes(self, rows: int, columns: int) -> int:
-        """Of the weight and its side."""
-        side = SIDE.bytes(rows, self.directions) if self.directions else 0
-        return self.weight.bytes(rows, columns) + side
+        return self.weight.bytes(rows, columns)
 
 
 @dataclass

@@ -37,7 +37,7 @@ class Principal(nn.Module):
     def rank(self) -> int:
         return self.directions.shape[0]
 
-    def side(self, weight: Tensor) -> Tensor:
+    def forward(self, weight: Tensor) -> Tensor:
         """W·Vᵀ for W [out, width]: what the components are multiplied with."""
         return weight @ self.directions.to(weight.dtype).T
 
@@ -45,7 +45,7 @@ class Principal(nn.Module):
         """What both parts of a weight make of an input of which nothing is rounded."""
         directions = self.directions.to(weight.dtype)
         squares = directions.square().sum(1, keepdim=True)
-        return weight + (side - self.side(weight)) @ (directions / squares)
+        return weight + (side - self(weight)) @ (directions / squares)
 
     def rest(self, x: Tensor) -> Tensor:
         """x [..., width] without its components, which are not rounded: a linear map. Of a strong
