@@ -174,8 +174,8 @@ def test_a_layer_is_what_its_values_make(weight, activation, dtype, with_side):
     values = x.values() @ main.packed.dequantize().T + bias
     if with_side:
         x = stage.splitter(NATIVE, None, directions)(images)
-        whole = torch.cat([w.packed.dequantize() for w in (main, side)], 1)
-        values = x.values() @ whole.T + bias
+        values = x.main.values() @ main.packed.dequantize().T + bias
+        values = values + x.side.values() @ side.packed.dequantize().T
         multiply = NATIVE.added(multiply, NATIVE.multiplier(side, None))
     for epilogue in (Epilogue(), Epilogue(gelu=True), Epilogue(gate=gate, residual=residual)):
         ours, exact = multiply(x, dtype, epilogue), epilogue(values)

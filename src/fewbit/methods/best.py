@@ -55,7 +55,15 @@ from fewbit.transforms.transform import Transform
 STRENGTHS = (0.25, 0.5, 0.75)  # of the smoothing, beside none
 WIDTHS = ("book2", "book3", "book4", "int5", "int6", "int8")  # from which a budget chooses
 DIRECTIONS = 16
-RANKS = (0, 8, 16, 24, 32, 48, 64, 96, 128)  # from which a budget chooses
+RANKS = (
+    0,
+    8,
+    16,
+    24,
+    32,
+    48,
+    64,
+)  # from which a budget chooses; a product hardly feels 64 of 1,152
 STEADY = 4  # what an error of the modulation costs more: it is one for all tokens and many steps
 LEAST_PART = 3  # of an input's channels: no more directions
 GROUP = 32  # columns of a weight that share a scale
