@@ -87,12 +87,12 @@ def _speeds(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _runs(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     size = "of a model of DiT-XL/2's size"
-    for recipe, busy in (("hq-dit", ""), ("tq-dit", " on a busy machine")):
+    for recipe in ("hq-dit", "tq-dit"):
         name = f"quantizing-{recipe}"
         run = found[name]["figures"]
         yield (
             f"`{recipe}` {run['recipe'].partition(':')[2]} {size}, {run['rows']} samples",
-            f"{run['minutes_for_28_blocks']:.0f} min{busy}, {run['peak_gib']:.1f} GiB",
+            f"{run['minutes_for_28_blocks']:.0f} min on a busy machine, {run['peak_gib']:.1f} GiB",
             command(name, found[name]),
         )
     demo, large = (found["fp4dit"]["figures"][key] for key in ("demo", "dit_xl_2"))
