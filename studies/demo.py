@@ -65,7 +65,7 @@ def bits(transformer: Any, modulation: bool = False) -> float:
     if not modulation:
         layers = [layer for layer in layers if layer.stage is not None]
     stages = {layer.stage for layer in layers if layer.stage is not None}
-    apart = [stage.principal.directions for stage in stages if stage.principal is not None]
+    apart = [stage.principal.codes for stage in stages if stage.principal is not None]
     stored = [layer.weight_bytes for layer in layers] + [tensor.nbytes for tensor in apart]
     return 8 * sum(stored) / sum(layer.in_features * layer.out_features for layer in layers)
 

@@ -101,7 +101,7 @@ def test_inputs_get_as_many_directions_as_pay(small):
     fewbit.quantize(model, "best", **settings)
     layers = quantized_layers(model).values()
     apart = {id(one.stage): one.stage.principal for one in layers if one.stage is not None}
-    kept = [one.directions for one in apart.values() if one is not None]
+    kept = [one.codes for one in apart.values() if one is not None]
     stored = sum(layer.weight_bytes for layer in layers) + sum(one.nbytes for one in kept)
     weights = sum(layer.in_features * layer.out_features for layer in layers)
     assert 4.6 < 8 * stored / weights <= 4.8

@@ -64,7 +64,7 @@ def test_it_comes_back(model, saved):
 
 def test_layers_of_one_input_store_its_directions_once(saved):
     manifest = read(tiny.weights(saved))[1]
-    names = [name for name in manifest["aliases"] if name.endswith("principal.directions")]
+    names = [name for name in manifest["aliases"] if name.endswith("principal.codes")]
     assert len(names) == 2 * 2  # of three readers of one tensor, in two blocks
 
 
@@ -81,7 +81,8 @@ def test_a_stranger_splits_an_input_alike_and_reads_the_side(model, saved):
     for name, layer in quantized_layers(model).items():
         if layer.side is None:
             continue
-        v = tensors[f"{name}.stage.principal.directions"][1].astype(int)
+        v = unpack(tensors[f"{name}.stage.principal.codes"][1], 6, layer.in_features)
+        v = np.where(v < 32, v, v.astype(int) - 64)
         x = torch.randn(20, layer.in_features)
         q, s = int8(x.numpy())
         squares = (v**2).sum(1).astype(np.float32)
@@ -138,7 +139,7 @@ HOSTILE = {
     "huge": (partial(input_of, {"width": 1 << 40, "rank": 1}), "1 to 1048576 columns"),
     "huge rank": (partial(input_of, {"width": 64, "rank": 10**30}), "1 to 64 directions"),
     "other width": (partial(input_of, {"width": 32, "rank": 8}), "cannot take an input"),
-    "other rank": (lambda entry: of_rank(9, entry), "directions"),
+    "other rank": (lambda entry: of_rank(9, entry), "codes"),
     "more fields": (partial(input_of, {"width": 64, "rank": 8, "kind": "x"}), "understood was"),
     "no table": (partial(input_of, "principal"), "cannot be read"),
     "nothing": (partial(input_of, None), "cannot be read|understood was|principal"),
@@ -166,7 +167,7 @@ def test_a_principal_part_is_no_transform(own):
 @pytest.mark.parametrize(
     ("end", "value", "complaint"),
     [
-        ("stage.principal.directions", 0, "holds a direction of zeros"),
+        ("stage.principal.codes", 0, "holds a direction of zeros"),
     ],
 )
 def test_numbers_that_no_writer_writes_are_refused(own, end, value, complaint):

@@ -19,6 +19,7 @@ from fewbit.formats.names import megabytes
 from fewbit.methods.method import Rule
 from fewbit.methods.settings import Budgeted
 from fewbit.models import Layer
+from fewbit.transforms.principal import stored_bytes
 
 STEPS = 4096  # of the budget: what a layer needs is rounded up to one of them
 
@@ -85,7 +86,7 @@ def _inputs(plan: Plan, losses: Mapping[str, Tensor]) -> Iterator[Item]:
     """Of each input: its directions, which all layers that read it share."""
     for group in _groups(plan):
         ranks = _ranks(plan, group)
-        costs = [rank * _width(plan, group) for rank in ranks]
+        costs = [stored_bytes(rank, _width(plan, group)) for rank in ranks]
         lost = [losses.get(f"{name}.directions", torch.zeros(len(ranks))) for name in group]
         yield costs, torch.stack(lost).sum(0).tolist()
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.errors import BadArgument, BrokenFile
+from fewbit.formats import FORMATS
+from fewbit.formats.pack import pack, packed_width, unpack
 from fewbit.transforms.transform import checked_width, same_width
 
-TOP = 127
+INT6 = FORMATS["int6"]  # fewer bits leave more of a direction in the rest than more directions take
 SPARE = 8  # directions more than are asked for, which make the iteration quick
 ITERATIONS = 8
 
@@ -25,17 +27,22 @@ ITERATIONS = 8
 class Principal(nn.Module):
     """Directions of an input as integers; only what they span matters, not how long they are."""
 
-    directions: Tensor
+    codes: Tensor
 
     def __init__(self, directions: Tensor) -> None:
         super().__init__()
-        rank, width = directions.shape
-        check_rank(rank, width)
-        self.register_buffer("directions", directions)
+        rank, self.width = directions.shape
+        check_rank(rank, self.width)
+        self.register_buffer("codes", pack(INT6.encode(directions), INT6.bits))
 
     @property
     def rank(self) -> int:
-        return self.directions.shape[0]
+        return len(self.codes)
+
+    @property
+    def directions(self) -> Tensor:
+        """int8 [rank, width]"""
+        return INT6.decode(unpack(self.codes, INT6.bits, self.width)).to(torch.int8)
 
     def forward(self, weight: Tensor) -> Tensor:
         """W·Vᵀ for W [out, width]: what the components are multiplied with."""
@@ -58,22 +65,21 @@ class Principal(nn.Module):
         return x @ directions.T / directions.square().sum(1)
 
     def check_width(self, columns: int) -> None:
-        same_width(self.directions.shape[1], columns)
+        same_width(self.width, columns)
 
     def check(self, name: str) -> None:
         """Refuse stored numbers that no writer would write; `name` is where this stands."""
         if not bool(self.directions.any(1).all()):
-            raise BrokenFile(f"{name}.directions holds a direction of zeros")
+            raise BrokenFile(f"{name}.codes holds a direction of zeros")
 
     def config(self) -> dict[str, Any]:
-        rank, width = self.directions.shape
-        return {"width": width, "rank": rank}
+        return {"width": self.width, "rank": self.rank}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Principal:
         width, rank = checked_width(config["width"]), config["rank"]
         check_rank(rank, width)
-        return cls(torch.empty(rank, width, dtype=torch.int8))
+        return cls(torch.zeros(rank, width, dtype=torch.int8))
 
     def extra_repr(self) -> str:
         return f"{self.rank} directions"
@@ -83,7 +89,12 @@ def principal(moments: Tensor, rank: int) -> Principal:
     """The `rank` directions of most power of inputs with these second moments [width, width]."""
     check_rank(rank, len(moments))
     _, directions = strongest(moments, rank)
-    return Principal((directions * (TOP / directions.abs().max())).round().to(torch.int8))
+    longest = directions.abs().amax(1, keepdim=True)
+    return Principal((directions * (INT6.max / longest)).round().to(torch.int8))
+
+
+def stored_bytes(rank: int, width: int) -> int:
+    return rank * packed_width(width, INT6.bits)
 
 
 def strongest(moments: Tensor, count: int) -> tuple[Tensor, Tensor]:
