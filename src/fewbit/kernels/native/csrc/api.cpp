@@ -359,9 +359,13 @@ EXPORT int32_t fewbit_float_linear(const FloatLinearTask* asked) {
     });
 }
 
-// Of a row's integers, its components, and the sums of what these make.
-static int64_t split_floats(const RowsTask& t) {
-    return t.directions ? 2 * up(t.k, 16) + up(t.rank, 16) : 0;
+// Of a row's integers, its components, and the sums of what these make; then of what is tried for its
+// groups.
+static int64_t last_floats(const RowsTask& t) {
+    const int64_t split = t.directions ? 2 * up(t.k, 16) + up(t.rank, 16) : 0;
+    const int64_t groups = t.group ? t.k / t.group : 0, scales = 1 + t.stretch_count;
+    const int64_t tried = (3 + scales) * groups + scales * t.k / 4 + 64;
+    return split > tried ? split : tried;
 }
 
 // Where padding to vectors costs least: how many matrices, and what the others have of columns.
@@ -385,7 +389,7 @@ static Rows divided(const RowsTask& asked) {
 EXPORT int32_t fewbit_rows(const RowsTask* asked) {
     const Rows task = divided(*asked);
     constexpr int64_t kAtOnce = 16;  // few, because a rotated row takes many times as long as it
-    int64_t wanted = int64_t(sizeof(float)) * (2 * task.space + split_floats(task));
+    int64_t wanted = int64_t(sizeof(float)) * (2 * task.space + last_floats(task));
     const Kernels* kernels = chosen;
     return for_each(up(task.m, kAtOnce) / kAtOnce, wanted, [&](int64_t i, uint8_t* own) {
         for (int64_t row = i * kAtOnce; row < task.m && row < (i + 1) * kAtOnce; ++row)
