@@ -147,6 +147,12 @@ def test_spans_are_summed_exactly_and_in_order(weight, activation, m, n):
     assert torch.equal(ours, in_order(x, given))
 
 
+@pairs
+def test_they_say_that_they_are_multiplied_as_integers(weight, activation):
+    weight, activation = map(Spec.parse, (weight, activation))
+    assert "integer products" in NATIVE.path(weight, activation, (70, 192))
+
+
 @pytest.mark.parametrize("level", ["most", "least"])
 @pairs
 def test_the_largest_sums_do_not_overflow(weight, activation, level):
@@ -202,8 +208,9 @@ def test_one_group_may_be_all_of_a_row(columns):
     [("e2m1/g32/fp16", "e2m1/g48/fp32"), ("e3m4/row/fp32", "e2m1/g16/fp32")],
 )
 def test_groups_that_do_not_go_together_are_multiplied_as_values(weight, activation):
-    given = laid(weight, 20, 192)
-    x = NATIVE.coder(Spec.parse(activation), None)(normal(9, 192))
+    given, spec = laid(weight, 20, 192), Spec.parse(activation)
+    assert "integer" not in NATIVE.path(given.spec, spec, (20, 192))
+    x = NATIVE.coder(spec, None)(normal(9, 192))
     ours = NATIVE.multiplier(given, None)(x, torch.float32, Epilogue())
     exact = x.values() @ given.packed.dequantize().T
     assert (ours - exact).abs().max() <= 1e-6 * exact.abs().max()

@@ -58,7 +58,7 @@ class Native(Portable):
             return f"native {native.isa()}, float products with vectors of a codebook"
         if not _takes(weight, shape[1]):
             return super().path(weight, activation, shape)
-        coded = activation is not None and _are_integers(activation)
+        coded = activation is not None and _are_integers(weight, activation, shape[1])
         how = f"{'integer' if coded else 'float'} products"
         return f"native {native.isa()}, {how}, weights stored in {_bits(weight)} bits"
 
@@ -348,9 +348,12 @@ def _has_vectors(spec: Spec) -> bool:
     return spec.format.learned and not isinstance(spec.span, int)
 
 
-def _are_integers(activation: Spec) -> bool:
-    """Whether inputs rounded so are multiplied as integers."""
-    return has_integer_rows(activation) or _has_groups(activation)
+def _are_integers(weight: Spec, activation: Spec, columns: int) -> bool:
+    """Whether inputs rounded so are multiplied as integers: groups that lie within those of the
+    weight."""
+    if has_integer_rows(activation) or not _has_groups(activation):
+        return has_integer_rows(activation)
+    return activation.groups(columns) % weight.float_groups(columns) == 0
 
 
 def _has_groups(spec: Spec) -> bool:

@@ -30,6 +30,7 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t 
 
 #include "factors.inc"
 #include "linear.inc"
+#include "spans.inc"
 #include "sums.inc"
 
 static constexpr int64_t kStrip = 16;

@@ -158,6 +158,69 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened opened, int
     });
 }
 
+// Three rows, so that their float sums stay in registers beside those of a span.
+static constexpr int64_t kSpanRows = 3;
+
+// Sums of a span start at what the offset adds too much.
+template <int MR, bool GROUPED>
+static OWN_REGISTERS void spans_tile(const Linear& t, const Opened& opened, int64_t row,
+                                     const float* factors, float* sums) {
+    const int64_t pitch = t.pitch, spans = t.spans, depth = pitch / spans;
+    const int8_t* a = t.codes + row * pitch;
+    const uint8_t* w = opened.bytes;
+    const int32_t* of_codes = t.sums + row * spans;
+    const float* scales = t.scales + row * t.scale_groups;
+    f32 total[MR][4] = {};
+#pragma GCC unroll 1
+    for (int64_t g = 0; g < spans; ++g, a += depth, w += depth * kPanel) {
+        __m512i acc[MR][4];
+#pragma GCC unroll 3
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j)
+                acc[i][j] = _mm512_set1_epi32(-opened.offset * of_codes[i * spans + g]);
+#pragma GCC unroll 1
+        for (int64_t k = 0; k < depth; k += 4) {
+            __m512i row_of_w[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                row_of_w[j] = _mm512_loadu_si512(w + k * kPanel + 64 * j);
+                asm("" : "+v"(row_of_w[j]));  // or it is loaded again for every product
+            }
+#pragma GCC unroll 3
+            for (int i = 0; i < MR; ++i) {
+                int32_t four;
+                __builtin_memcpy(&four, a + i * pitch + k, 4);
+                __m512i codes = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j) multiply_add(acc[i][j], row_of_w[j], codes);
+            }
+        }
+#pragma GCC unroll 3
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                f32 value = to_floats((i32)acc[i][j]);
+                if (GROUPED) value *= splat(scales[i * spans + g]);
+                total[i][j] += value * load(factors + g * kPanel + j * LANES);
+            }
+    }
+#pragma GCC unroll 3
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) store(sums + i * kPanel + j * LANES, total[i][j]);
+}
+
+static void sum_spans(const Linear& t, const Opened& w, int64_t row, int64_t rows, int32_t*,
+                      const float* factors, float* sums) {
+    for (int64_t i = 0; i < rows; i += kSpanRows)
+        with_rows<kSpanRows>(rows - i < kSpanRows ? rows - i : kSpanRows, [&](auto count) {
+            auto kernel = t.scale_groups > 1 ? spans_tile<decltype(count)::value, true>
+                                             : spans_tile<decltype(count)::value, false>;
+            kernel(t, w, row + i, factors, sums + i * kPanel);
+        });
+}
+
 #include "avx512_levels.inc"
 #include "float_linear.inc"
 
@@ -165,7 +228,7 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened opened, int
 
 const Kernels kAvx512 = {"avx512vnni",
                          avx512::sums,
-                         avx512::linear_kernel<avx512::dot_spans>,
+                         avx512::linear_kernel<avx512::sum_spans>,
                          {avx512::float_kernel<avx512::Floats>, nullptr},
                          avx512::row_kernel,
                          avx512::gelu_kernel,

@@ -25,6 +25,7 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t 
                 int32_t* acc);
 
 #include "linear.inc"
+#include "spans.inc"
 #include "factors.inc"
 #include "plain_panel.inc"
 #include "sums.inc"

@@ -24,6 +24,7 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t 
 #include "factors.inc"
 #include "plain_panel.inc"
 #include "linear.inc"
+#include "spans.inc"
 #include "sums.inc"
 #include "decode.inc"
 #include "float_linear.inc"
