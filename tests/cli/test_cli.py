@@ -14,6 +14,7 @@ from fewbit.cli import main
 
 WEIGHTS = Path("tiny/transformer/diffusion_pytorch_model.safetensors")
 VERBS = ("quantize", "generate", "evaluate", "compare", "bench", "inspect", "recipes", "doctor")
+VERBS += ("export",)
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +156,19 @@ def test_a_recipe_file_does_what_the_recipe_did(pipeline_folder):
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_export_writes_a_file_for_another_runtime(pipeline_folder):
+    printed("quantize", "tiny", "--recipe", "rtn:w8a8", "--output", "small", "--quiet")
+    said = printed("export", "small", "--format", "comfy-int8", "-o", "x.safetensors")
+    assert said.startswith("x.safetensors: comfy-int8, ")
+    again = fewbit.load("x.safetensors", like=Path("tiny/transformer"))
+    assert torch.equal(
+        again.transformer_blocks[0].attn1.to_q.codes,
+        fewbit.load("small").transformer.transformer_blocks[0].attn1.to_q.codes,
+    )
+    words = ("export", "small", "--format", "gguf-q4_0", "-o", "x.gguf")
+    assert "portable:gguf-q4_0" in refuses(*words)
 
 
 def test_quiet_is_silent(pipeline_folder):

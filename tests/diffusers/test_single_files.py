@@ -5,12 +5,14 @@ read it.
 """
 
 import any_transformers
+import foreign_files
 import pytest
 import torch
-from originals import ORIGINALS
+from originals import ORIGINALS, renamed
 from safetensors.torch import save_file
 
 import fewbit
+from fewbit.errors import BadArgument
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -21,6 +23,21 @@ def output(model, name):
     with torch.no_grad():
         out = model(**any_transformers.call(name), return_dict=False)[0]
     return torch.stack(out) if isinstance(out, list) else out
+
+
+def test_a_file_that_another_runtime_packed_is_not_taken_for_weights(tmp_path):
+    model = any_transformers.make("QwenImageTransformer2DModel")
+    model.save_config(tmp_path)
+    path = next(n for n, one in model.named_modules() if type(one) is torch.nn.Linear)
+    weight = model.get_submodule(path).weight.detach()
+    tensors = {**renamed(model, {}), **foreign_files.int8(weight, path)}
+    save_file(tensors, tmp_path / "packed.safetensors")
+    with pytest.raises(BadArgument, match=r"is quantized already: .* fewbit.load\(file, like="):
+        type(model).from_single_file(
+            str(tmp_path / "packed.safetensors"),
+            config=str(tmp_path),
+            quantization_config=fewbit.FewbitConfig("rtn"),
+        )
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

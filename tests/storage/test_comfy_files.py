@@ -56,9 +56,10 @@ def test_layers_are_packed_as_they_were_stored(plain):
     assert block.to_q.stage is block.to_k.stage is block.to_v.stage
 
 
-def test_it_can_be_saved_as_our_own(plain, tmp_path):
+def test_it_can_be_saved_as_our_own_and_looked_into(plain, tmp_path):
     model = plain[1]()
     fewbit.save(model, tmp_path / "own")
+    assert "another fewbit" not in str(fewbit.inspect(tmp_path / "own"))
     assert torch.equal(output(fewbit.load(tmp_path / "own")), output(model))
 
 
@@ -112,6 +113,34 @@ def test_a_layer_whose_input_is_not_to_be_rounded(plain):
     said = {"format": "int8_tensorwise", "full_precision_matrix_mult": True}
     tensors[f"{LAYER}.comfy_quant"] = marker(**said)
     assert load().get_submodule(LAYER).stage is None
+
+
+def test_a_layer_that_rotates_its_input_and_does_not_round_it(plain):
+    tensors, load = plain
+    said = {"group_size": 16, "convrot_groupsize": 64, "full_precision_matrix_mult": True}
+    w4a8(comfy_quant=marker(format="asym_w4a8_int8", **said))(tensors)
+    layer = load().get_submodule(LAYER)
+    assert str(layer.stage) == "regular hadamard 64"
+    x = normal(3, 64)
+    torch.testing.assert_close(layer(x), x @ layer.effective_weight().T + layer.bias)
+
+
+def test_inputs_of_four_bit_layers_may_have_eight(plain):
+    tensors, load = plain
+    weight = torch.full((64, 32), 0x12, dtype=torch.int8)
+    said = {"format": "convrot_w4a4", "convrot_groupsize": 64}
+    for kind, spec in (("int4", "int4/row/fp32"), ("int8", "int8/row/fp32")):
+        tensors[f"{LAYER}.weight"] = weight
+        tensors[f"{LAYER}.comfy_quant"] = marker(**said, linear_dtype=kind)
+        layer = load().get_submodule(LAYER)
+        assert str(layer.stage) == f"regular hadamard 64 > {spec}"
+        assert layer.packed_weight.dequantize()[0, :2].tolist() == [
+            2 * layer.scales[0].item(),
+            layer.scales[0].item(),
+        ]
+    tensors[f"{LAYER}.comfy_quant"] = marker(**said, linear_dtype="fp8")
+    with pytest.raises(BrokenFile, match="has inputs in 'fp8'; allowed: int4, int8"):
+        load()
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -275,7 +304,11 @@ def test_markers_that_differ(plain):
     layers = {"layers": {LAYER: {"format": "nvfp4"}}}
     with pytest.raises(BrokenFile, match="say different things of a layer"):
         plain[1](_quantization_metadata=json.dumps(layers))
-    for text, complaint in (("{", "is not valid JSON"), ("{}", "has no table of layers")):
+    for text, complaint in (
+        ("{", "is not valid JSON"),
+        ("{}", "has no table of layers"),
+        ('{"layers": {"a": []}}', "of a is no table but"),
+    ):
         with pytest.raises(BrokenFile, match=f"_quantization_metadata {complaint}"):
             plain[1](_quantization_metadata=text)
 

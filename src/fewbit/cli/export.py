@@ -9,7 +9,6 @@ import click
 from fewbit.cli.options import model_argument, quiet_option
 from fewbit.cli.places import refuse_unwritable
 from fewbit.cli.saying import say
-from fewbit.formats.names import megabytes
 
 FORMATS = (
     *("comfy-int8", "comfy-w4a8", "comfy-convrot-w4a4", "comfy-nvfp4"),
@@ -19,7 +18,14 @@ FORMATS = (
 
 @click.command()
 @model_argument
-@click.option("--format", "name", type=click.Choice(FORMATS), required=True)
+@click.option(
+    "--format",
+    "name",
+    type=click.Choice(FORMATS),
+    metavar="FORMAT",
+    required=True,
+    help=f"One of {', '.join(FORMATS)}.",
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="The file.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @quiet_option
@@ -31,6 +37,7 @@ def export(model: str, name: str, output: Path, overwrite: bool, quiet: bool) ->
     """
     refuse_unwritable(output)
     import fewbit
+    from fewbit.formats.names import megabytes
 
     fewbit.export(fewbit.load(model), output, name, overwrite=overwrite)
     if not quiet:

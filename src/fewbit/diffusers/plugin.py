@@ -41,6 +41,7 @@ from fewbit.storage.spec_file import KEY as SPEC_KEY
 from fewbit.storage.spec_file import Given, as_stored, spec_from, stored_spec
 from fewbit.version import __version__
 
+_PACKED = (".codes", ".comfy_quant", ".scale_weight", ".weight_scale")  # no plain model has these
 OURS_LATER = "fewbit.diffusers.text_encoders"  # has the class that stands for FewbitConfig there
 
 
@@ -288,11 +289,12 @@ def _refuse_no_configuration(recipe: object, others: Mapping[str, Any]) -> None:
 
 
 def _refuse_packed(state_dict: Mapping[str, Any]) -> None:
-    packed = next((name for name in state_dict if name.endswith(".codes")), None)
+    packed = next((name for name in state_dict if name.endswith(_PACKED)), None)
     if packed is not None:
         raise BadArgument(
             f"the file given to from_single_file is quantized already: it holds {packed[:200]!r}; "
-            "allowed: from_pretrained of its folder"
+            "allowed: from_pretrained of its folder, or fewbit.load(file, like=model) for one of "
+            "another runtime"
         )
 
 

@@ -27,6 +27,7 @@ from fewbit.models import (
 )
 from fewbit.models.hidden import shown
 from fewbit.storage.folder import component_folders, skeleton
+from fewbit.storage.foreign.loading import DIALECTS
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX, Artefact
 from fewbit.storage.spec_file import Given, spec_from, specs_from
 from fewbit.storage.strict_json import read_table
@@ -217,7 +218,8 @@ def _inspect_module(
         InspectedAttention(name, *(_way(getattr(matmuls, part)) for part in OPERANDS))
         for name, matmuls in quantized_attentions(module).items()
     )
-    unknown = None if recipe is None else unknown_part(recipe)
+    foreign = recipe is not None and recipe["method"] in DIALECTS
+    unknown = None if recipe is None or foreign else unknown_part(recipe)
     return Inspection(
         structure.family,
         str(structure.origin),

@@ -52,8 +52,10 @@ class Marker:
     full_precision_matrix_mult: bool = False  # the input is not rounded
 
     @classmethod
-    def parse(cls, table: Mapping[str, Any], where: str) -> Marker:
+    def parse(cls, table: object, where: str) -> Marker:
         """One that says what this version does not know may mean other numbers: it is refused."""
+        if not isinstance(table, dict):
+            raise BrokenFile(f"{where} is no table but {table!r:.80}")
         inner = table.get("params")
         inner = inner if isinstance(inner, dict) else {}
         said = {**{key: value for key, value in table.items() if key not in _UNREAD}, **inner}
@@ -191,14 +193,16 @@ def _layer(path: Path, name: str, marker: Marker, own: Mapping[str, Tensor]) -> 
             f"rotates groups of {block} channels, which are no power of 4 or do not divide "
             f"{weight.columns} columns"
         )
-    rounding = kind.activation
-    if marker.linear_dtype != Marker.linear_dtype:
-        rounding = _INPUTS.get(marker.linear_dtype)
-        if rounding is None:
-            raise parts.error(f"has inputs in {marker.linear_dtype!r:.80}; allowed: int4, int8")
-    if marker.full_precision_matrix_mult:
-        rounding = None
-    return ForeignLayer(weight, Input(block, rounding), kind.padding)
+    return ForeignLayer(weight, Input(block, _rounding(parts, kind, marker)), kind.padding)
+
+
+def _rounding(parts: Parts, kind: Kind, marker: Marker) -> Spec | None:
+    if kind.activation is None or marker.full_precision_matrix_mult:
+        return None
+    if marker.linear_dtype not in _INPUTS:
+        allowed = ", ".join(_INPUTS)
+        raise parts.error(f"has inputs in {marker.linear_dtype!r:.80}; allowed: {allowed}")
+    return _INPUTS[marker.linear_dtype] if kind.activation == _INT4 else kind.activation
 
 
 def _int8_tensorwise(parts: Parts, marker: Marker) -> QTensor:

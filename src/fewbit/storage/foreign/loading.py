@@ -24,6 +24,7 @@ from fewbit.storage.manifest import check_numbers
 from fewbit.storage.provenance import Provenance, mark
 from fewbit.version import __version__
 
+DIALECTS = tuple(one.DIALECT for one in (comfy, gguf))  # in the place of a recipe's method
 SHOWN = 3
 
 
@@ -46,7 +47,7 @@ def load_foreign(path: Path, model: nn.Module) -> nn.Module:
         built.model_dtype = linear.weight.dtype
         parent, _, own = name.rpartition(".")
         setattr(modules[parent], own, built)
-    mark(model, Provenance(_recipe(contents), 0, "", __version__))
+    mark(model, Provenance(_recipe(contents), 0, "unknown", __version__))
     bind(model)
     return model.eval()
 
