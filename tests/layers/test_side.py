@@ -25,7 +25,7 @@ WIDTH, OUT, RANK = 64, 48, 8
 CPU = torch.device("cpu")
 KINDS = [
     ("e2m1/row/fp32", "e2m1/row/fp32"),
-    ("e2m1/g16/e4m3", "e2m1/g16/e4m3row"),  # float products
+    ("e2m1/g16/e4m3", "e2m1/g16/e4m3row"),  # in groups
     ("uint4/g8/fp16", "int8/row/fp32"),
     ("e3m0|e2m1|e1m2/row/fp32", "e2m1/row/fp32"),
     ("int8/row/fp32", None),
