@@ -40,9 +40,10 @@ def recipes(name: str | None, as_json: bool) -> None:
 
 
 def _head(recipe: RecipeInfo) -> list[str]:
+    bits = ", ".join(recipe.bits)
     return [
         *textwrap.wrap(f"{recipe.name}  {recipe.summary}", WIDTH, subsequent_indent="  "),
-        f"  bits: {', '.join(recipe.bits)}",
+        *textwrap.wrap(f"  bits: {bits}", WIDTH, subsequent_indent="    ", break_on_hyphens=False),
         f"  calibration: {'yes' if recipe.calibrated else 'none needed'}",
     ]
 
