@@ -113,7 +113,7 @@ def _runs(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _qualities() -> Iterator[tuple[str, str, str]]:
     for demo in ("shapes", "scenes"):
         best = study(f"best_{demo}")
-        names = ("best balanced", "best small", "best tiny", "hq-dit w4a8")
+        names = ("best balanced", "best small", "best four", "best tiny", "hq-dit w4a8")
         shown = (f"{n} {_tenths(best[n][1])} dB at {best[n][0]} bits a weight" for n in names)
         yield (
             f"presets of `best` on `{demo}`, trajectory",
