@@ -10,6 +10,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 STUDIES = ROOT / "studies" / "results"
+TOLD = ("recipe", "demo")  # what a script was told on its command line
 
 
 def results() -> dict[str, Any]:
@@ -49,8 +50,8 @@ def command(name: str, result: Mapping[str, Any]) -> str:
             f"{recipe}{arms}`"
         )
     isa = f"FEWBIT_ISA={result['figures']['isa']} " if "isa" in result["figures"] else ""
-    recipe = f" {result['figures']['recipe']}" if "recipe" in result["figures"] else ""
-    return f"`{isa}python benchmarks/{script(name).name}{recipe}`"
+    told = "".join(f" {result['figures'][key]}" for key in TOLD if key in result["figures"])
+    return f"`{isa}python benchmarks/{script(name).name}{told}`"
 
 
 def script(name: str) -> Path:

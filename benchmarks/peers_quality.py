@@ -1,6 +1,6 @@
 """How near do other systems come to a float model, and fewbit at as many bytes?
 
-.venv-peers/bin/python benchmarks/peers_quality.py shapes   writes peers_quality_shapes.json
+.venv-peers/bin/python benchmarks/peers_quality.py shapes   writes peers_quality-shapes.json
 .venv-peers/bin/python benchmarks/peers_quality.py scenes   the same of the other demo
 
 `make peers` sets up the environment. All arms have the same weights, the same 128 calibration rows
@@ -74,13 +74,13 @@ OURS = {"w4a4": "four", "w4a8": "balanced", "w3a8": "small", "w2a8": "tiny"}
 
 
 def main(demo: str) -> None:
-    name = f"peers_quality_{demo}"
+    name = f"peers_quality-{demo}"
     found = _kept(name)
     for label, measure in _arms(demo):
         if label not in found:
             found[label] = measure()
             print(label, found[label], flush=True)
-            write_result(name, found)
+            write_result(name, {"demo": demo, "arms": found})
 
 
 def _arms(demo: str) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
@@ -95,7 +95,7 @@ def _kept(name: str) -> dict[str, Any]:
     file = RESULTS / f"{name}.json"
     content = json.loads(file.read_text()) if file.exists() else None
     same = content is not None and content["environment"]["commit"] == commit()
-    return content["figures"] if content is not None and same else {}
+    return content["figures"]["arms"] if content is not None and same else {}
 
 
 def _of_peer(demo: str, make: Make) -> dict[str, float]:
