@@ -50,8 +50,9 @@ def command(name: str, result: Mapping[str, Any]) -> str:
             f"{recipe}{arms}`"
         )
     isa = f"FEWBIT_ISA={result['figures']['isa']} " if "isa" in result["figures"] else ""
-    told = "".join(f" {result['figures'][key]}" for key in TOLD if key in result["figures"])
-    return f"`{isa}python benchmarks/{script(name).name}{told}`"
+    told = [result["figures"].get(key) for key in TOLD]
+    words = [script(name).name, *(word for word in told if isinstance(word, str))]
+    return f"`{isa}python benchmarks/{' '.join(words)}`"
 
 
 def script(name: str) -> Path:
