@@ -117,8 +117,8 @@ write_table(
     "What a side branch of int8 carries, w4a4",
     "Each input of each block alone, on its calibration rows: weights and inputs rotated and "
     "rounded plainly to book4 in groups of 32, and beside them int8. The mean over inputs of the "
-    "SQNR of the products. A direction costs 8 bits for each row of a weight and bfloat16 once for "
-    "all that read the input; a rank of a branch costs 8 bits for each row and each column.",
+    "SQNR of the products. Here the side of the directions is made of the exact weight; a "
+    "rank of a branch costs 8 bits for each row and each column.",
     HEADER,
     rows,
     plotted=HEADER[1:],

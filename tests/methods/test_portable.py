@@ -3,6 +3,7 @@
 import pytest
 import tiny_transformers as tiny
 import torch
+from test_hq_dit import Pair
 from torch import nn
 
 import fewbit
@@ -14,15 +15,6 @@ from fewbit.transforms.regular_hadamard import RegularHadamard
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Pair(nn.Module):
-    def __init__(self, width, hidden):
-        super().__init__()
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x):
-        return x + self.down(nn.functional.gelu(self.up(x)))
 
 
 class Tower(nn.Module):

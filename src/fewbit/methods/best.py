@@ -35,16 +35,14 @@ from fewbit.calibration.gradients import squared_gradients
 from fewbit.calibration.moments import SMALLEST, Paired
 from fewbit.calibration.observe import InputStats, Record
 from fewbit.errors import BadCalibration
-from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, SCALES, QTensor, Spec
+from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, SCALES, Spec
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 from fewbit.methods.method import BlockJob, Method, Rule, SurveyJob
 from fewbit.methods.settings import Budgeted, modulation, setting
 from fewbit.models import Layer
 from fewbit.rounding.clipping import least_error, no_clipping
-from fewbit.rounding.descent import descend
-from fewbit.rounding.gptq import gptq
-from fewbit.rounding.grid import Grid
+from fewbit.rounding.compensated import compensated
 from fewbit.transforms.chain import Chain
 from fewbit.transforms.fit import least_lost, loudness
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform, allowed_blocks
@@ -337,20 +335,20 @@ def _solve_layer(
     if settings.compensate:
         target = moments.target(weight, settings.damping)
     try:
-        packed = _round(target, moments.square, job.rules[name].weight, settings)
+        packed = compensated(
+            target,
+            moments.square,
+            job.rules[name].weight,
+            least_error if settings.clip else no_clipping,
+            damping=settings.damping,
+            sweeps=settings.sweeps,
+        )
     except BadCalibration as error:
         raise BadCalibration(f"{name}: {error}") from None
     if bias is not None:
         missing = moments.missing(weight, packed.dequantize())
         corrected = (bias.detach() + missing).to(bias.dtype)
     job.replace(name, QLinear(packed, corrected, stage), weight)
-
-
-def _round(target: Tensor, square: Tensor, spec: Spec, settings: Settings) -> QTensor:
-    grid = Grid(spec, target, least_error if settings.clip else no_clipping, square.diagonal())
-    values = gptq(target, square, grid, damping=settings.damping).values
-    values = descend(target, square, values, grid, damping=settings.damping, sweeps=settings.sweeps)
-    return QTensor.quantize(values, spec, grid.scales())
 
 
 METHOD = Method(

@@ -22,9 +22,7 @@ from fewbit.methods.method import BlockJob, Method, Rule
 from fewbit.methods.settings import Calibrated, setting
 from fewbit.models import Layer
 from fewbit.rounding.clipping import least_error, no_clipping
-from fewbit.rounding.descent import descend
-from fewbit.rounding.gptq import gptq
-from fewbit.rounding.grid import Grid
+from fewbit.rounding.compensated import compensated
 from fewbit.transforms.regular_hadamard import RegularHadamard, usual_block
 from fewbit.transforms.transform import Transform
 
@@ -96,14 +94,11 @@ def _round(
     spec, fit = job.rules[name].weight, least_error if settings.clip else no_clipping
     if not settings.gptq:
         return QTensor.quantize(target, spec)
-    grid = Grid(spec, target, fit, moments.diagonal())
-    damping = settings.damping
+    damping, sweeps = settings.damping, settings.sweeps
     try:
-        values = gptq(target, moments, grid, damping=damping).values
+        return compensated(target, moments, spec, fit, damping=damping, sweeps=sweeps)
     except BadCalibration as error:
         raise BadCalibration(f"{name}: {error}") from None
-    values = descend(target, moments, values, grid, damping=damping, sweeps=settings.sweeps)
-    return QTensor.quantize(values, spec, grid.scales())
 
 
 METHOD = Method(
