@@ -308,6 +308,20 @@ def test_gelu_is_torchs(isa):
     assert (wild[:127] == 0).all()
 
 
+def test_gelu_that_becomes_bfloat16_is_off_by_no_more_than_that_rounds(isa):
+    """Also where a negative result is the small difference of larger numbers."""
+    x = torch.arange(-127, 128, dtype=torch.int8)[:, None].repeat(1, 8)
+    packed, one = native.pack_levels(torch.ones(3, 8, dtype=torch.int8)), torch.ones(3, 1)
+    for size in (1e-4, 2e-3, 0.005, 0.01, 0.02, 1.0, 1e30):
+        scales = torch.full((255, 1), size)
+        y = native.linear(x, scales, packed, one, gelu=True, out_dtype=torch.bfloat16)
+        z = (product(x, torch.ones(3, 8)) * scales).double()
+        exact = z * torch.sigmoid((8 / torch.pi) ** 0.5 * (z + 0.044715 * z**3))
+        torch.testing.assert_close(y.double(), exact, rtol=2**-8 + 2**-11, atol=1e-36)
+    lost = native.linear(x, scales * torch.nan, packed, one, gelu=True, out_dtype=torch.bfloat16)
+    assert lost.isnan().all()
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("m", "n"), [(6, 65), (14, 64), (2, 130), (1, 3)])

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from fewbit.kernels.native.recording import step_by_step
 from fewbit.layers.linear import quantized_layers
 
 PARTS = ("linear", "attention", "quantize", "other")  # quantize: with whatever rotates before it
@@ -64,6 +65,7 @@ class _Stopwatch:
     def listening(self, module: nn.Module) -> Iterator[None]:
         """To bound layers inside, for hooks would make them fall back; to others by hooks."""
         with ExitStack() as ending:
+            ending.enter_context(step_by_step())
             layers = list(quantized_layers(module).values())
             for bound in [layer.bound() for layer in layers]:
                 self._time(bound, "code", "quantize", ending)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Ours(threading.local):
+    """How many dispatch modes of this thread are our own, which hear the native library too."""
+
+    modes = 0
+
+
+_ours = _Ours()
+
+
+@contextmanager
+def own_mode(mode: TorchDispatchMode) -> Iterator[None]:
+    _ours.modes += 1
+    try:
+        with mode:
+            yield
+    finally:
+        _ours.modes -= 1
 
 
 def is_traced() -> bool:
@@ -17,7 +38,7 @@ def is_traced() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > _ours.modes
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
 

@@ -238,6 +238,10 @@ class Reference:
         """Its shares rounded to two regions; None where that is done one after the other."""
         return None
 
+    def recorded(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A function of contiguous tensors and of what never changes, perhaps as one operation."""
+        return function
+
     def gelu(self, x: Tensor) -> Tensor:
         return gelu(x, approximate="tanh")
 

@@ -8,6 +8,7 @@ as does whatever is trained, compiled or listened to.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fewbit.kernels.values import AdaLNInput, Epilogue
 from fewbit.layers.attention import CHILD as QUANTIZED
+from fewbit.layers.bound import Bound
 from fewbit.layers.gelu import GELU
 from fewbit.layers.intact import Intact
 from fewbit.layers.linear import QLinear
@@ -22,7 +24,7 @@ from fewbit.layers.swap import RUN_TIME, Forward, may_answer
 
 BLOCK = "BasicTransformerBlock"  # of DiT and PixArt
 
-Modulation = tuple[Tensor, ...]  # shift, scale and gate of attention, then of the feed-forward
+Half = Callable[[Tensor, Tensor], Tensor]  # of tokens and the modulation of the block
 
 
 def fused(inherited: Forward, name: str) -> Forward:
@@ -48,11 +50,12 @@ def fused(inherited: Forward, name: str) -> Forward:
                 added_cond_kwargs,
             )  # fmt: skip
         x = hidden_states.contiguous()
-        shift, scale, gate, *for_feed_forward = block.modulation(self, x, timestep, class_labels)
-        x = block.attend(x, shift, scale, gate)
+        vectors = block.modulation(self, x, timestep, class_labels)
+        attend, feed_forward = block.halves()
+        x = attend(x, vectors)
         if self.attn2 is not None:
             x = x + self.attn2(x, encoder_hidden_states, encoder_attention_mask)
-        return block.feed_forward(x, *for_feed_forward)
+        return feed_forward(x, vectors)
 
     return forward
 
@@ -66,6 +69,8 @@ class FusedBlock:
         self.q, self.k, self.v = block.attn1.to_q, block.attn1.to_k, block.attn1.to_v
         self.out = block.attn1.to_out[0]
         self.first, self.last = block.ff.net[0].proj, block.ff.net[2]
+        self.layers = (self.q, self.k, self.v, self.out, self.first, self.last)
+        self._recorded: tuple[tuple[Bound, ...], Half, Half] | None = None
         self.eps = [norm.eps for norm in _norms(block)]
         self.modulation = _MODULATIONS[block.norm_type]
 
@@ -74,7 +79,17 @@ class FusedBlock:
         same = self.attention.processor is self.processor and self.block._chunk_size is None
         return fits and same and not self.block.training and self.intact.holds()
 
-    def attend(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+    def halves(self) -> tuple[Half, Half]:
+        """Attention and feed-forward as the backend of the layers runs them best; made anew when a
+        layer was bound anew."""
+        bounds, recorded = tuple([layer.bound() for layer in self.layers]), self._recorded
+        if recorded is None or any(map(operator.is_not, bounds, recorded[0])):
+            record = bounds[0].backend.recorded
+            recorded = self._recorded = bounds, record(self.attend), record(self.feed_forward)
+        return recorded[1:]
+
+    def attend(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale, gate = modulation[:3].unbind()
         normal = AdaLNInput(x, shift, scale, self.eps[0])
         bound = self.q.bound()
         q = self._by_head(bound(normal))
@@ -83,7 +98,8 @@ class FusedBlock:
         mixed = bound.backend.attention(q, k, v, None, q.shape[-1] ** -0.5)
         return _gated(self.out, mixed.transpose(1, 2).flatten(2), gate, x)
 
-    def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale, gate = modulation[3:].unbind()
         normal = AdaLNInput(x, shift, scale, self.eps[1])
         return _gated(self.last, self.first.bound()(normal, GELU), gate, x)
 
@@ -113,22 +129,22 @@ def _gated(layer: QLinear, x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     return layer.bound()(x, Epilogue(gate=gate, residual=residual.flatten(0, 1)))
 
 
-def _of_label(block: Any, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Modulation:
+def _of_label(block: Any, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
     norm = block.norm1
     embedded = norm.emb(timestep, class_labels, hidden_dtype=x.dtype)
     return _six(norm.linear(norm.silu(embedded)))
 
 
-def _of_table(block: Any, x: Tensor, timestep: Tensor, _: Tensor | None) -> Modulation:
+def _of_table(block: Any, x: Tensor, timestep: Tensor, _: Tensor | None) -> Tensor:
     return _six(block.scale_shift_table[None] + timestep.reshape(len(x), 6, -1))
 
 
-def _six(modulation: Tensor) -> Modulation:
-    vectors = modulation.view(len(modulation), 6, -1).transpose(0, 1)
-    return vectors.float().contiguous().unbind()
+def _six(modulation: Tensor) -> Tensor:
+    """Shift, scale and gate of attention, then of the feed-forward, [6, images, columns]."""
+    return modulation.view(len(modulation), 6, -1).transpose(0, 1).float().contiguous()
 
 
-_MODULATIONS: dict[str, Callable[..., Modulation]] = {
+_MODULATIONS: dict[str, Callable[..., Tensor]] = {
     "ada_norm_zero": _of_label,
     "ada_norm_single": _of_table,
 }

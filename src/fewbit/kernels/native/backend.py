@@ -20,6 +20,7 @@ from fewbit.kernels.native.prepared import (
     has_groups,
     has_rows,
 )
+from fewbit.kernels.native.recording import Function, Recorded
 from fewbit.kernels.precision import is_traced
 from fewbit.kernels.reference import (
     INT8,
@@ -195,7 +196,11 @@ class Native(Portable):
     ) -> Tensor:
         if not native.has_attention(q.dtype) or not q.numel():
             return super().attention(q, k, v, mask, scale)
-        return native.attention(q, k, v, mask, scale)
+        attention = native.attention if is_traced() else native.attend
+        return attention(q, k, v, mask, scale)
+
+    def recorded(self, function: Function) -> Function:
+        return Recorded(function)
 
     def rounded_attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, regions: Tensor

@@ -7,6 +7,8 @@ that its functions take, field by field those of csrc/tasks.h.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from ctypes import (
     CDLL,
     POINTER,
@@ -31,7 +33,7 @@ from torch import Tensor
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 11
+ABI = 12
 ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
@@ -85,12 +87,33 @@ class AttentionTask(Structure):
     )
 
 
-_TASKS: dict[str, type[Structure]] = {  # in the order of fewbit_task_bytes
+class Step(Structure):
+    _fields_ = (("at", _L), *_fields(_I, "operation waits"))
+
+
+class Pointer(Structure):
+    _fields_ = (*_fields(_L, "at base offset"),)
+
+
+class Program(Structure):
+    _fields_ = (
+        *_fields(_P, "tasks steps pointers"),
+        *_fields(_L, "bytes step_count pointer_count workspace"),
+    )
+
+
+TASKS: dict[str, type[Structure]] = {  # as csrc/tasks.h numbers the operations
     "linear": LinearTask,
     "float_linear": FloatLinearTask,
     "rows": RowsTask,
     "attention": AttentionTask,
 }
+_STRUCTS: tuple[type[Structure], ...] = (
+    *TASKS.values(),
+    Step,
+    Pointer,
+    Program,
+)  # in the order of fewbit_task_bytes
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "abi": (_I, []),
     "task_bytes": (_L, [_I]),
@@ -108,7 +131,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "pack": (None, [_P, _P, _P, _L, _L, _I, _I, _P]),
     "unpack": (_I, [_P, _L, _P]),
     "gelu": (_I, [_P, _P, _L, _I]),
-    **{name: (_I, [POINTER(task)]) for name, task in _TASKS.items()},
+    "run": (_I, [POINTER(Program), POINTER(_P)]),
+    **{name: (_I, [POINTER(task)]) for name, task in TASKS.items()},
 }
 _ERRORS = {
     1: "the native kernels found no memory for their scratch",
@@ -116,6 +140,27 @@ _ERRORS = {
     3: "a group has more columns than its int32 sums of products can hold",
     4: "there is no native kernel of this type on this CPU",
 }
+
+
+class Listening(threading.local):
+    """Who hears the operations of this thread, if anybody does."""
+
+    recorder: Callable[[str, Structure], None] | None = None
+
+
+listening = Listening()
+
+
+class Operation:
+    """A C function of one task, which a recorder may hear."""
+
+    def __init__(self, name: str, function: Callable[[Structure], int]) -> None:
+        self.name, self.function = name, function
+
+    def __call__(self, task: Structure) -> int:
+        if listening.recorder is not None:
+            listening.recorder(self.name, task)
+        return self.function(task)
 
 
 @dataclass(frozen=True)
@@ -232,9 +277,11 @@ def _typed(library: CDLL) -> CDLL:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, f"fewbit_{name}")
         function.restype, function.argtypes = result, arguments
+    for name in TASKS:
+        setattr(library, f"fewbit_{name}", Operation(name, getattr(library, f"fewbit_{name}")))
     return library
 
 
 def _has_same_structs(library: CDLL) -> bool:
-    sizes = [library.fewbit_task_bytes(index) for index in range(len(_TASKS))]
-    return sizes == [sizeof(task) for task in _TASKS.values()]
+    sizes = [library.fewbit_task_bytes(index) for index in range(len(_STRUCTS))]
+    return sizes == [sizeof(struct) for struct in _STRUCTS]

@@ -68,6 +68,7 @@ __all__ = [
     "Rows",
     "Split",
     "VectorLinear",
+    "attend",
     "attention",
     "available",
     "float_linear",
@@ -261,6 +262,18 @@ def attention(
     Where `has_attention` of float32, the attention weights may be rounded, by `regions` [1 or
     B, 8] of `fewbit.activations.multi_region`.
     """
+    return attend(q, k, v, mask, scale, regions)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    regions: Tensor | None = None,
+) -> Tensor:
+    """`attention` past torch's dispatcher."""
     _refuse_unequal(q, k, v)
     out = _attention_shape(q)
     if regions is not None:

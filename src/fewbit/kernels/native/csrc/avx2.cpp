@@ -125,13 +125,13 @@ static void widen(const uint8_t* bytes, int64_t quads, int32_t offset, int16_t* 
 // Whether a whole span, and half of what the offset adds to it, fits int16.
 static bool fits_narrow(const Linear& t, int64_t top, int64_t offset) {
     const int64_t pairs = t.pitch / t.spans / 2;
-    return t.spans > 1 && pairs * t.largest * (top + offset) <= 32767;
+    return t.spans > 1 && pairs * *t.largest * (top + offset) <= 32767;
 }
 
 static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_t* scratch) {
     const Header& h = *w.header;
     int64_t k = up(h.k, kDepth);
-    int64_t pair = 2 * int64_t(opened_top(t, w)) * t.largest;
+    int64_t pair = 2 * int64_t(opened_top(t, w)) * *t.largest;
     int64_t steps = pair ? 32767 / pair : k;
     Opened opened = {scratch, nullptr, nullptr, k, steps < kWorthIt ? 0 : steps, opened_offset(t, w)};
     if (fits_narrow(t, opened_top(t, w), opened.offset)) {

@@ -34,6 +34,7 @@ struct Bf16Attention {
     static inline void pair(uint32_t* to, const uint16_t* a, const uint16_t* b, int64_t d) {
         for (int64_t i = 0; i < d; ++i) to[i] = a[i] | uint32_t(b ? b[i] : 0) << 16;
     }
+    static inline f32 exponential(f32 x) { return coarse_power_of_two(x * 1.44269504f); }
     static inline void put(uint16_t* to, float x) {
         uint16_t t[LANES]; store_bf16(t, splat(x)); *to = t[0]; }
     static inline void put_vector(uint16_t* to, f32 x) {

@@ -15,11 +15,13 @@
 namespace fewbit {
 
 struct Linear : LinearTask {  // `codes` are [m, pitch], zeros beyond k
-    const int32_t* sums;      // [m, spans], of the codes
+    const int8_t* given;     // [m, k]
+    const int32_t* sums;     // [m, spans], of the codes
     int64_t pitch;
     int32_t spans;  // so many parts of k have one scale of the weight and one of the input
-    int32_t largest, threads;  // largest: of the codes' magnitudes
-    const Linear* beside;      // `side`, or null
+    int32_t threads;
+    const int32_t* largest;  // of the codes' magnitudes
+    const Linear* beside;    // `side`, or null
 };
 
 struct FloatLinear : FloatLinearTask {  // `x` is [m, pitch], zeros beyond k
@@ -51,6 +53,8 @@ constexpr int64_t kQueries = 24;      // of one step: whole register tiles of 8,
 // bytes of sums for each row, 640 KiB; 512 of bfloat16 1.4 MiB, for the 2 MiB of Sapphire Rapids.
 constexpr int64_t kIntegerRows = 512;
 constexpr int64_t kFloatRows[kDtypes] = {128, 512};
+
+extern const Kernels* chosen;  // those in use
 
 extern const Kernels kScalar;
 extern const Kernels kAvx2;

@@ -53,6 +53,13 @@ struct Packed {
                up(n, kPanel) / kPanel * panel_bytes(k, bits);
     }
 
+    static bool is(const uint8_t* bytes, int64_t size) {
+        if (size < int64_t(sizeof(Header))) return false;
+        const Header& h = *reinterpret_cast<const Header*>(bytes);
+        return h.magic == kMagic && (h.bits == 4 || h.bits == 8) && h.n >= 0 && h.k >= 0 &&
+               h.tables >= 0 && h.tables <= kTables && size == Packed::bytes(h.n, h.k, h.bits, h.tables);
+    }
+
     const uint8_t* panel(int64_t index) const {
         return panels + index * panel_bytes(header->k, header->bits);
     }

@@ -87,4 +87,29 @@ struct AttentionTask {
     float scale;
 };
 
+// Operations one after another as one: what a part of a model was recorded to do.
+enum Operation : int32_t { kLinear = 0, kFloatLinear = 1, kRows = 2, kAttention = 3 };
+
+struct Step {
+    int64_t at;  // of its task, in bytes
+    int32_t operation;
+    int32_t waits;  // for the steps before it
+};
+
+struct Pointer {  // in a task, to something that lies elsewhere in each call
+    int64_t at;      // in bytes
+    int64_t base;    // which of the call's pieces of memory, or one of those below
+    int64_t offset;  // in bytes
+};
+
+constexpr int64_t kTasks = -1;      // the tasks themselves
+constexpr int64_t kWorkspace = -2;  // what lives no longer than the program runs
+
+struct Program {
+    const uint8_t* tasks;
+    const Step* steps;
+    const Pointer* pointers;
+    int64_t bytes, step_count, pointer_count, workspace;  // workspace: bytes of it
+};
+
 }  // namespace fewbit
