@@ -7,10 +7,9 @@ that its functions take, field by field those of csrc/tasks.h.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
 from ctypes import (
     CDLL,
+    CFUNCTYPE,
     POINTER,
     Structure,
     c_char_p,
@@ -114,6 +113,7 @@ _STRUCTS: tuple[type[Structure], ...] = (
     Pointer,
     Program,
 )  # in the order of fewbit_task_bytes
+LISTENER = CFUNCTYPE(None, _I, _P)  # of an operation's number and its task
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "abi": (_I, []),
     "task_bytes": (_L, [_I]),
@@ -131,6 +131,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "pack": (None, [_P, _P, _P, _L, _L, _I, _I, _P]),
     "unpack": (_I, [_P, _L, _P]),
     "gelu": (_I, [_P, _P, _L, _I]),
+    "listen": (None, [LISTENER]),
     "run": (_I, [POINTER(Program), POINTER(_P)]),
     **{name: (_I, [POINTER(task)]) for name, task in TASKS.items()},
 }
@@ -140,27 +141,6 @@ _ERRORS = {
     3: "a group has more columns than its int32 sums of products can hold",
     4: "there is no native kernel of this type on this CPU",
 }
-
-
-class Listening(threading.local):
-    """Who hears the operations of this thread, if anybody does."""
-
-    recorder: Callable[[str, Structure], None] | None = None
-
-
-listening = Listening()
-
-
-class Operation:
-    """A C function of one task, which a recorder may hear."""
-
-    def __init__(self, name: str, function: Callable[[Structure], int]) -> None:
-        self.name, self.function = name, function
-
-    def __call__(self, task: Structure) -> int:
-        if listening.recorder is not None:
-            listening.recorder(self.name, task)
-        return self.function(task)
 
 
 @dataclass(frozen=True)
@@ -277,8 +257,6 @@ def _typed(library: CDLL) -> CDLL:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, f"fewbit_{name}")
         function.restype, function.argtypes = result, arguments
-    for name in TASKS:
-        setattr(library, f"fewbit_{name}", Operation(name, getattr(library, f"fewbit_{name}")))
     return library
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import Structure, addressof, c_void_p, create_string_buffer, sizeof, string_at
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewbit.kernels.native.library import (
+    LISTENER,
     TASKS,
     LinearTask,
     Pointer,
@@ -28,14 +30,13 @@ from fewbit.kernels.native.library import (
     Step,
     failure,
     functions,
-    listening,
 )
 from fewbit.kernels.precision import own_mode
 
 Function = Callable[..., Tensor]
 Key = tuple[tuple[torch.Size, torch.dtype], ...]
 
-OPERATIONS = {name: number for number, name in enumerate(TASKS)}
+STRUCTS = tuple(TASKS.values())
 WRITTEN = ("out", "codes", "scales", "aside", "aside_scales")  # of what is no product
 TASKS_THEMSELVES, WORKSPACE = -1, -2  # bases of pointers, as csrc/tasks.h has them
 LINE = 64  # bytes at which a buffer begins
@@ -122,16 +123,25 @@ class _Notes:
     """What a function did: its native operations, the memory it asked for, and whether torch
     computed anything."""
 
-    tasks: list[tuple[str, Structure]] = field(default_factory=list)
+    operations: list[_Operation] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
     is_whole: bool = True
 
-    def hear(self, operation: str, task: Structure) -> None:
-        self.tasks.append((operation, type(task).from_buffer_copy(task)))
-        side = getattr(task, "side", None)
-        if side:
-            beside = LinearTask.from_buffer_copy(string_at(side, sizeof(LinearTask)))
-            self.tasks.insert(-1, ("beside", beside))
+    def hear(self, number: int, at: int) -> None:
+        task = _copy(STRUCTS[number], at)
+        side: int | None = getattr(task, "side", None)
+        self.operations.append(_Operation(number, task, _copy(LinearTask, side) if side else None))
+
+
+@dataclass(frozen=True)
+class _Operation:
+    number: int  # as csrc/tasks.h has it
+    task: Structure
+    side: Structure | None  # of a product
+
+
+def _copy(struct: type[Structure], at: int) -> Structure:
+    return struct.from_buffer_copy(string_at(at, sizeof(struct)))
 
 
 class _Watch(TorchDispatchMode):
@@ -157,15 +167,16 @@ class _Watch(TorchDispatchMode):
 
 def _record(function: Function, inputs: Sequence[Tensor]) -> tuple[Tensor, _Program | None]:
     notes = _Notes()
-    listening.recorder = notes.hear
+    listener = LISTENER(notes.hear)
+    functions().fewbit_listen(listener)
     try:
         with own_mode(_Watch(notes)):
             result = function(*inputs)
     finally:
-        listening.recorder = None
+        functions().fewbit_listen(LISTENER())
     own = {buffer.data_ptr() for buffer in notes.buffers}
     plain = result.is_contiguous() and result.data_ptr() in own
-    if not (notes.is_whole and notes.tasks and plain):
+    if not (notes.is_whole and notes.operations and plain):
         return result, None
     return result, _Program(notes, inputs, result)
 
@@ -214,23 +225,23 @@ def _laid(notes: _Notes, given: Sequence[Tensor]) -> _Laid:
     laid, pieces = _Laid(), [_piece(tensor, base) for base, tensor in enumerate(given)]
     own = {piece.begin for piece in pieces}
     buffers = [_piece(one, WORKSPACE) for one in notes.buffers if one.data_ptr() not in own]
-    steps, at, beside = [list[_Use]()], 0, 0
-    for operation, task in notes.tasks:
-        steps[-1] += _uses(operation, task, at, [*pieces, *buffers])
-        laid.tasks.append(task)
-        if operation == "beside":
-            beside = at
-        else:
-            laid.steps.append(Step(at=at, operation=OPERATIONS[operation]))
-            if getattr(task, "side", None):
-                laid.pointers.append(Pointer(at + LinearTask.side.offset, TASKS_THEMSELVES, beside))
-            steps.append([])
-        at += sizeof(task)
-    _find_lives(steps)
+    uses: list[list[_Use]] = []
+    at = 0
+    for operation in notes.operations:
+        laid.steps.append(Step(at=at, operation=operation.number))
+        uses.append([])
+        for task in filter(None, (operation.task, operation.side)):
+            uses[-1] += _uses(task, at, [*pieces, *buffers])
+            laid.tasks.append(task)
+            at += sizeof(task)
+        if operation.side is not None:
+            where = laid.steps[-1].at + LinearTask.side.offset
+            laid.pointers.append(Pointer(where, TASKS_THEMSELVES, at - sizeof(operation.side)))
+    _find_lives(uses)
     laid.workspace = _place([one for one in buffers if one.first >= 0])
-    for step, waits in zip(laid.steps, _waiting(steps[:-1]), strict=True):
+    for step, waits in zip(laid.steps, _waiting(uses), strict=True):
         step.waits = waits
-    for use in (use for uses in steps for use in uses):
+    for use in chain.from_iterable(uses):
         offset = use.piece.offset + use.address - use.piece.begin
         laid.pointers.append(Pointer(use.at, use.piece.base, offset))
     return laid
@@ -240,7 +251,7 @@ def _piece(tensor: Tensor, base: int) -> _Piece:
     return _Piece(tensor.data_ptr(), tensor.untyped_storage().nbytes(), base)
 
 
-def _uses(operation: str, task: Structure, at: int, pieces: Sequence[_Piece]) -> Iterator[_Use]:
+def _uses(task: Structure, at: int, pieces: Sequence[_Piece]) -> Iterator[_Use]:
     """The pointers into one of the pieces; all others are of weights."""
     written = ("out",) if isinstance(task, LinearTask) else WRITTEN
     for name in (entry[0] for entry in task._fields_ if entry[1] is c_void_p):

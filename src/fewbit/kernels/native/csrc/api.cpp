@@ -169,8 +169,12 @@ EXPORT int32_t fewbit_unpack(const uint8_t* bytes, int64_t size, uint8_t* codes)
 
 namespace {
 
+using Listener = void (*)(int32_t operation, const void* task);
+thread_local Listener listener = nullptr;
+
 template <class Task>
-int32_t run_alone(const Task& task, int64_t memory) {
+int32_t run_alone(Operation operation, const Task& task, int64_t memory) {
+    if (listener) listener(operation, &task);
     Plan plan(memory);
     if (int32_t wrong = plan.add(task)) return wrong;
     return plan.run();
@@ -178,17 +182,20 @@ int32_t run_alone(const Task& task, int64_t memory) {
 
 }  // namespace
 
+// Who hears the operations that this thread asks for, or null.
+EXPORT void fewbit_listen(Listener who) { listener = who; }
+
 EXPORT int32_t fewbit_linear(const LinearTask* task) {
-    return run_alone(*task, Plan::input_bytes(*task));
+    return run_alone(kLinear, *task, Plan::input_bytes(*task));
 }
 
 EXPORT int32_t fewbit_float_linear(const FloatLinearTask* task) {
-    return run_alone(*task, Plan::input_bytes(*task));
+    return run_alone(kFloatLinear, *task, Plan::input_bytes(*task));
 }
 
-EXPORT int32_t fewbit_rows(const RowsTask* task) { return run_alone(*task, 0); }
+EXPORT int32_t fewbit_rows(const RowsTask* task) { return run_alone(kRows, *task, 0); }
 
-EXPORT int32_t fewbit_attention(const AttentionTask* task) { return run_alone(*task, 0); }
+EXPORT int32_t fewbit_attention(const AttentionTask* task) { return run_alone(kAttention, *task, 0); }
 
 EXPORT int32_t fewbit_gelu(const void* x, void* out, int64_t count, int32_t dtype) {
     constexpr int64_t kAtOnce = 1 << 14;  // 64 KiB of floats, in the second cache
