@@ -26,7 +26,46 @@ static void dot(int64_t rows, const int8_t* a, int64_t pitch, Opened w, int64_t 
 
 #include "factors.inc"
 #include "linear.inc"
+
+namespace one_by_one {
 #include "sums.inc"
+}
+
+// Of 64 codes, in sixteen sums of four.
+static inline __m512i sums_of_fours(__m512i codes) {
+    __m512i sums = _mm512_setzero_si512();
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(_mm512_set1_epi8(1)), "v"(codes));
+    return sums;
+}
+
+// Whole vectors of a part, or quarters of them. Nobody here asks for the largest.
+static void sums(const int8_t* codes, int64_t spans, int64_t depth, int32_t* out, int32_t* largest) {
+    if (depth % 16 || (depth > 64 && depth % 64))
+        return one_by_one::sums(codes, spans, depth, out, largest);
+    if (depth % 64 == 0) {
+        for (int64_t span = 0; span < spans; ++span, codes += depth) {
+            __m512i total = _mm512_setzero_si512();
+            for (int64_t i = 0; i < depth; i += 64)
+                total = _mm512_add_epi32(total, sums_of_fours(_mm512_loadu_si512(codes + i)));
+            out[span] = _mm512_reduce_add_epi32(total);
+        }
+        return;
+    }
+    const int64_t size = spans * depth, quarters = depth / 16;
+    std::memset(out, 0, spans * sizeof(int32_t));
+    for (int64_t at = 0; at < size; at += 64) {
+        const int64_t left = size - at < 64 ? size - at : 64;
+        const __mmask64 there = left == 64 ? ~0ull : (1ull << left) - 1;
+        __m512i sums = sums_of_fours(_mm512_maskz_loadu_epi8(there, codes + at));
+        sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_CDAB));
+        sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
+        int32_t quarter[4];
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(quarter),
+                         _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, sums)));
+        for (int64_t i = 0; i < left / 16; ++i) out[(at / 16 + i) / quarters] += quarter[i];
+    }
+}
+
 
 // The table of each channel is chosen by a mask of its four bytes.
 static void open_choices(const Packed& w, int64_t panel, uint8_t* out) {

@@ -20,7 +20,7 @@ struct Linear : LinearTask {  // `codes` are [m, pitch], zeros beyond k
     int64_t pitch;
     int32_t spans;  // so many parts of k have one scale of the weight and one of the input
     int32_t threads;
-    const int32_t* largest;  // of the codes' magnitudes
+    const int32_t* largest;  // of the codes' magnitudes, where an instruction set asks for it
     const Linear* beside;    // `side`, or null
 };
 
@@ -36,7 +36,7 @@ struct Rows : RowsTask {
 // Indexed by Dtype where types differ; null where torch does as well.
 struct Kernels {
     const char* name;
-    int32_t (*sums)(const int8_t* codes, int64_t depth, int32_t* largest);
+    void (*sums)(const int8_t* codes, int64_t spans, int64_t depth, int32_t* out, int32_t* largest);
     void (*linear)(const Linear&, const Packed&, int64_t panel, int64_t row, int64_t rows, uint8_t*);
     void (*float_linear[kDtypes])(const FloatLinear&, const Packed*, int64_t panel, int64_t row,
                                   int64_t rows, float*);

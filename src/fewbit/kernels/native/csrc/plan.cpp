@@ -63,7 +63,7 @@ void note_largest(int32_t* largest, int32_t own) {
 
 // Rows of codes padded to whole steps, and their sums, where the task has memory for them.
 void lay(const Linear& t, int64_t begin, int64_t end) {
-    const int64_t k = t.k, pitch = t.pitch, part = pitch / t.spans;
+    const int64_t k = t.k, pitch = t.pitch;
     if (pitch != k) {
         uint8_t* padded = reinterpret_cast<uint8_t*>(const_cast<int8_t*>(t.codes));
         for (int64_t i = begin; i < end; ++i) {
@@ -72,8 +72,8 @@ void lay(const Linear& t, int64_t begin, int64_t end) {
         }
     }
     int32_t own = 0, *sums = const_cast<int32_t*>(t.sums);
-    for (int64_t at = begin * t.spans; at < end * t.spans; ++at)
-        sums[at] = chosen->sums(t.codes + at / t.spans * pitch + at % t.spans * part, part, &own);
+    for (int64_t i = begin; i < end; ++i)
+        chosen->sums(t.codes + i * pitch, t.spans, pitch / t.spans, sums + i * t.spans, &own);
     note_largest(const_cast<int32_t*>(t.largest), own);
     if (t.beside) lay(*t.beside, begin, end);
 }
