@@ -99,7 +99,7 @@ class Native(Portable):
     def coder(self, spec: Spec, rotation: Rotation | None) -> Coder:
         if not has_rows(spec.format) or is_traced():  # what traces sees no prepared calls
             return super().coder(spec, rotation)
-        return _Coder(Rows(spec.format, rotation, _groups(spec)), spec.format.integer_max)
+        return _Coder(Rows(spec.format, rotation, _groups(spec)), spec.integer_max)
 
     def splitter(
         self, directions: Tensor, rotation: Rotation | None, spec: Spec | None = None
@@ -111,13 +111,13 @@ class Native(Portable):
         if spec is None:
             return _Splitter(native.Split(directions, rotation), 0, general)
         split = native.Split(directions, rotation, spec.format, _groups(spec))
-        return _Splitter(split, spec.format.integer_max, general)
+        return _Splitter(split, spec.integer_max, general)
 
     def grouper(self, spec: Spec, stretches: Sequence[float]) -> Grouper | None:
         if not _has_groups(spec) or is_traced():
             return None
         rows = Rows(spec.format, None, _groups(spec, stretches))
-        return partial(_around_means, rows, spec.format.integer_max)
+        return partial(_around_means, rows, spec.integer_max)
 
     def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
         general = super().multiplier(weight, bias)
@@ -358,7 +358,8 @@ def _are_integers(weight: Spec, activation: Spec, columns: int) -> bool:
     weight."""
     if has_integer_rows(activation) or not _has_groups(activation):
         return has_integer_rows(activation)
-    return activation.groups(columns) % weight.float_groups(columns) == 0
+    groups = activation.float_groups(columns)
+    return groups == 1 or groups % weight.float_groups(columns) == 0
 
 
 def _has_groups(spec: Spec) -> bool:

@@ -125,7 +125,8 @@ class Rows:
 
 class Groups:
     """Groups of so many columns with a scale each, stored as `scale` stores them; of the scale that
-    clips nothing and those that are `stretches` times as large, the one that loses least."""
+    clips nothing and those that are `stretches` times as large, the one that loses least. Integer
+    factors become part of the codes, and a row has one scale."""
 
     def __init__(self, size: int, scale: ScaleFormat, stretches: Sequence[float] = ()) -> None:
         if not has_groups(size, scale):
@@ -144,7 +145,7 @@ class Groups:
     def count(self, columns: int) -> int:
         if columns % self.size:
             raise BadArgument(f"groups of {self.size} do not divide {columns} columns")
-        return columns // self.size
+        return 1 if self.scale.by_row else columns // self.size
 
 
 class Split:

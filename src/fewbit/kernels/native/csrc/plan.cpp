@@ -87,7 +87,7 @@ int64_t last_of(int64_t task, int64_t at_once, int64_t count) {
 int64_t last_floats(const RowsTask& t) {
     const int64_t split = t.directions ? 2 * up(t.k, 16) + up(t.rank, 16) : 0;
     const int64_t groups = t.group ? t.k / t.group : 0, scales = 1 + t.stretch_count;
-    const int64_t tried = (3 + scales) * groups + scales * t.k / 4 + 64;
+    const int64_t tried = (4 + scales) * groups + scales * t.k / 4 + 64;
     return split > tried ? split : tried;
 }
 

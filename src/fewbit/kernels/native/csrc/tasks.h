@@ -57,7 +57,7 @@ struct RowsTask {  // what is done to every row before a product
     const float* ladder;    // [2][16] or null: the format is not arithmetic, see rows.inc
     const float* stretches; // [stretch_count], of the scale of a group, of which the best is taken
     int8_t* codes;          // [m, k] or null: no quantizer
-    float* scales;          // [m], or of each group [m, k / group]
+    float* scales;          // [m], or of each group [m, k / group] if it is no factor
     void* out;              // [m, k], the floats, where there are no codes
     const int8_t* directions;  // [rank, k] or null: what is left of a row goes on, and to `aside`
     const float* squares;      // [rank], the sum of squares of each
