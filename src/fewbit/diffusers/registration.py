@@ -17,6 +17,7 @@ PLUGINS = {  # a module of theirs: one of ours, which registers when it is impor
     "diffusers.quantizers.auto": "fewbit.diffusers.plugin",
     "diffusers.configuration_utils": "fewbit.diffusers.configuration",
     "diffusers.models.modeling_utils": "fewbit.diffusers.counting",
+    "diffusers.hooks._helpers": "fewbit.diffusers.step_caches",
     "diffusers.loaders.peft": "fewbit.diffusers.adapters",
     "diffusers.loaders.lora_pipeline": "fewbit.diffusers.flux_adapters",
     "peft.tuners.lora": "fewbit.diffusers.peft_plugin",

@@ -34,7 +34,12 @@ def swap(module: nn.Module, answer: Answer) -> None:
 def swap_back(module: nn.Module) -> None:
     vars(module).pop(RUN_TIME, None)
     forget_leftover(module)
-    module.__class__ = type(module).__bases__[0]
+    module.__class__ = own_class(type(module))
+
+
+def own_class(cls: type) -> type:
+    """The class that a module had, whose class now may be a swapped one."""
+    return cls.__bases__[0] if ANSWER in vars(cls) else cls
 
 
 def answer_of(module: nn.Module) -> Answer | None:
