@@ -85,3 +85,15 @@ def test_a_normal_distribution_is_rounded_as_well_as_the_study_says(name):
         best = min(best, float((book.round(x / scale) * scale - x).square().mean()))
     promised = {"book2": 9.25, "book3": 14.57, "book4": 20.14}
     assert -10 * torch.tensor(best).log10().item() == pytest.approx(promised[name], abs=0.15)
+
+
+@ALL
+def test_rounding_by_the_table_is_the_definition(name):
+    book = FORMATS[name]
+    ties = torch.arange(-100, 101) / 4
+    far = torch.tensor([torch.inf, -torch.inf, 3e38, 1e-45, -0.0])
+    random = 10 * torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
+    lower, upper = torch.nextafter(ties, ties - 1), torch.nextafter(ties, ties + 1)
+    for values in (ties, lower, upper, far, random, random.bfloat16()):
+        assert torch.equal(book.round(values), book.decode(book.encode(values)))
+    assert book.round(torch.tensor([torch.nan])).item() in book.levels

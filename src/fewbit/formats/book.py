@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
 
 from fewbit.formats.format import Format
 
@@ -29,6 +33,22 @@ class Book(Format):
     def code_values(self) -> tuple[float, ...]:
         upper = tuple(map(float, self.positive))
         return upper + tuple(-level for level in reversed(upper))
+
+    def round(self, values: Tensor) -> Tensor:
+        """The same values as the definition. Two levels meet at a half of an integer, so a table
+        says where each half goes, and where all that lies between two of them goes."""
+        if values.device.type != "cpu":
+            return super().round(values)
+        end = 2 * self.max
+        halves = (2 * values.detach().float()).nan_to_num_().clamp_(-end, end)
+        places = halves.floor().add_(halves.ceil_()).add_(2 * end).int()
+        return self._nearest.index_select(0, places.flatten()).view(values.shape)
+
+    @cached_property
+    def _nearest(self) -> Tensor:
+        """Of all multiples of a quarter; those that are no halves stand for what is between."""
+        end = int(4 * self.max)
+        return super().round(torch.arange(-end, end + 1, device="cpu") / 4)
 
 
 FORMATS = tuple(  # the smallest integers within 0.1 dB of the best levels: studies/books.py
