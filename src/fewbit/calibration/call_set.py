@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
@@ -38,12 +39,16 @@ class CallSet(CalibrationSet):
 
     def parts(self, size: int) -> list[range]:
         """A part is a call, whatever the size."""
+        return list(self._parts)
+
+    @cached_property
+    def _parts(self) -> list[range]:
         ends = accumulate(map(_rows, self.calls), initial=0)
         return [range(*bounds) for bounds in pairwise(ends)]
 
     def take(self, rows: Sequence[int]) -> dict[str, Any]:
         """Copies, for a model may write into what it is given."""
-        call = self.calls[self.parts(1).index(range(rows[0], rows[-1] + 1))]
+        call = self.calls[self._parts.index(range(rows[0], rows[-1] + 1))]
         return rebuild(call, lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
     def examples(self) -> list[dict[str, Any]]:
