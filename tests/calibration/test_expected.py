@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewbit.calibration.expected import lost_by_input, lost_by_weights
+from fewbit.calibration.expected import error_of, lost_by_input, lost_by_weights
 from fewbit.formats import FORMATS, SCALES, Spec
 from fewbit.rounding.clipping import least_error
 from fewbit.rounding.grid import Grid, round_to_nearest
@@ -61,3 +61,12 @@ def test_what_directions_keep_costs_nothing():
     found = lost_by_input(normal(40, 64), WIDE, (0, 2, 3), x.T @ x, torch.ones(40))
     assert found[1] < 0.1 * found[0]
     assert found[2] < 1e-4 * found[0]
+
+
+@pytest.mark.parametrize("text", ["book4/g16/fp16", "int5/row/fp16", "book2/tensor/fp32",
+                                  "e2m1/g16/e4m3", "book3/g16/factor"])  # fmt: skip
+def test_rounding_many_rows_at_once_is_rounding_them(text):
+    """Also where scales of groups hang together."""
+    spec, weight = Spec.parse(text), normal(300, 4096)
+    rounded = round_to_nearest(weight, Grid(spec, weight, least_error)).dequantize()
+    assert torch.equal(error_of(weight, spec), rounded - weight)

@@ -17,6 +17,7 @@ from fewbit.formats import Spec
 from fewbit.rounding.clipping import least_error
 from fewbit.rounding.gptq import conditional_variances
 from fewbit.rounding.grid import Grid, round_to_nearest
+from fewbit.rounding.steps import in_cache
 from fewbit.transforms.principal import strongest
 from fewbit.transforms.smooth import Smooth, balancing_scales
 
@@ -30,11 +31,18 @@ def lost_by_weights(
     weight, moments = _smoothed(weight, moments)
     costs, every = conditional_variances(moments), -(-len(weight) // ROWS)
     rows, felt = weight[::every], every * feels[::every]
-    return torch.stack([felt @ (_error(rows, spec).square() @ costs) for spec in specs])
+    return torch.stack([felt @ (error_of(rows, spec).square() @ costs) for spec in specs])
 
 
-def _error(weight: Tensor, spec: Spec) -> Tensor:
-    return round_to_nearest(weight, Grid(spec, weight, least_error)).dequantize() - weight
+def error_of(weight: Tensor, spec: Spec) -> Tensor:
+    """What rounding to nearest changes. Groups whose scales know nothing of each other are rows of
+    their own. Such rows are rounded a few at a time."""
+    alone = spec.scale.outer is None and spec.span != "tensor"
+    if alone and spec.span != "row":
+        return error_of(weight.reshape(-1, int(spec.span)), spec.one_group).view_as(weight)
+    parts = [weight[rows] for rows in in_cache(weight)] if alone else [weight]
+    rounded = [round_to_nearest(rows, Grid(spec, rows, least_error)).dequantize() for rows in parts]
+    return torch.cat(rounded) - weight
 
 
 def lost_by_input(
@@ -43,10 +51,15 @@ def lost_by_input(
     """float32 [ranks], of an input that keeps so many directions, ascending: noise that a rotation
     spreads evenly, as loud as what the directions leave of the smoothed input."""
     weight, moments = _smoothed(weight, moments)
-    powers, _ = strongest(moments, max(ranks[-1], 1))
-    kept = torch.cat([powers.new_zeros(1), powers.cumsum(0)])[list(ranks)]
-    left = (moments.trace() - kept).clamp(min=0).float()
+    left = (moments.trace() - _kept(moments, ranks)).clamp(min=0).float()
     return left * _noise(spec, len(moments)) * (feels @ weight.square().mean(1))
+
+
+def _kept(moments: Tensor, ranks: Sequence[int]) -> Tensor:
+    """The power that so many directions have."""
+    none = torch.zeros(1, dtype=torch.float64, device=moments.device)
+    powers = strongest(moments, ranks[-1])[0] if ranks[-1] else none[:0]
+    return torch.cat([none, powers.cumsum(0)])[list(ranks)]
 
 
 def _smoothed(weight: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ class Grid:
     def __init__(
         self, spec: Spec, weight: Tensor, fit: Fit, importance: Tensor | None = None
     ) -> None:
-        self.spec = spec
+        self.spec, self.inside = spec, spec.one_group
         self.group = spec.span if isinstance(spec.span, int) else None
         self.fit, self.importance = fit, importance
         # An outer scale, or the one scale of a tensor, stays.
@@ -31,12 +31,12 @@ class Grid:
             return
         weighs = None if self.importance is None else self.importance[columns]
         self.fitted[self._index(columns.start)] = self.fit(
-            weight, self.spec.one_group, self.whole.outer, weighs
+            weight, self.inside, self.whole.outer, weighs
         )
 
     def round(self, weight: Tensor, column: int) -> Tensor:
         scales = self.fitted[self._index(column)]
-        return self.spec.one_group.round(weight[:, None], scales)[:, 0]
+        return self.inside.round(weight[:, None], scales)[:, 0]
 
     def scales(self) -> Scales:
         groups = [self.fitted[index] for index in sorted(self.fitted)]
