@@ -419,3 +419,19 @@ def test_what_is_heard_is_what_layers_receive_and_no_more_of_the_block_is_run(di
         for name, given in found.items():
             assert torch.equal(given.x, received[name][number].x)
             assert given.rows.indices == received[name][number].rows.indices
+
+
+def test_what_is_heard_while_advancing_is_what_is_heard_otherwise(dit):
+    names = ["attn1.to_q", "ff.net.2"]
+    runs = []
+    for step, other in zip(stream_of(dit).steps(), stream_of(dit).steps(), strict=True):
+        ran = []
+        hook = step.block.register_forward_hook(lambda *_, ran=ran: ran.append(1))
+        heard = step.advance(names)
+        hook.remove()
+        runs.append(len(ran))
+        for mine, theirs in zip(heard, other.heard(names), strict=True):
+            assert all(torch.equal(mine[name].x, theirs[name].x) for name in names)
+        other.advance()
+        assert all(map(same, map(copied, step.given()), map(copied, other.given())))
+    assert runs == 4 * [step.minibatches]

@@ -59,6 +59,7 @@ def test_a_record_is_compared_sample_by_sample():
     record, heard = Record(step, LAYERS, seed=1), {"exact": [], "actual": []}
     seen = observe(step, LAYERS, seed=1)["ff.net.2"]
     assert torch.equal(record.seen("ff.net.2").moments, seen.moments)
+    torch.testing.assert_close(record.seen("ff.net.2").squares, seen.squares)
     assert torch.equal(record.seen("ff.net.2").sample, seen.sample)
     step.layer_inputs(["ff.net.2"], lambda one: heard["exact"].append(one.x.flatten(0, -2)))
     step.block.ff.net[0].proj.weight.data.mul_(0.9)

@@ -100,7 +100,7 @@ def test_moments_after_a_transform_are_those_of_transformed_inputs():
     x = torch.randn(300, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scales = torch.linspace(0.1, 9, 48, dtype=torch.float64)
     transform = Chain([Smooth(scales), HadamardTransform(Hadamard(48, None, seed=1))])
-    seen = InputStats(x.T @ x / 300, x[:7]).after(transform)
+    seen = InputStats.of(x.T @ x / 300, x[:7]).after(transform)
     direct = transform(x).T @ transform(x) / 300
     torch.testing.assert_close(seen.moments, direct, rtol=0, atol=1e-9)
     torch.testing.assert_close(seen.rms, transform(x).square().mean(0).sqrt())

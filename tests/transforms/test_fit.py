@@ -18,7 +18,7 @@ def consumer(loud=None, weight_spec=INT4, input_spec=INT4, seed=0):
     x, weight = normal(200, 48, seed=seed), normal(32, 48, seed=seed + 1)
     if loud is not None:
         x, weight = x * loud, weight / loud
-    return Consumer(x, x.T @ x / len(x), weight, weight_spec, input_spec)
+    return Consumer(x, x.square().mean(0), weight, weight_spec, input_spec)
 
 
 def outliers():

@@ -6,6 +6,7 @@ error on; steps that advance before do not. Two streams over one model give both
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -246,11 +247,19 @@ class Step:
     def device(self) -> torch.device:
         return self.stream.device_of(self.index)
 
-    def advance(self) -> None:
-        """Let the block, as it is now, give the inputs of the blocks to come."""
-        parked = (self._finite(call) for call in self.inputs())
-        self.stream.outputs.write(self.index, map(self.stream.park, parked))
+    def advance(self, names: Sequence[str] = ()) -> list[dict[str, LayerInput]]:
+        """Let the block, as it is now, give the inputs of the blocks to come. Also what each of its
+        layers `names` receives first on the way, minibatch by minibatch."""
+        heard: list[dict[str, LayerInput]] = [{} for _ in range(self.minibatches)]
+
+        def run(number: int, found: dict[str, LayerInput]) -> Any:
+            output = self._hear_one(names, partial(_keep_first, found), number)
+            self._refuse_not_finite(output, self.stream.rows(number))
+            return self.stream.park(output)
+
+        self.stream.outputs.write(self.index, itertools.starmap(run, enumerate(heard)))
         self.advanced = True
+        return heard
 
     def layer_inputs(
         self,
@@ -279,14 +288,15 @@ class Step:
         receive: Callable[[LayerInput], None],
         number: int,
         begin: Callable[[Rows], None] | None = None,
-    ) -> None:
+    ) -> Any:
+        """What the block gives for one minibatch."""
         layers = {name: self._layer(name) for name in names}
         call = self.stream.call(self.index, number)
         hear = partial(self._hear, receive, call, self.stream.text_mask(number))
         if begin is not None:
             begin(call.rows)
         with _listening(layers, hear):
-            self._run(call)
+            return self._run(call)
 
     def _spread(self, minibatches: int | None) -> range:
         wanted = self.minibatches if minibatches is None else min(minibatches, self.minibatches)
@@ -305,7 +315,7 @@ class Step:
         x: Tensor = args[0] if args else kwargs["input"]
         real = real_tokens(x, call.kwargs, mask)
         seen = x if real is None else x.masked_fill(~real[..., None], 0)
-        if not seen.isfinite().all():
+        if not _is_finite(seen):
             raise self._bad(f"layer {name} of block {self.index} receives", seen, call.rows)
         receive(LayerInput(name, x, call.rows, real))
 
@@ -314,12 +324,10 @@ class Step:
         with evaluating(self.block):
             return self.block(*call.args, **call.kwargs)
 
-    def _finite(self, call: BlockInput) -> Any:
-        output = self._run(call)
+    def _refuse_not_finite(self, output: Any, rows: Rows) -> None:
         for tensor in tensors(output).values():
-            if not tensor.isfinite().all():
-                raise self._bad(f"block {self.index} gives", tensor, call.rows)
-        return output
+            if not _is_finite(tensor):
+                raise self._bad(f"block {self.index} gives", tensor, rows)
 
     def _bad(self, what: str, x: Tensor, rows: Rows) -> BadCalibration:
         where = f"rows {rows.indices.start} to {rows.indices.stop - 1}"
@@ -344,10 +352,21 @@ class _Enough(Exception):
     """All that was asked for has been heard."""
 
 
-def _until_all(names: Sequence[str], found: dict[str, LayerInput], given: LayerInput) -> None:
+def _keep_first(found: dict[str, LayerInput], given: LayerInput) -> None:
     found.setdefault(given.name, given)
+
+
+def _until_all(names: Sequence[str], found: dict[str, LayerInput], given: LayerInput) -> None:
+    _keep_first(found, given)
     if len(found) == len(names):
         raise _Enough
+
+
+def _is_finite(x: Tensor) -> bool:
+    """One pass over x: neither end of a range that holds NaN is a number."""
+    if not x.is_floating_point() or not x.numel():
+        return True
+    return bool(torch.stack(x.aminmax()).isfinite().all())
 
 
 @contextmanager

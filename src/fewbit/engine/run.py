@@ -279,9 +279,9 @@ class _Run:
             self._restore(block)
         self._let_go()
         for block, (step, exact) in zip(self._rest(first), self._steps(first), strict=True):
-            if exact is not None:
-                exact.advance()  # the block is still in full precision
             if self.work is not None and self.work.finished(block):
+                if exact is not None:
+                    exact.advance()  # the block is still in full precision
                 self._restore(block)
             else:
                 self._solve(block, step, exact)
@@ -346,7 +346,10 @@ class _Run:
 
     def _solve(self, block: int, step: Step | None, exact: Step | None) -> None:
         job, idle = (self.plan.job(self.network, block, self.seed, one) for one in (False, True))
+        method = self.plan.recipe.method
         job.step, job.exact, job.survey = step, exact, self.surveyed
+        if exact is not None and not (method.records and job.rules):
+            exact.advance()  # the block is still in full precision
         if step is not None and not self.plan.recipe.settings.propagate:
             step.advance()
             job.exact = step
@@ -354,7 +357,7 @@ class _Run:
         with written_on_copies(job.module):
             with _visiting(self.device, job.module):
                 if job.rules:
-                    self.plan.recipe.method.solve(job, self.plan.recipe.settings)
+                    method.solve(job, self.plan.recipe.settings)
                 _round_idle(idle)
             share_clock(self.network)
             outputs = {} if step is None else output_errors(step, job, originals)

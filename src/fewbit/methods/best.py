@@ -29,7 +29,7 @@ from torch import Tensor
 from fewbit.activations.activation import Activation
 from fewbit.activations.centred import Centred
 from fewbit.activations.dynamic import Dynamic
-from fewbit.calibration import BlockStream
+from fewbit.calibration import BlockStream, CalibrationSet
 from fewbit.calibration.expected import lost_by_input, lost_by_weights
 from fewbit.calibration.gradients import squared_gradients
 from fewbit.calibration.moments import SMALLEST, Paired
@@ -155,13 +155,14 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
     budget = settings.size is not None or settings.bits_per_weight is not None
     if not (settings.emphasis or budget):
         return {}
-    times = job.data.timesteps()
-    when = torch.zeros(len(job.data)) if times is None else times
+    data = job.data
+    times = data.timesteps()
+    when = torch.zeros(len(data)) if times is None else times
     when = when.unique(return_inverse=True)[1]
     linears = {name: job.model.get_submodule(name) for name in job.layers}
     blocks = [job.model.get_submodule(name) for name in job.blocks]
-    felt = squared_gradients(job.model, linears, {}, blocks, job.data, when, job.seed, job.track)
-    found = dict(_losses(job, felt, when)) if budget else {}
+    felt = squared_gradients(job.model, linears, {}, blocks, data, when, job.seed, job.track)
+    found = dict(_losses(job, data, felt, when)) if budget else {}
     if settings.emphasis:
         found |= {name: _counts(one, when, settings.emphasis) for name, one in felt.items()}
     return found
@@ -175,20 +176,18 @@ def _counts(felt: Tensor, when: Tensor, emphasis: float = 1.0) -> Tensor:
 
 
 def _losses(
-    job: SurveyJob, felt: Mapping[str, Tensor], when: Tensor
+    job: SurveyJob, data: CalibrationSet, felt: Mapping[str, Tensor], when: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
     """What the output of the model loses where one layer, or its input, has one of its options."""
     blocks = [job.model.get_submodule(name) for name in job.blocks]
-    for step, block in zip(
-        BlockStream(job.model, blocks, job.data).steps(), job.blocks, strict=True
-    ):
+    steps = BlockStream(job.model, blocks, data).steps()
+    for step, block in zip(steps, job.blocks, strict=True):
         paths = {n: n.removeprefix(f"{block}.") for n in job.layers if n.startswith(f"{block}.")}
         weights = {name: job.weight(name).float() for name in paths}
-        widths = {path: weights[name].shape[1] for name, path in paths.items()}
         importance = {
             path: _counts(felt[name], when) for name, path in paths.items() if name in felt
         }
-        record = Record(step, widths, job.seed, importance)
+        record = Record(step, paths.values(), job.seed, importance)
         for name, path in paths.items():
             moments = record.tokens(path) * record.seen(path).moments  # each token is felt
             weight, rule = weights[name], job.rules[name]
@@ -302,12 +301,12 @@ def _stage(
         rotation = _rotation(_width(job, group), seed)
         transform = _transform(job, dict.fromkeys(group, seen), rotation, settings)
     shown = None if folded is None else folded.extra_repr()
-    apart = _directions(job.rules[group[0]], seen.after(folded or transform))
+    apart = _directions(job.rules[group[0]], seen, folded or transform)
     return InputStage(transform, _activation(spec, settings), shown, apart)
 
 
-def _directions(rule: Rule, seen: InputStats) -> Principal | None:
-    return principal(seen.moments, rule.directions) if rule.directions else None
+def _directions(rule: Rule, seen: InputStats, transform: Transform | None) -> Principal | None:
+    return principal(seen.after(transform).moments, rule.directions) if rule.directions else None
 
 
 def _activation(spec: Spec, settings: Settings) -> Activation:
@@ -326,7 +325,22 @@ def _moments(
     assert job.step is not None
     transform = folded or (None if stage is None else stage.transform)
     rounded = _as_it_is if stage is None else stage.values
-    return record.compare(job.step, job.path(group[0]), transform or _as_it_is, rounded)
+    alone, path = _alone(job, group, stage), job.path(group[0])
+    return record.compare(job.step, path, transform or _as_it_is, rounded, alone)
+
+
+def _alone(job: BlockJob, group: Sequence[str], stage: InputStage | None) -> Tensor | None:
+    """The weight of a layer that reads its input alone and gives fewer numbers than it reads."""
+    linear = job.linear(group[0])
+    narrows = len(group) == 1 and linear.out_features < linear.in_features
+    return _weight(job, group[0], stage) if narrows else None
+
+
+def _weight(job: BlockJob, name: str, stage: InputStage | None) -> Tensor:
+    """As its input now wants it, float32."""
+    weight = job.weight(name).float()
+    transform = None if stage is None else stage.transform
+    return weight if transform is None else transform.weight(weight)
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -336,9 +350,7 @@ def _as_it_is(x: Tensor) -> Tensor:
 def _solve_layer(
     job: BlockJob, name: str, stage: InputStage | None, moments: Paired, settings: Settings
 ) -> None:
-    weight, bias, corrected = job.weight(name).float(), job.linear(name).bias, None
-    if stage is not None and stage.transform is not None:
-        weight = stage.transform.weight(weight)
+    weight, bias, corrected = _weight(job, name, stage), job.linear(name).bias, None
     if bias is None or not settings.bias:
         moments = moments.around_zero()
     target = weight
@@ -373,4 +385,5 @@ METHOD = Method(
     ranks=ranks,
     presets=PRESETS,
     targets=True,
+    records=True,
 )

@@ -55,7 +55,7 @@ class BlockJob:
     odd: Mapping[str, str]  # attentions whose matmuls cannot be quantized, and why
     seed: int
     step: Step | None = None  # the block's place in the calibration stream, if there is data
-    exact: Step | None = None  # its place, already advanced, in the one before quantization
+    exact: Step | None = None  # its place in the one before quantization
     survey: Mapping[str, Tensor] = field(default_factory=dict)  # what the method's survey gave
     solved: dict[str, Solved] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -101,8 +101,9 @@ class BlockJob:
     def consumer(self, name: str, seen: InputStats) -> Consumer:
         """A layer as whoever chooses the transform of its input knows it."""
         rule, weight = self.rules[name], self.weight(name).float()
-        formats = rule.weight, rule.activation
-        return Consumer(seen.sample, seen.moments, weight, *formats, rule.directions)
+        formats, count = (rule.weight, rule.activation), rule.directions
+        moments = seen.moments if count else None
+        return Consumer(seen.sample, seen.squares, weight, *formats, count, moments)
 
     def can_fold(self, attention: Attention) -> bool:
         """Whether a transform of what attention gives can stand in the weights before it: not where
@@ -198,12 +199,12 @@ class Method:
     `rule` says what a layer becomes (None keeps it), `solve` replaces the layers of one block.
     `survey` learns of the whole model in full precision, before any block is solved. `finish`
     changes the whole model in the end, layers of the same kinds in their places, and says whether
-    there was anything to do. A calibrated method sees data, and its settings are
-    `Calibrated`; one with `targets` also sees what full precision gives: `exact` of its
-    jobs. `options` says what a layer of so many columns may become under a budget; the survey then
-    gives what is lost in each of them, by the name of the layer and ".losses". `ranks` says how
-    many directions an input may keep; what is then lost stands by the names of the layers that
-    read it and ".directions".
+    there was anything to do. A calibrated method sees data, and its settings are `Calibrated`; one
+    with `targets` also sees what full precision gives: `exact` of its jobs, which has advanced
+    unless the method `records` it before it changes the block. `options` says what a layer of so
+    many columns may become under a budget; the survey then gives what is lost in each of them, by
+    the name of the layer and ".losses". `ranks` says how many directions an input may keep; what is
+    then lost stands by the names of the layers that read it and ".directions".
     """
 
     name: str
@@ -216,6 +217,7 @@ class Method:
     finish: Callable[[ModelJob, Any], bool] | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     targets: bool = False
+    records: bool = False
     options: Callable[[Rule, int], tuple[Rule, ...]] | None = None
     ranks: Callable[[Rule, int], tuple[int, ...]] | None = None
 

@@ -19,30 +19,33 @@ class Consumer:
     """A layer that reads the input: what it has seen, its weight, and how both are rounded."""
 
     sample: Tensor  # [rows, in]
-    moments: Tensor  # [in, in], the mean of x·xᵀ
+    squares: Tensor  # [in], the mean of x² of each channel
     weight: Tensor  # float32 [out, in]
     weight_spec: Spec
     input_spec: Spec | None
     directions: int = 0  # of the input, that are kept beside what is rounded
+    moments: Tensor | None = None  # [in, in], the mean of x·xᵀ, where there are directions
 
     @property
     def rms(self) -> Tensor:
         """How loud each channel is."""
-        return self.moments.diagonal().sqrt()
+        return self.squares.sqrt()
 
     def lost(self, transform: Transform | None) -> float:
         """The share of the output that plain rounding loses."""
         x, weight = self.sample, self.weight
         if transform is not None:
             x, weight = transform(x), transform.weight(weight)
-        exact = x @ weight.T
+        exact = left = x @ weight.T
         if self.directions:
             x = self._principal(transform).rest(x)
+            left = x @ weight.T
         rows = x if self.input_spec is None else self.input_spec.round(x)
-        error = rows @ self.weight_spec.round(weight).T - x @ weight.T
+        error = rows @ self.weight_spec.round(weight).T - left
         return float(error.square().sum() / exact.square().sum())
 
     def _principal(self, transform: Transform | None) -> Principal:
+        assert self.moments is not None
         moments = self.moments if transform is None else transform(transform(self.moments).T)
         return principal(moments, self.directions)
 
