@@ -52,7 +52,8 @@ lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) \
 		-k "not group_offload and not packed_single_file"
 
-# Other systems to compare with, each at the version that the committed figures are of.
+# Other systems to compare with, each at the version that the committed figures are of. OrbitQuant's
+# kernels need a compiler; they go into its cache. Without them its arm says so.
 PEERS := $(VENV)-peers
 
 peers: $(PEERS)/.installed
@@ -62,7 +63,10 @@ $(PEERS)/.installed: pyproject.toml
 	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
 	$(PEERS)/bin/python -m pip install --quiet "torch==2.13.0"
 	$(PEERS)/bin/python -m pip install --quiet --editable ".[diffusers]" \
-		"orbitquant==0.15.0" "comfy-kitchen==0.2.40" "sdnq==0.2.8" "nncf==3.4.0" "openvino==2026.4.1"
+		"orbitquant==0.15.0" "comfy-kitchen==0.2.40" "sdnq==0.2.8" "nncf==3.4.0" "openvino==2026.4.1" \
+		"onnxruntime==1.32.0" "onnx==1.23.2" "onnxscript==0.7.2" "torchao==0.18.0" "gguf==0.19.0" \
+		"ninja==1.13.2"
+	-PATH="$(abspath $(PEERS))/bin:$$PATH" $(PEERS)/bin/orbitquant kernels-install --build > /dev/null
 	touch $@
 
 # The site of the documents, with the Python reference, in build/site; in an environment of its own,

@@ -1,7 +1,7 @@
 """The measurement on tiny networks: what takes part, what is compared, what is refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from torch import nn
 
 import fewbit
 from fewbit.bench import Result, bench, random_models
-from fewbit.bench.arms import ARMS, Arm, forced
+from fewbit.bench.arms import ARMS, PEERS, Arm, forced
 from fewbit.bench.levels import LEVELS, ProductAlone
 from fewbit.bench.onednn import OneDnnLinear
-from fewbit.bench.random_models import grown, inputs_for, one_block
+from fewbit.bench.peers.graph import OfFirstCall
+from fewbit.bench.peers.layers import Layers
+from fewbit.bench.random_models import grown, inputs_for, one_block, told_apart
 from fewbit.cli import main
+from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument, BadModel, BrokenFile
 from fewbit.kernels.choose import VARIABLE
 
@@ -98,15 +101,83 @@ def test_an_error_that_is_larger_than_the_definitions_is_seen(
 def test_a_library_that_fails_is_left_out_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(network: nn.Module) -> nn.Module:
+    def broken(network: nn.Module, layers: Layers) -> nn.Module:
         raise RuntimeError("no kernel image")
 
-    arm = Arm("broken", torch.bfloat16, finish=broken, takes_blocks=True)
+    arm = Arm("broken", torch.bfloat16, broken, packages=("torch",))
     monkeypatch.setitem(ARMS, "cpu", (arm, ARMS["cpu"][0]))
     result = bench("dit-xl-2", rounds=5)
     assert "no kernel image" in result.left_out["broken"]
     assert list(rows(result)) == ["fp32"]
     assert "left out: broken" in str(result)
+
+
+def test_a_library_that_is_not_installed_is_left_out_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arm = Arm("absent", torch.bfloat16, packages=("torch", "no_such"))
+    monkeypatch.setitem(ARMS, "cpu", (arm, ARMS["cpu"][0]))
+    assert bench("dit-xl-2", rounds=5).left_out == {"absent": "no_such is not installed"}
+
+
+@pytest.mark.parametrize(
+    ("level", "kind", "modules", "layers"),
+    [
+        ("block", "BasicTransformerBlock", 4, 7),
+        ("step", "DiTTransformer2DModel", 1, 3 * 7),
+        ("image", "DiTTransformer2DModel", 1, 3 * 7),
+    ],
+)
+def test_a_whole_graph_takes_the_place_of_what_is_called(
+    monkeypatch: pytest.MonkeyPatch, level: str, kind: str, modules: int, layers: int
+) -> None:
+    """After the random block was repeated, and with the names that its layers have inside."""
+    taken: list[nn.Module] = []
+
+    def whole(module: nn.Module, names: Collection[str]) -> nn.Module:
+        assert len(names) == layers
+        assert all(type(module.get_submodule(name)) is nn.Linear for name in names)
+        taken.append(module)
+        return OfFirstCall(module, lambda module, calls: module)
+
+    arm = Arm("graph", torch.float32, whole=whole, copied=False)
+    monkeypatch.setitem(ARMS, "cpu", (ARMS["cpu"][0], arm))
+    result = bench("dit-xl-2", level, rounds=5)
+    assert [type(module).__name__ for module in taken] == [kind] * modules
+    assert rows(result)["graph"].sqnr_db > 45
+    assert rows(result)["graph"].shares is None
+    gemm = bench("dit-xl-2", "gemm", rounds=5)
+    assert gemm.left_out == {"graph": "it takes whole blocks and has no single layers"}
+
+
+@pytest.mark.parametrize(
+    "arm", [arm for arm in PEERS if not arm.compiled], ids=lambda arm: arm.name
+)
+def test_every_peer_that_is_installed_runs_or_says_why_not(arm: Arm) -> None:
+    if (why := arm.absent(torch.device("cpu"))) is not None:
+        pytest.skip(why)
+    result = bench("dit-xl-2", "step", arms=["fp32", arm.name], rounds=5)
+    if arm.name in result.left_out:
+        assert result.left_out[arm.name].startswith("it fails here: ")
+        return
+    found = rows(result)
+    assert found[arm.name].sqnr_db > 3
+    assert found[arm.name].resident_bytes <= found["fp32"].resident_bytes
+
+
+def test_blocks_told_apart_share_no_modulation_and_give_nearly_the_same() -> None:
+    network = grown(one_block("dit-xl-2"), 3)
+    inputs = inputs_for(network, 2)
+    with torch.no_grad():
+        exact = network(**inputs).sample
+        first, second, third = told_apart(network).transformer_blocks
+        kept, *changed = [one.norm1.linear.weight.half() for one in (first, second, third)]
+        assert torch.equal(
+            kept, one_block("dit-xl-2").transformer_blocks[0].norm1.linear.weight.half()
+        )
+        assert not any(torch.equal(kept, other) for other in changed)
+        assert torch.equal(first.ff.net[2].weight, second.ff.net[2].weight)
+        assert sqnr(exact, network(**inputs).sample) > 45
 
 
 def test_a_quantized_model_is_measured_as_it_is(small: Callable[..., Any], tmp_path: Path) -> None:

@@ -15,7 +15,16 @@ from fewbit.engine.doctor import examine
 from fewbit.kernels.native import ops as native
 from fewbit.version import __version__
 
-PEERS = ("torchao", "sdnq", "openvino")
+PEERS = (
+    "torchao",
+    "sdnq",
+    "openvino",
+    "nncf",
+    "onnxruntime",
+    "orbitquant",
+    "comfy-kitchen",
+    "gguf",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -83,6 +83,11 @@ def blocks_needed(level: str, subject: Subject) -> int:
     return SETS if level in ("gemm", "block") else subject.repeats
 
 
+def called(level: str, subject: Subject) -> list[str]:
+    """Paths of the largest modules that are called; an image calls the whole network."""
+    return subject.blocks(SETS) if level in ("gemm", "block") else [""]
+
+
 def output(module: nn.Module, arguments: dict[str, Any]) -> Tensor:
     """The first tensor. An only argument has another name in every kind of linear."""
     alone = len(arguments) == 1

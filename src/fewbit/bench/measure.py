@@ -16,7 +16,7 @@ from fewbit.bench.arms import DEFINITION, EXACT, Arm, arms_named
 from fewbit.bench.environment import environment
 from fewbit.bench.footprint import resident_bytes, working_bytes
 from fewbit.bench.gpu import captured
-from fewbit.bench.levels import LEVELS, PRODUCT, Case, ProductAlone, blocks_needed, output
+from fewbit.bench.levels import LEVELS, PRODUCT, Case, ProductAlone, blocks_needed, called, output
 from fewbit.bench.quantizing import quantized
 from fewbit.bench.result import Result, Row, Table
 from fewbit.bench.shares import shares, waiting_for
@@ -52,12 +52,12 @@ def bench(
         subject = open_subject(model, batch, place)
         ours = quantized(subject, recipe, bits)
         taking_part = _with_standards([arm for arm in chosen if arm.name not in left_out])
-        blocks = blocks_needed(level, subject)
+        blocks, paths = blocks_needed(level, subject), called(level, subject)
         networks: dict[str, nn.Module] = {}
         for arm in taking_part.values():
             base = ours if arm.backend else subject.network
             with _forgiven(arm, left_out):
-                networks[arm.name] = arm.network(base, subject, blocks)
+                networks[arm.name] = arm.network(base, subject, blocks, paths)
         cases = LEVELS[level](subject, networks)
         tables = tuple(_measured(case, taking_part, rounds, place, left_out) for case in cases)
         asked = {

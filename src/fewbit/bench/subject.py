@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewbit import demo
 from fewbit.activations.clock import share_clock, tell_time
 from fewbit.api import dequantize
-from fewbit.bench.random_models import BLOCKS, CONFIGS, grown, inputs_for, one_block
+from fewbit.bench.random_models import BLOCKS, CONFIGS, grown, inputs_for, one_block, told_apart
 from fewbit.calibration import sample
 from fewbit.calibration.tree import map_tensors
 from fewbit.errors import BadModel, BrokenFile
@@ -39,17 +39,16 @@ class Subject:
         """Those of the first block that are quantized."""
         return describe(self.network).quantizable(0)
 
-    @property
-    def quantizable(self) -> frozenset[str]:
-        layers = describe(self.network).layers
-        return frozenset(layer.name for layer in layers if layer.status == "quantize")
-
     def extended(self, network: nn.Module, blocks: int) -> nn.Module:
         """With at least so many blocks, each of which can be called alone."""
         network = grown(network, blocks) if self.repeats > 1 else network
         share_clock(network)
         tell_time(network, self.inputs)
         return network
+
+    def told_apart(self, network: nn.Module) -> nn.Module:
+        """An extended network whose blocks are not equal, as those of trained ones."""
+        return told_apart(network) if self.repeats > 1 else network
 
     def blocks(self, count: int) -> list[str]:
         """The first of an extended network, as far as they are of one kind."""

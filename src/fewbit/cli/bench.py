@@ -37,8 +37,8 @@ def bench(
     """Measure speed, memory and error beside other ways to run MODEL.
 
     MODEL is dit-xl-2 or pixart-1024 (full size, random weights, nothing to download), a demo, or
-    what the other verbs take. All ways run in turn in one process on the same weights; those whose
-    package is not installed are named. A recipe runs with what it costs at run time, but without
+    what the other verbs take. All ways run in turn in one process on the same weights; those that
+    cannot run are named with the reason. A recipe runs with what it costs at run time, but without
     its search for better weights.
     """
     if file is not None:
