@@ -15,9 +15,11 @@ from fewbit.bench import Result, bench, random_models
 from fewbit.bench.arms import ARMS, PEERS, Arm, forced
 from fewbit.bench.levels import LEVELS, ProductAlone
 from fewbit.bench.onednn import OneDnnLinear
-from fewbit.bench.peers.graph import OfFirstCall
+from fewbit.bench.peers.graph import Flat, Graph
 from fewbit.bench.peers.layers import Layers
+from fewbit.bench.peers.sdnq import sdnq
 from fewbit.bench.random_models import grown, inputs_for, one_block, told_apart
+from fewbit.calibration.tree import tensors
 from fewbit.cli import main
 from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument, BadModel, BrokenFile
@@ -112,12 +114,51 @@ def test_a_library_that_fails_is_left_out_with_its_reason(
     assert "left out: broken" in str(result)
 
 
+def test_a_library_that_cannot_be_listened_to_keeps_its_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def deaf(*_: object) -> None:
+        raise RuntimeError("graph break")
+
+    monkeypatch.setattr("fewbit.bench.measure.shares", deaf)
+    arm = Arm("deaf", torch.bfloat16, packages=("torch",))
+    monkeypatch.setitem(ARMS, "cpu", (arm,))
+    assert rows(bench("dit-xl-2", rounds=5))["deaf"].shares is None
+    monkeypatch.setitem(ARMS, "cpu", (Arm("torch", torch.bfloat16),))
+    with pytest.raises(RuntimeError, match="graph break"):
+        bench("dit-xl-2", rounds=5)
+
+
+def test_sdnq_rounds_our_layers_and_no_others() -> None:
+    pytest.importorskip("sdnq")
+    network = one_block("dit-xl-2")
+    layers = Layers.of(network)
+    before = {name for name, one in network.named_modules() if type(one) is nn.Linear}
+    sdnq(network, layers, "int8")
+    after = {name for name, one in network.named_modules() if type(one) is nn.Linear}
+    assert before - after == set(layers.all)
+
+
 def test_a_library_that_is_not_installed_is_left_out_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arm = Arm("absent", torch.bfloat16, packages=("torch", "no_such"))
     monkeypatch.setitem(ARMS, "cpu", (arm, ARMS["cpu"][0]))
     assert bench("dit-xl-2", rounds=5).left_out == {"absent": "no_such is not installed"}
+
+
+class Replaced(Graph):
+    """A library that keeps its weights to itself."""
+
+    hidden_bytes = 100
+
+    def __init__(self, module: nn.Module, call: dict[str, Any]) -> None:
+        flat = Flat(module, call, [*tensors(call)])
+        super().__init__(flat.names)
+        self.run = flat.forward
+
+    def compute(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return self.run(*inputs)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +175,12 @@ def test_a_whole_graph_takes_the_place_of_what_is_called(
     """After the random block was repeated, and with the names that its layers have inside."""
     taken: list[nn.Module] = []
 
-    def whole(module: nn.Module, names: Collection[str]) -> nn.Module:
+    def whole(module: nn.Module, call: dict[str, Any], names: Collection[str]) -> nn.Module:
+        assert "hidden_states" in call
         assert len(names) == layers
         assert all(type(module.get_submodule(name)) is nn.Linear for name in names)
         taken.append(module)
-        return OfFirstCall(module, lambda module, calls: module)
+        return Replaced(module, call)
 
     arm = Arm("graph", torch.float32, whole=whole, copied=False)
     monkeypatch.setitem(ARMS, "cpu", (ARMS["cpu"][0], arm))
@@ -146,6 +188,7 @@ def test_a_whole_graph_takes_the_place_of_what_is_called(
     assert [type(module).__name__ for module in taken] == [kind] * modules
     assert rows(result)["graph"].sqnr_db > 45
     assert rows(result)["graph"].shares is None
+    assert rows(result)["graph"].resident_bytes == Replaced.hidden_bytes
     gemm = bench("dit-xl-2", "gemm", rounds=5)
     assert gemm.left_out == {"graph": "it takes whole blocks and has no single layers"}
 

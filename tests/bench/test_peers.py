@@ -1,12 +1,11 @@
-"""Other libraries' parts that need none of them: graphs of a first call, names, reasons."""
+"""Other libraries' parts that need none of them: graphs and their inputs, names, reasons."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewbit.bench.footprint import resident_bytes
-from fewbit.bench.peers.graph import Call, Flat, OfFirstCall
+from fewbit.bench.peers.graph import Flat, Graph
 from fewbit.bench.peers.here import missing
 from fewbit.bench.peers.layers import Layers
 from fewbit.calibration.tree import tensors
@@ -27,30 +26,18 @@ def call() -> dict[str, Any]:
     return {"x": torch.randn(3, 4), "gates": {"gate": torch.randn(3, 1)}, "times": 2}
 
 
-class Doubled(nn.Module):
-    """A library that keeps its weights to itself."""
-
-    hidden_bytes = 100
-
-    def __init__(self, module: nn.Module, calls: list[Call]) -> None:
-        super().__init__()
-        self.seen, self.run = calls, module.forward
-
-    def forward(self, **arguments: Any) -> Tensor:
-        return 2 * self.run(**arguments)[0]
+class Sum(Graph):
+    def compute(self, inputs: list[Tensor]) -> Tensor:
+        return sum(index * x for index, x in enumerate(inputs, 1))
 
 
-def test_a_graph_is_made_once_of_the_first_call_and_the_module_is_let_go() -> None:
-    module, first = Gated(), call()
-    exact = module(**first)[0]
-    graph = OfFirstCall(module, Doubled)
-    with torch.no_grad():
-        assert torch.equal(graph(first["x"], gates=first["gates"], times=2), 2 * exact)
-        graph(**call())
-    (seen,) = graph.graph.seen
-    assert seen.keys() == first.keys()
-    assert seen["x"] is first["x"]
-    assert resident_bytes(graph) == Doubled.hidden_bytes
+def test_a_graph_takes_tensors_by_their_paths_in_any_order_and_an_only_one_without() -> None:
+    first = call()
+    x, gate = first["x"], first["gates"]["gate"]
+    graph = Sum(["x", "gates.gate"])
+    assert torch.equal(graph(**first), x + 2 * gate)
+    assert torch.equal(graph(gates={"gate": gate}, times=3, x=x), x + 2 * gate)
+    assert torch.equal(Sum(["x"])(x), x)
 
 
 def test_the_tensors_of_a_nested_call_can_be_given_one_by_one() -> None:

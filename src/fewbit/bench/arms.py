@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from fewbit.bench.peers.here import compiling_for_our_threads, missing
 from fewbit.bench.peers.layers import Layers
 from fewbit.bench.peers.orbitquant import w4a4
 from fewbit.bench.peers.sdnq import SVD, sdnq, with_openvinos_product, with_torchs_product
-from fewbit.bench.subject import Subject
+from fewbit.bench.subject import Call, Subject
 from fewbit.errors import BadArgument
 from fewbit.kernels.choose import VARIABLE, backend_named
 from fewbit.layers.bind import bind, bind_attention, unbind
@@ -29,7 +30,7 @@ from fewbit.models import describe
 REFERENCE = "reference"
 FP32, BF16 = torch.float32, torch.bfloat16
 Layered = Callable[[nn.Module, Layers], nn.Module]
-Whole = Callable[[nn.Module, Collection[str]], nn.Module]  # given the names of its layers
+Whole = Callable[[nn.Module, Mapping[str, Any], Collection[str]], nn.Module]  # of call and layers
 
 
 def _as_it_is(network: nn.Module, layers: Layers) -> nn.Module:
@@ -75,9 +76,9 @@ class Arm:
         return missing(self.packages) or self.why_not()
 
     def network(
-        self, base: nn.Module, subject: Subject, blocks: int, called: Sequence[str]
+        self, base: nn.Module, subject: Subject, blocks: int, called: Mapping[str, Call]
     ) -> nn.Module:
-        """`called` are the paths of the modules that will be."""
+        """`called` has the calls that will be, by the paths of the modules."""
         own = nn.Module.to(
             copy.deepcopy(base), self.dtype
         )  # diffusers' own refuses a quantized one
@@ -89,21 +90,21 @@ class Arm:
         if self.compiled:
             _compile_blocks(network)
         network = self.finish(network)
-        return network if self.whole is None else _replaced(network, called, self.whole)
+        return network if self.whole is None else self._replaced(network, called, self.whole)
+
+    def _replaced(self, network: nn.Module, called: Mapping[str, Call], whole: Whole) -> nn.Module:
+        layers = Layers.of(network)
+        for path, call in called.items():
+            arguments = call.in_dtype(self.dtype)
+            module = whole(network.get_submodule(path), arguments, layers.inside(path))
+            if not path:
+                return module
+            network.set_submodule(path, module)
+        return network
 
     def active(self) -> AbstractContextManager[None]:
         """While one of its modules is called: the first call binds it to the backend."""
         return self.around() if self.backend is None else forced(self.backend)
-
-
-def _replaced(network: nn.Module, paths: Sequence[str], whole: Whole) -> nn.Module:
-    layers = Layers.of(network)
-    for path in paths:
-        module = whole(network.get_submodule(path), layers.inside(path))
-        if not path:
-            return module
-        network.set_submodule(path, module)
-    return network
 
 
 @contextmanager

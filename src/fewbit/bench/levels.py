@@ -54,8 +54,7 @@ def gemm(subject: Subject, networks: Networks) -> Iterator[Case]:
 
 
 def block(subject: Subject, networks: Networks) -> Iterator[Case]:
-    names = subject.blocks(SETS)
-    call = calls(subject, names[:1])[names[0]]
+    names, (call, *_) = zip(*called("block", subject).items(), strict=True)
     modules = {arm: [network.get_submodule(n) for n in names] for arm, network in networks.items()}
     residual = "hidden_states" if "hidden_states" in call.arguments else None
     yield Case(f"one block, {_sizes(call)}", call, modules, residual=residual)
@@ -83,9 +82,12 @@ def blocks_needed(level: str, subject: Subject) -> int:
     return SETS if level in ("gemm", "block") else subject.repeats
 
 
-def called(level: str, subject: Subject) -> list[str]:
-    """Paths of the largest modules that are called; an image calls the whole network."""
-    return subject.blocks(SETS) if level in ("gemm", "block") else [""]
+def called(level: str, subject: Subject) -> dict[str, Call]:
+    """The largest modules that are called, by their paths; an image calls the whole network."""
+    if level not in ("gemm", "block"):
+        return {"": Call(subject.inputs)}
+    names = subject.blocks(SETS)
+    return dict.fromkeys(names, calls(subject, names[:1])[names[0]])
 
 
 def output(module: nn.Module, arguments: dict[str, Any]) -> Tensor:

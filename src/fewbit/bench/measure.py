@@ -52,12 +52,12 @@ def bench(
         subject = open_subject(model, batch, place)
         ours = quantized(subject, recipe, bits)
         taking_part = _with_standards([arm for arm in chosen if arm.name not in left_out])
-        blocks, paths = blocks_needed(level, subject), called(level, subject)
+        blocks, at_work = blocks_needed(level, subject), called(level, subject)
         networks: dict[str, nn.Module] = {}
         for arm in taking_part.values():
             base = ours if arm.backend else subject.network
             with _forgiven(arm, left_out):
-                networks[arm.name] = arm.network(base, subject, blocks, paths)
+                networks[arm.name] = arm.network(base, subject, blocks, at_work)
         cases = LEVELS[level](subject, networks)
         tables = tuple(_measured(case, taking_part, rounds, place, left_out) for case in cases)
         asked = {
@@ -153,7 +153,7 @@ def _row(
     others = [n for n in times if arm.backend and not n.startswith("ours")] or [next(iter(times))]
     with contender.active():
         opaque = case.operations or arm.graph or arm.takes_blocks
-        parts = None if opaque else shares(contender.modules[0], run, waiting_for(device))
+        parts = None if opaque else _shares(contender, device)
         working = working_bytes(run, device)
     own = times[name]
     return Row(
@@ -167,6 +167,16 @@ def _row(
         sqnr_db=sqnr_db,
         agrees=None if not arm.backend or reference is None else sqnr_db >= reference - AS_NEAR,
     )
+
+
+def _shares(contender: _Contender, device: torch.device) -> dict[str, float] | None:
+    """None where a library's compiler takes the listening for a part of what it compiles."""
+    try:
+        return shares(contender.modules[0], contender.runs[0], waiting_for(device))
+    except Exception:
+        if not contender.arm.foreign:
+            raise
+        return None
 
 
 def _sqnr(exact: Tensor, residual: Tensor | None, actual: Tensor) -> float:

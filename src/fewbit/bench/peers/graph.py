@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from fewbit.bench.levels import output
-from fewbit.calibration.tree import rebuild
+from fewbit.calibration.tree import rebuild, tensors
 
 Call = Mapping[str, Any]
-Make = Callable[[nn.Module, Sequence[Call]], nn.Module]
 
 
-class OfFirstCall(nn.Module):
-    """What `make` makes of a module and its first call, which is what it is calibrated on too. The
-    module itself is let go."""
+class Graph(nn.Module):
+    """What computes one tensor from the tensors of a call, by their paths in it."""
 
-    def __init__(self, module: nn.Module, make: Make) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
-        self.signature = inspect.signature(module.forward)
-        self.module: nn.Module | None = module
-        self.make = make
+        self.names = names
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.signature.bind(*args, **kwargs).arguments
-        if self.module is not None:
-            self.graph, self.module = self.make(self.module, [call]), None
-        return self.graph(**call)
+    def forward(self, *alone: Tensor, **call: Any) -> Tensor:
+        """An only argument may come without its name."""
+        return self.compute([*alone] or self.inputs(call))
+
+    def inputs(self, call: Call) -> list[Tensor]:
+        given = tensors(call)
+        return [given[name] for name in self.names]
+
+    def compute(self, inputs: list[Tensor]) -> Tensor:
+        raise NotImplementedError
 
 
 class Flat(nn.Module):

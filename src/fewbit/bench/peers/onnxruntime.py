@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewbit.bench.peers.graph import Call, Flat, OfFirstCall
+from fewbit.bench.peers.graph import Call, Flat, Graph
 from fewbit.bench.peers.layers import Layers
 from fewbit.calibration.tree import tensors
 
@@ -27,8 +28,8 @@ def rounded(network: nn.Module, layers: Layers, bits: int) -> nn.Module:
     return network
 
 
-def whole(module: nn.Module, layers: Collection[str]) -> nn.Module:
-    return OfFirstCall(module, lambda module, calls: InOnnxRuntime(module, calls))
+def whole(module: nn.Module, call: Call, layers: Collection[str]) -> nn.Module:
+    return InOnnxRuntime(module, call)
 
 
 class NBits(nn.Module):
@@ -74,15 +75,17 @@ def _packed(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(codes), torch.from_numpy(scales)
 
 
-class InOnnxRuntime(nn.Module):
+class InOnnxRuntime(Graph):
     """A module as a session of ONNX Runtime."""
 
-    def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
+    def __init__(self, module: nn.Module, call: Call) -> None:
         import onnxruntime
 
-        super().__init__()
-        first = tensors(calls[0])
-        flat = Flat(module, calls[0], [*first])
+        first = tensors(call)
+        super().__init__([*first])
+        flat = Flat(module, call, self.names)
+        for exporter in ("onnx_ir", "onnxscript"):
+            logging.getLogger(exporter).setLevel(logging.WARNING)
         with redirect_stdout(sys.stderr):  # what exports says much
             program: Any = torch.onnx.export(flat, (*first.values(),), dynamo=True, verbose=False)
         weights = program.model.graph.initializers.values()
@@ -91,11 +94,8 @@ class InOnnxRuntime(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         file = program.model_proto.SerializeToString()
         self.session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
-        inputs = [given.name for given in self.session.get_inputs()]
-        self.names = dict(zip(inputs, first, strict=True))
 
-    def forward(self, **call: Any) -> Tensor:
-        given = tensors(call)
-        arrays = {name: given[path].numpy() for name, path in self.names.items()}
-        (found,) = self.session.run(None, arrays)
+    def compute(self, inputs: list[Tensor]) -> Tensor:
+        arrays = zip(self.session.get_inputs(), inputs, strict=True)
+        (found,) = self.session.run(None, {given.name: x.numpy() for given, x in arrays})
         return torch.from_numpy(found)

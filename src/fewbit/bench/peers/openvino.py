@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.bench.peers.graph import Call, Flat, OfFirstCall, name_inside
+from fewbit.bench.peers.graph import Call, Flat, Graph, name_inside
 from fewbit.calibration.tree import tensors
 
 Rounded = Callable[[Any, "Arrays"], Any]
@@ -20,23 +20,20 @@ READERS = ("MatMul", "Gather", "Convolution")  # of weights
 GROUP = 64  # of int4 weights, and of the inputs that OpenVINO rounds to int8 for them
 
 
-def bf16(module: nn.Module, layers: Collection[str]) -> nn.Module:
-    return OfFirstCall(module, lambda module, calls: InOpenVino(module, calls))
+def bf16(module: nn.Module, call: Call, layers: Collection[str]) -> nn.Module:
+    return InOpenVino(module, [call])
 
 
-def int8(module: nn.Module, layers: Collection[str]) -> nn.Module:
-    """Weights, and inputs with scales that NNCF takes from the first call."""
-    return OfFirstCall(module, lambda module, calls: InOpenVino(module, calls, _int8))
+def int8(module: nn.Module, call: Call, layers: Collection[str]) -> nn.Module:
+    """Weights, and inputs with scales that NNCF takes from the call."""
+    return InOpenVino(module, [call], _int8)
 
 
-def int4(module: nn.Module, layers: Collection[str]) -> nn.Module:
-    def rounded(graph: Any, _: Arrays) -> Any:
-        return in_int4(graph, layers)
-
-    return OfFirstCall(module, lambda module, calls: InOpenVino(module, calls, rounded))
+def int4(module: nn.Module, call: Call, layers: Collection[str]) -> nn.Module:
+    return InOpenVino(module, [call], lambda graph, _: in_int4(graph, layers))
 
 
-class InOpenVino(nn.Module):
+class InOpenVino(Graph):
     """A module as OpenVINO's graph. Weights may be rounded, with the inputs of the calls for
     data."""
 
@@ -49,13 +46,12 @@ class InOpenVino(nn.Module):
     ) -> None:
         import openvino
 
-        super().__init__()
         first = tensors(calls[0])
-        self.names = [*first]
+        super().__init__([*first])
         flat = Flat(module, calls[0], self.names)
         with redirect_stdout(sys.stderr):  # NNCF says much
             graph = openvino.convert_model(flat, example_input=(*first.values(),))
-            self.graph = rounded(graph, [self._arrays(call) for call in calls])
+            self.graph = rounded(graph, [_arrays(self.inputs(call)) for call in calls])
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": precision,
@@ -63,12 +59,8 @@ class InOpenVino(nn.Module):
         }
         self.run = openvino.compile_model(self.graph, "CPU", settings)
 
-    def forward(self, **call: Any) -> Tensor:
-        return torch.from_numpy(self.run(self._arrays(call))[0])
-
-    def _arrays(self, call: Call) -> list[Any]:
-        given = tensors(call)
-        return [given[name].numpy() for name in self.names]
+    def compute(self, inputs: list[Tensor]) -> Tensor:
+        return torch.from_numpy(self.run(_arrays(inputs))[0])
 
     @property
     def hidden_bytes(self) -> int:
@@ -107,6 +99,10 @@ def _int8(graph: Any, data: Arrays) -> Any:
     return nncf.quantize(
         graph, nncf.Dataset(data), subset_size=len(data), model_type=nncf.ModelType.TRANSFORMER
     )
+
+
+def _arrays(inputs: list[Tensor]) -> list[Any]:
+    return [tensor.numpy() for tensor in inputs]
 
 
 def _bytes(constant: Any) -> int:

@@ -26,7 +26,7 @@ def sdnq(network: nn.Module, layers: Layers, weights: str, **settings: Any) -> n
         use_quantized_matmul=True,
         add_skip_keys=False,
         minimum_allowed_numel=0,
-        modules_to_not_convert=[name for name in linears if name not in ours],
+        modules_to_not_convert=[f"{name}.weight" for name in linears if name not in ours],
         **settings,
     )
     return found
