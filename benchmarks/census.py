@@ -37,6 +37,7 @@ CALLS = 4
 RECIPES: dict[str, dict[str, Any]] = {
     "rtn": {"bits": "w4a4"},
     "best": {"bits": "w4a4"},
+    "portable": {"bits": "comfy-w4a8"},
     "hq-dit": {"bits": "w4a4"},
     "vq4dit": {"bits": "w2", "steps": 2},
     "fp4dit": {"bits": "w4a8", "steps": 2},

@@ -15,7 +15,7 @@ from PIL import Image
 from fewbit.cli import main as fewbit
 from fewbit.pages.images import grid
 
-RECIPES = "rtn:w8a8,hq-dit,rtn"
+RECIPES = "best:balanced,best:tiny,hq-dit,rtn"
 COLUMNS = 8
 
 

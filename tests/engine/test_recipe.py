@@ -20,6 +20,17 @@ def test_the_default_is_the_first_variant_and_w2_is_short():
     assert str(Recipe.make("rtn", "mxfp4", {})) == "rtn:mxfp4"
 
 
+def test_presets_stand_where_bits_do():
+    wanted = Recipe.make("best", None, {"preset": "tiny+fast"})
+    assert Recipe.resolve("best:tiny+fast", None, {}) == wanted
+    assert wanted.bits == "w2a8"
+    assert fewbit.FewbitConfig("best:tiny").bits == "w2a8"
+    with pytest.raises(
+        BadArgument, match=r"best has no bits 'tiny\+slow'; allowed: w4a8.* or a pre"
+    ):
+        Recipe.resolve("best:tiny+slow", None, {})
+
+
 @pytest.mark.filterwarnings("error")
 def test_bits_in_any_case_and_after_a_colon(tmp_path):
     wanted = Recipe.make("rtn", "w8a8", {})

@@ -102,6 +102,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(monkeypatch):
         ([], "rtn,nope", "unknown recipe 'nope'; recipes: "),
         ([], "rtn:w9a9", "rtn has no bits 'w9a9'; allowed: w4a4"),
         ([], "rtn,rtn:w4a4", "rtn:w4a4 is asked for twice"),
+        ([], "best:tiny,best,best:tiny", "best:tiny is asked for twice"),
         ([], " , ", "--recipes lists one recipe or more"),
         ([], "no.json", "cannot read the recipe file no.json"),
         (["--n", "3"], "rtn", "needs at least 7 pictures, got 3"),

@@ -25,7 +25,7 @@ from fewbit.cli.saying import show
 
 @click.command(epilog=MODEL_HELP)
 @model_argument
-@click.option("--recipes", required=True, help="Such as rtn,hq-dit:w4a8,mine.json.")
+@click.option("--recipes", required=True, help="Such as rtn,hq-dit:w4a8,best:tiny,mine.json.")
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="Keeps all; resumes there."
 )

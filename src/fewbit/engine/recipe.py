@@ -25,6 +25,8 @@ class Recipe:
     def make(cls, method: str | Method, bits: str | None, settings: Mapping[str, Any]) -> Recipe:
         found = method if isinstance(method, Method) else method_named(method)
         own = dict(settings)
+        if bits is not None and are_presets(found, str(bits)):  # as in best:tiny
+            own, bits = {"preset": bits, **own}, None
         preset = _of_presets(found, own.pop("preset", None))
         preset_bits = preset.pop("bits", None)
         settings = {**preset, **own}  # what is said beside a preset counts more
@@ -42,8 +44,8 @@ class Recipe:
     def resolve(
         cls, recipe: str | Path | Method, bits: str | None, settings: Mapping[str, Any]
     ) -> Recipe:
-        """A name or a JSON file as `to_dict` gives it, perhaps with bits after a colon, or a method
-        that is in no folder of fewbit's. Arguments override what the file says."""
+        """A name or a JSON file as `to_dict` gives it, perhaps with bits or presets after a colon,
+        or a method that is in no folder of fewbit's. Arguments override what the file says."""
         if isinstance(recipe, Method):
             return cls.make(recipe, bits, settings)
         recipe, bits = _one_of_both(recipe, bits)
@@ -149,8 +151,9 @@ def _bits(method: Method, bits: str | None) -> str:
     if short:
         full = f"{full}a16"
     if full not in method.variants:
+        presets = f"; or a preset: {', '.join(method.presets)}" if method.presets else ""
         raise BadArgument(
-            f"{method.name} has no bits {bits!r}; allowed: {', '.join(method.variants)}"
+            f"{method.name} has no bits {bits!r}; allowed: {', '.join(method.variants)}{presets}"
         )
     if short:
         _say_weights_only(method, bits, full)
@@ -167,6 +170,10 @@ def _say_weights_only(method: Method, bits: str | None, full: str) -> None:
             f"{', '.join(others)}",
             stacklevel=2,
         )
+
+
+def are_presets(method: Method, names: str) -> bool:
+    return all(name in method.presets for name in names.split("+"))
 
 
 def _of_presets(method: Method, names: object) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fewbit.engine import memory
 from fewbit.engine.call import call_for
 from fewbit.engine.card import REPORT
 from fewbit.engine.plan import make_plan
-from fewbit.engine.recipe import Recipe, split_bits
+from fewbit.engine.recipe import Recipe, are_presets, split_bits
 from fewbit.engine.report import Report
 from fewbit.engine.run import quantize
 from fewbit.errors import BadArgument, BadOutput
@@ -40,7 +40,7 @@ MODELS, WORK, PICTURES = "models", "work", "pictures"
 
 @dataclass(frozen=True)
 class Asked:
-    """A recipe as it was asked for: `hq-dit`, `rtn:w8a8` or `mine.json`, with bits or without."""
+    """A recipe as it was asked for: `hq-dit`, `rtn:w8a8`, `best:tiny` or `mine.json`."""
 
     label: str
     name: str
@@ -50,9 +50,10 @@ class Asked:
     def parse(cls, text: str) -> Asked:
         text = text.strip()
         recipe = Recipe.resolve(text, None, {})
-        name, _ = split_bits(text)
+        name, after = split_bits(text)
         own = Path(name).stem if name.endswith(".json") else recipe.method.name
-        return cls(f"{own}:{recipe.bits}", name, recipe)
+        preset = after if after is not None and are_presets(recipe.method, after) else None
+        return cls(f"{own}:{preset or recipe.bits}", name, recipe)
 
     @property
     def folder(self) -> str:
