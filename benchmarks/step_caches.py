@@ -23,7 +23,8 @@ from diffusers.hooks import (
     apply_first_block_cache,
     apply_taylorseer_cache,
 )
-from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
+from diffusers.hooks.hooks import HookRegistry
+from diffusers.models.cache_utils import CacheMixin
 from environment import write_result
 from torch import nn
 
@@ -109,8 +110,8 @@ def cached(base: Any, apply: Callable[[nn.Module], None] | None) -> Any:
 def draw(pipe: Any) -> list[Any]:
     """Each time anew: PixArt's pipeline does not tell a cache where a picture begins."""
     HookRegistry.check_if_exists_or_initialize(pipe.transformer).reset_stateful_hooks()
-    _set_cache_context(pipe.transformer, CacheContext("both halves"))
-    return list(generate(pipe, seeds=SEEDS, **MANNERS[DEMO]))
+    with CacheMixin.cache_context(pipe.transformer, "both halves"):
+        return list(generate(pipe, seeds=SEEDS, **MANNERS[DEMO]))
 
 
 def psnr(exact: list[Any], drawn: list[Any]) -> float:

@@ -56,11 +56,12 @@ def _speeds(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         "bf16": "eager bf16",
         "fp32 onednn": "oneDNN fp32",
         "fp32": "eager fp32",
+        "openvino int8": "OpenVINO int8",
         "openvino bf16": "OpenVINO bf16",
         "torchao int8": "torchao int8",
     }
     cases = {
-        "bench_dit-xl-2_block_1": "a block of a DiT-XL/2 at w4a4 on one core of a Zen 5",
+        "bench_dit-xl-2_block_1": "a block of a DiT-XL/2 at w4a4 on one core of a Zen 4",
         "bench_dit-xl-2_step_2": "a step of a DiT-XL/2 at w4a4 on two cores",
     }
     for name, what in cases.items():

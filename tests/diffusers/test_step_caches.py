@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -15,7 +16,7 @@ from diffusers.hooks import (  # noqa: E402
     apply_first_block_cache,
     apply_taylorseer_cache,
 )
-from diffusers.hooks.hooks import CacheContext, _set_cache_context  # noqa: E402
+from diffusers.models.cache_utils import CacheMixin  # noqa: E402
 
 from fewbit.engine.decibel import sqnr  # noqa: E402
 from fewbit.layers.bind import unbind  # noqa: E402
@@ -29,37 +30,33 @@ PARTS = TaylorSeerCacheConfig(
 )
 
 
-def cached(name: str, apply: Any, config: Any) -> Any:
+def run_cached(times: int, name: str, apply: Any, config: Any) -> list[Tensor]:
     model = tiny.quantized(name)
     tiny.run(model)  # its blocks are bound
     apply(model, config)
-    _set_cache_context(model, CacheContext("both"))
-    return model
+    with CacheMixin.cache_context(model, "both"):  # which these classes do not inherit
+        return [tiny.run(model) for _ in range(times)]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_first_block_cache_that_never_hits_changes_nothing(name: str) -> None:
     expected = tiny.run(tiny.quantized(name))
-    model = cached(name, apply_first_block_cache, FirstBlockCacheConfig(threshold=-1.0))
-    for _ in range(2):
-        assert torch.allclose(tiny.run(model), expected, atol=1e-5)
+    for found in run_cached(2, name, apply_first_block_cache, FirstBlockCacheConfig(-1.0)):
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_first_block_cache_that_always_hits_gives_the_last_step_anew(name: str) -> None:
     expected = tiny.run(tiny.quantized(name))
-    model = cached(name, apply_first_block_cache, FirstBlockCacheConfig(threshold=1e9))
-    first, second = tiny.run(model), tiny.run(model)
-    assert torch.allclose(first, expected, atol=1e-5)
-    assert torch.allclose(second, expected, atol=1e-5)
+    for found in run_cached(2, name, apply_first_block_cache, FirstBlockCacheConfig(1e9)):
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_taylor_seer_predicts_what_does_not_change(name: str) -> None:
     expected = tiny.run(tiny.quantized(name))
-    model = cached(name, apply_taylorseer_cache, PARTS)
-    for _ in range(4):
-        assert sqnr(expected, tiny.run(model)) > 40  # the blocks run part by part, level by level
+    for found in run_cached(4, name, apply_taylorseer_cache, PARTS):
+        assert sqnr(expected, found) > 40  # the blocks run part by part, and a level may turn
 
 
 def test_a_class_is_its_own_before_and_after_it_is_bound() -> None:
