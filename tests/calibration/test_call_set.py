@@ -173,3 +173,15 @@ def test_with_nothing_changed_calls_lose_nothing():
     step, pool = learning(1.0)
     (minibatch,) = pool.minibatches(1, 16, seed=0)
     assert minibatch.loss(step.block).item() == 0
+
+
+def test_some_rows_are_those_of_whole_calls():
+    calls = [{**call(), "timestep": torch.tensor([number, number + 0.5])} for number in range(10)]
+    data = CallSet.from_items(calls)
+    assert data.some(20, seed=0) is data
+    some = data.some(7, seed=0)
+    assert (len(some.calls), len(some)) == (4, 8)
+    times = some.timesteps().view(4, 2)
+    assert torch.equal(times[:, 1], times[:, 0] + 0.5)
+    first = torch.tensor([0, 2, 5, 7, 10])
+    assert torch.all((first[:-1] <= times[:, 0]) & (times[:, 0] < first[1:]))

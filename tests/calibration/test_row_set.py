@@ -164,3 +164,29 @@ def test_bad_items_are_named(given, message):
 def test_a_batch_holds_rows(size):
     with pytest.raises(BadArgument, match="a batch holds one or more rows"):
         RowSet.from_items(items()).parts(size)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 20])
+def test_some_rows_come_from_all_parts_of_the_data(rows):
+    """One of each span of equal length, with its flags; all where there are no more."""
+    data = RowSet.from_items(
+        [{"hidden_states": torch.arange(20.0)[:, None], "size": torch.arange(20)}],
+        conditional=torch.arange(20) % 2 == 0,
+        pair=torch.arange(20) // 2,
+    )
+    some = data.some(rows, seed=0)
+    kept = some.columns["size"]
+    assert len(some) == rows
+    first = torch.arange(rows + 1) * 20 // rows
+    assert torch.all((first[:-1] <= kept) & (kept < first[1:]))
+    assert torch.equal(some.columns["hidden_states"][:, 0], kept.float())
+    assert torch.equal(some.conditional, kept % 2 == 0)
+    assert torch.equal(some.pair, kept // 2)
+    assert torch.equal(data.some(rows, seed=0).columns["size"], kept)
+
+
+def test_some_rows_follow_no_rhythm_of_the_data():
+    """Such as that of guidance, whose halves take turns."""
+    data = RowSet.from_items([{"hidden_states": torch.arange(400.0)[:, None]}])
+    even = data.some(100, seed=0).columns["hidden_states"] % 2 == 0
+    assert 35 < even.sum() < 65

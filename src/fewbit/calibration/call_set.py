@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewbit.calibration.row_set import count_rows
-from fewbit.calibration.set import CalibrationSet, Item, Slot, from_json, time_in, to_json
+from fewbit.calibration.set import CalibrationSet, Item, Slot, from_json, spread, time_in, to_json
 from fewbit.calibration.tree import rebuild, shapes, tensors
 from fewbit.errors import BadCalibration
 from fewbit.storage.entries import Entry
@@ -45,6 +45,16 @@ class CallSet(CalibrationSet):
     def _parts(self) -> list[range]:
         ends = accumulate(map(_rows, self.calls), initial=0)
         return [range(*bounds) for bounds in pairwise(ends)]
+
+    def some(self, rows: int, seed: int) -> Self:
+        """Whole calls."""
+        count = -(-rows * len(self.calls) // len(self))
+        if count >= len(self.calls):
+            return self
+        kept = spread(count, len(self.calls), seed)
+        index = torch.tensor([row for call in kept for row in self._parts[call]])
+        flags = (None if one is None else one[index] for one in (self.conditional, self.pair))
+        return type(self)(tuple(self.calls[call] for call in kept), *flags)
 
     def take(self, rows: Sequence[int]) -> dict[str, Any]:
         """Copies, for a model may write into what it is given."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fewbit.calibration.set import CalibrationSet, Item, Slot, from_json, time_in, to_json
+from fewbit.calibration.set import CalibrationSet, Item, Slot, from_json, spread, time_in, to_json
 from fewbit.calibration.tree import rebuild, tensors
 from fewbit.errors import BadArgument, BadCalibration
 from fewbit.models.timestep import TIMES
@@ -71,6 +71,14 @@ class RowSet(CalibrationSet):
         if type(size) is not int or size < 1:
             raise BadArgument(f"a batch holds one or more rows, got {size!r}")
         return [range(at, min(at + size, len(self))) for at in range(0, len(self), size)]
+
+    def some(self, rows: int, seed: int) -> Self:
+        if rows >= len(self):
+            return self
+        kept = torch.tensor(spread(rows, len(self), seed))
+        flags = (None if one is None else one[kept] for one in (self.conditional, self.pair))
+        columns = {path: column[kept] for path, column in self.columns.items()}
+        return type(self)(self.arguments, columns, self.shared, *flags)
 
     def examples(self) -> list[dict[str, Any]]:
         return [self.take([0]), self.take([0, 0])]

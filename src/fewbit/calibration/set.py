@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class CalibrationSet(ABC):
     @abstractmethod
     def parts(self, size: int) -> list[range]:
         """All rows in order, as they are run together: about `size` at a time."""
+
+    @abstractmethod
+    def some(self, rows: int, seed: int) -> Self:
+        """About so many of the rows, drawn evenly; itself where it has no more."""
 
     @abstractmethod
     def take(self, rows: Sequence[int]) -> dict[str, Any]:
@@ -107,6 +111,15 @@ def time_in(item: Mapping[str, Any]) -> Tensor | None:
     """float32 [rows], the timestep of a forward; [1] where it is one for all rows."""
     time = next((item[key] for key in TIMES if item.get(key) is not None), None)
     return None if time is None else time_of_rows(torch.as_tensor(time))
+
+
+def spread(count: int, total: int, seed: int) -> list[int]:
+    """`count` of `total` numbers in order: of as many spans of about equal length one number each,
+    drawn by chance, so that they follow no rhythm of the data."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    bounds = torch.arange(count + 1, device="cpu") * total // count
+    inside = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
+    return (bounds[:-1] + (inside * bounds.diff()).long()).tolist()
 
 
 def to_json(tree: Any) -> Any:

@@ -63,6 +63,7 @@ RANKS = (
     48,
     64,
 )  # from which a budget chooses; a product hardly feels 64 of 1,152
+SURVEYED = 64  # rows of the calibration that tell what a budget must know
 STEADY = 4  # what an error of the modulation costs more: it is one for all tokens and many steps
 LEAST_PART = 3  # of an input's channels: no more directions
 GROUP = 32  # columns of a weight that share a scale
@@ -155,7 +156,7 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
     budget = settings.size is not None or settings.bits_per_weight is not None
     if not (settings.emphasis or budget):
         return {}
-    data = job.data
+    data = job.data if settings.emphasis else job.data.some(SURVEYED, job.seed)
     times = data.timesteps()
     when = torch.zeros(len(data)) if times is None else times
     when = when.unique(return_inverse=True)[1]
