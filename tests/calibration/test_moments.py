@@ -162,14 +162,6 @@ def test_sums_of_many_rows_are_whole_and_do_not_depend_on_their_parts(channels):
     assert_close(one.mean(), x.T @ x / len(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_may_be_written_into_after_it_was_seen():
-    x = normal(9, 4)
-    moments, expected = SecondMoments(4), x.T @ x / 9
-    moments.update(x)
-    x.zero_()
-    assert_close(moments.mean(), expected)
-
-
 def test_a_target_is_found_where_rounding_errors_outweigh_the_damping():
     """These moments have a negative eigenvalue."""
     square, short = (
