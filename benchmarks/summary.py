@@ -61,7 +61,7 @@ def _speeds(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         "torchao int8": "torchao int8",
     }
     cases = {
-        "bench_dit-xl-2_block_1": "a block of a DiT-XL/2 at w4a4 on one core of a Zen 4",
+        "bench_dit-xl-2_block_1": "a block of a DiT-XL/2 at w4a4 on one core of a Zen 5",
         "bench_dit-xl-2_step_2": "a step of a DiT-XL/2 at w4a4 on two cores",
     }
     for name, what in cases.items():
@@ -83,7 +83,9 @@ def _speeds(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if name.startswith("bench") and result["asked"]["recipe"] != "hq-dit:w4a4":
             asked, ratios = result["asked"], faster(result, "ours native")
             what = f"a {asked['level']} at `{asked['recipe']}` with {threads(result)}"
-            yield what, f"{ratios['bf16']:.2f} times eager bf16", command(name, result)
+            times = (f"{ratios[base]:.2f} times {title}" for base, title in names.items()
+                     if base in ratios)  # fmt: skip
+            yield what, ", ".join(times), command(name, result)
 
 
 def _runs(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
