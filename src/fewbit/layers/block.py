@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,10 +67,8 @@ class FusedBlock:
     def __init__(self, block: Any) -> None:
         self.block, self.attention, self.intact = block, block.attn1, Intact(block)
         self.processor, self.heads = block.attn1.processor, block.attn1.heads
-        self.q, self.k, self.v = block.attn1.to_q, block.attn1.to_k, block.attn1.to_v
-        self.out = block.attn1.to_out[0]
-        self.first, self.last = block.ff.net[0].proj, block.ff.net[2]
-        self.layers = (self.q, self.k, self.v, self.out, self.first, self.last)
+        projections = block.attn1.to_q, block.attn1.to_k, block.attn1.to_v, block.attn1.to_out[0]
+        self.layers = (*projections, block.ff.net[0].proj, block.ff.net[2])
         self._recorded: tuple[tuple[Bound, ...], Half, Half] | None = None
         self.eps = [norm.eps for norm in _norms(block)]
         self.modulation = _MODULATIONS[block.norm_type]
@@ -85,23 +84,24 @@ class FusedBlock:
         bounds, recorded = tuple([layer.bound() for layer in self.layers]), self._recorded
         if recorded is None or any(map(operator.is_not, bounds, recorded[0])):
             record = bounds[0].backend.recorded
-            recorded = self._recorded = bounds, record(self.attend), record(self.feed_forward)
+            attend = partial(self.attend, *bounds[:4])
+            feed_forward = partial(self.feed_forward, *bounds[4:])
+            recorded = self._recorded = bounds, record(attend), record(feed_forward)
         return recorded[1:]
 
-    def attend(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def attend(
+        self, to_q: Bound, to_k: Bound, to_v: Bound, out: Bound, x: Tensor, modulation: Tensor
+    ) -> Tensor:
         shift, scale, gate = modulation[:3].unbind()
         normal = AdaLNInput(x, shift, scale, self.eps[0])
-        bound = self.q.bound()
-        q = self._by_head(bound(normal))
-        k = self._by_head(self.k.bound()(normal))
-        v = self._by_head(self.v.bound()(normal))
-        mixed = bound.backend.attention(q, k, v, None, q.shape[-1] ** -0.5)
-        return _gated(self.out, mixed.transpose(1, 2).flatten(2), gate, x)
+        q, k, v = (self._by_head(one(normal)) for one in (to_q, to_k, to_v))
+        mixed = to_q.backend.attention(q, k, v, None, q.shape[-1] ** -0.5)
+        return _gated(out, mixed.transpose(1, 2).flatten(2), gate, x)
 
-    def feed_forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def feed_forward(self, first: Bound, last: Bound, x: Tensor, modulation: Tensor) -> Tensor:
         shift, scale, gate = modulation[3:].unbind()
         normal = AdaLNInput(x, shift, scale, self.eps[1])
-        return _gated(self.last, self.first.bound()(normal, GELU), gate, x)
+        return _gated(last, first(normal, GELU), gate, x)
 
     def _by_head(self, x: Tensor) -> Tensor:
         images, tokens, columns = x.shape
@@ -125,8 +125,8 @@ def _fused_block(block: nn.Module) -> FusedBlock | None:
     return found
 
 
-def _gated(layer: QLinear, x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
-    return layer.bound()(x, Epilogue(gate=gate, residual=residual.flatten(0, 1)))
+def _gated(bound: Bound, x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+    return bound(x, Epilogue(gate=gate, residual=residual.flatten(0, 1)))
 
 
 def _of_label(block: Any, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
