@@ -1,6 +1,7 @@
 """Keep what `fewbit bench --json` printed as a result: medians, spreads, ratios; not each round.
 
-fewbit bench dit-xl-2 --level block --json | python benchmarks/keep.py bench_dit-xl-2_block_2
+fewbit bench dit-xl-2 --level block --json FILE
+python benchmarks/keep.py bench_dit-xl-2_block_2 < FILE
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def _groups(name: str, scale: str) -> Spec:
     return Spec(FORMATS[name], GROUP, SCALES[scale])
 
 
-# Integer factors make a row of groups one product of integers, 12 % quicker than float scales do.
-# Fewer bits would lose too much by them: 0.4 dB of w3a8, 0.8 dB of w2a8.
+# Integer factors make a row of groups one product of integers, which is quicker than one of float
+# scales. Books of fewer levels lose more by them than they gain.
 VARIANTS = {
     "w4a8": Rule(_groups("book4", "factor"), INT8),
     "w3a8": Rule(_groups("book3", "fp16"), INT8),

@@ -74,11 +74,12 @@ class Recorded:
         if not _switch.on:
             return self.function(*inputs)
         key = tuple([(x.shape, x.dtype) for x in inputs])
-        if key not in self.programs:
+        try:
+            program = self.programs[key]
+        except KeyError:  # asked once, for another thread may forget it
             result, program = _record(self.function, inputs)
             self._keep(key, program)
             return result
-        program = self.programs[key]
         return self.function(*inputs) if program is None else program(inputs)
 
     def _keep(self, key: Key, program: _Program | None) -> None:
