@@ -110,8 +110,9 @@ def prepare(model: Any, mode: str = "fast") -> None:
         mode: `"compact"`, as every model begins, holds the weights packed, and unpacks them at each
             call where the backend needs it. `"fast"` unpacks them once, at the first call, where
             the backend is quicker with weights of 8 bits, and holds them beside the packed ones.
-            That is so on CUDA, in pure torch, and in native code for weights of 5 to 7 bits or
-            with a zero point. Native code reads other weights packed at the same speed.
+            That is so on CUDA, in pure torch, and in native code for tables (`lut16`) and floats
+            of 5 to 7 bits. Native code reads 4 bits packed at the same speed, and holds other
+            integers in 8 bits instead of their packed codes, in both modes.
     """
     if mode not in MODES:
         raise BadArgument(f"unknown mode {mode!r}; allowed: {', '.join(MODES)}")

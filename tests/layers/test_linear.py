@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from fewbit.activations.dynamic import Dynamic
 from fewbit.formats import QTensor, Spec
 from fewbit.kernels.choose import BACKENDS, VARIABLE
+from fewbit.kernels.native import packing
 from fewbit.layers.linear import QLinear
 from fewbit.layers.stage import InputStage
 from fewbit.transforms.hadamard import Hadamard, HadamardTransform
@@ -185,7 +186,8 @@ def forced(request, monkeypatch) -> str:
 
 
 WEIGHTS = ["e2m1/row/fp32", "int8/row/fp32", "int6/row/fp32", "int3/row/fp32", "e2m3/row/fp32"]
-WEIGHTS += ["e2m1/g16/e4m3", "uint4/g8/fp16", "book3/g8/factor"]
+WEIGHTS += ["e2m1/g16/e4m3", "uint4/g8/fp16", "book3/g8/factor", "book4/g2/factor"]
+WEIGHTS += ["int5/g8/factor", "int6/g16/factor", "uint6/row/fp32"]
 
 
 @torch.no_grad()
@@ -205,6 +207,22 @@ def test_whatever_the_layout_the_stored_codes_come_back(weight, fast, forced):
     layer.unbind()
     assert _bits(layer.codes) == _bits(before["codes"])
     assert layer.hidden_bytes == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", [None, "int8/row/fp32"])
+@pytest.mark.parametrize("weight", [w for w in WEIGHTS if not w.startswith("e2m3")])
+def test_a_call_unpacks_no_weight_and_none_is_in_memory_twice(weight, activation, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "native")
+    layer = make(weight, activation)
+    layer(tokens())
+    assert layer.hidden_bytes == 0
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("unpacked at a call")
+
+    monkeypatch.setattr(packing, "_pack", refuse)
+    layer(tokens())
 
 
 def _bits(tensor: Tensor) -> bytes:

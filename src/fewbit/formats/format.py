@@ -96,6 +96,11 @@ class Format(ABC):
         """Whether every code is a number."""
         return all(map(isfinite, self.code_values()))
 
+    @cached_property
+    def is_injective(self) -> bool:
+        """Whether every code has a level of its own; where zero has a sign, two share one."""
+        return len(self.levels) == 1 << self.bits
+
     @property
     def signed(self) -> bool:
         return self.min < 0

@@ -250,8 +250,9 @@ class Reference:
         packed bytes; one that takes more memory than those only if `fast`."""
         return None
 
-    def codes_in(self, layout: Tensor, spec: Spec) -> Tensor:
-        """The packed bytes that `layout` was made of, where it `replaces_codes`."""
+    def codes_in(self, layout: Tensor, stored: QTensor) -> Tensor:
+        """The packed bytes that `layout` was made of, where it `replaces_codes`; `stored` is all
+        else of the matrix."""
         raise NotImplementedError
 
     def replaces_codes(self, spec: Spec) -> bool:

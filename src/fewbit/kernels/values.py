@@ -178,6 +178,15 @@ class Weight:
             levels = (_grouped(levels, zeros) - zeros[..., None]).flatten(1)
         return self.times_factors(levels).to(torch.int8)
 
+    def codes_of(self, integers: Tensor) -> Tensor:
+        """The codes that gave such `integers`, uint8 [rows, codes of a row]."""
+        levels, (zeros, factors) = integers.float(), (self.packed.scales.zeros, self.factors)
+        if factors is not None:
+            levels = (_grouped(levels, factors) / factors[..., None]).flatten(1)
+        if zeros is not None:
+            levels = (_grouped(levels, zeros) + zeros[..., None]).flatten(1)
+        return self.spec.format.encode_rows(levels * self._step(), self.packed.scales)
+
     def times_factors(self, levels: Tensor) -> Tensor:
         """Levels [rows, columns] times the integer factors of their groups, if those have any."""
         factors = self.factors

@@ -104,7 +104,7 @@ class PackedMatrix(nn.Module):
             packed = self.packed_weight
             replaced = layout is not None and backend.replaces_codes(self.spec)
             if layout is not None and replaced:
-                packed = self._weight(layout.new_empty(self.rows, 0))
+                packed = self._without_codes()
             weight = Weight(packed, layout)
             bound = self._ready(backend, replace(weight, kept_scales=_scales_of(weight)))
             if layout is not None and replaced:
@@ -135,12 +135,14 @@ class PackedMatrix(nn.Module):
     def _stored_codes(self) -> Tensor:
         if self._bound is None or self.codes.dim() == 2:
             return self.codes
-        backend = self._bound.backend
-        return backend.codes_in(self.codes.cpu(), self.spec).to(self.codes.device)
+        return self._bound.backend.codes_in(self.codes, self._without_codes())
 
     def _weight(self, codes: Tensor) -> QTensor:
         scales = Scales(self.scales, self.outer_scales, self.zeros, self.choices, self.codebook)
         return QTensor(codes, scales, self.spec, self.columns)
+
+    def _without_codes(self) -> QTensor:
+        return self._weight(self.codes.new_empty(self.rows, 0))
 
     def _put_codes(self, codes: Tensor) -> None:
         """Into the same parameter, which others may hold, unless inference mode made it."""
@@ -155,7 +157,7 @@ class PackedMatrix(nn.Module):
             return Weight(self.packed_weight)
         if self.codes.dim() == 2:
             return Weight(self._weight(self.codes), self._bound.weight.layout)
-        return Weight(self._weight(self.codes.new_empty(self.rows, 0)), self.codes)
+        return Weight(self._without_codes(), self.codes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`.half()` and `.to(dtype)` move what is stored but never change its dtype."""

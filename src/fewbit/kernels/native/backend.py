@@ -220,9 +220,10 @@ class Native(Portable):
     def replaces_codes(self, spec: Spec) -> bool:
         return _rests(spec)
 
-    def codes_in(self, layout: Tensor, spec: Spec) -> Tensor:
-        mask = (1 << spec.format.bits) - 1
-        return pack(native.unpack(layout).view(torch.uint8) & mask, spec.format.bits)
+    def codes_in(self, layout: Tensor, stored: QTensor) -> Tensor:
+        rests = native.unpack(layout.cpu()).to(layout.device)
+        codes = rests if _in_nibbles(stored.spec) else Weight(stored).codes_of(rests)
+        return pack(codes, stored.spec.format.bits)
 
     def _layout(self, weight: Weight) -> Tensor | None:
         given = weight.layout is not None or is_traced()
@@ -343,9 +344,9 @@ def _of_vectors(packed: QTensor, bias: Tensor | None, general: Multiplier) -> Mu
 
 def _panels(packed: QTensor) -> Tensor:
     """In 4 bits where the codes are: measured, panels of 8 bits are not read any quicker."""
-    if not _rests(packed.spec) or packed.spec.format.bits > 4:
-        return native.pack_levels(Weight(packed).integers())
-    return native.pack_codes(packed.codes(), packed.spec.format, packed.scales.choices)
+    if _in_nibbles(packed.spec):
+        return native.pack_codes(packed.codes(), packed.spec.format, packed.scales.choices)
+    return native.pack_levels(Weight(packed).integers())
 
 
 def _has_vectors(spec: Spec) -> bool:
@@ -381,17 +382,22 @@ def _takes(spec: Spec, columns: int) -> bool:
 
 
 def _rests(spec: Spec) -> bool:
-    """Whether panels hold the codes themselves, in 4 bits or, of integers, in 8."""
-    if spec.scale.factors:  # they are multiplied into nibbles, for whole lanes
-        whole = isinstance(spec.span, str) or spec.span % native.LANES == 0
-        return spec.symmetric and spec.format.bits <= 4 and whole
-    fixed = spec.format.bits <= 4 and not spec.format.by_group
-    return spec.symmetric and (fixed or spec.format.codes_are_levels)
+    """Whether the codes can be had back from panels: from nibbles, or from integers that no two
+    codes of a group give."""
+    return _in_nibbles(spec) or (spec.format.is_injective and not spec.format.by_group)
+
+
+def _in_nibbles(spec: Spec) -> bool:
+    """Whether panels hold the codes themselves, in 4 bits. Factors are multiplied into nibbles for
+    whole lanes."""
+    small = spec.symmetric and spec.format.bits <= 4 and not spec.format.by_group
+    whole = isinstance(spec.span, str) or spec.span % native.LANES == 0
+    return small and (whole or not spec.scale.factors)
 
 
 def _factors(weight: Weight) -> Tensor | None:
     """The factors of groups that panels do not have in them: those that hold codes."""
-    return weight.factors if _rests(weight.spec) else None
+    return weight.factors if _in_nibbles(weight.spec) else None
 
 
 def _float_scales(weight: Weight) -> Tensor:
@@ -400,4 +406,4 @@ def _float_scales(weight: Weight) -> Tensor:
 
 
 def _bits(spec: Spec) -> int:
-    return 4 if _rests(spec) and spec.format.bits <= 4 else 8
+    return 4 if _in_nibbles(spec) else 8
