@@ -21,7 +21,7 @@ from fewbit.rounding.steps import in_cache
 from fewbit.transforms.principal import strongest
 from fewbit.transforms.smooth import Smooth, balancing_scales
 
-ROWS = 256  # of a weight, and of a normal input, that are rounded
+ROWS = 128  # of a weight, and of a normal input, that are rounded
 
 
 def lost_by_weights(
@@ -35,14 +35,23 @@ def lost_by_weights(
 
 
 def error_of(weight: Tensor, spec: Spec) -> Tensor:
-    """What rounding to nearest changes. Groups whose scales know nothing of each other are rows of
-    their own. Such rows are rounded a few at a time."""
-    alone = spec.scale.outer is None and spec.span != "tensor"
-    if alone and spec.span != "row":
-        return error_of(weight.reshape(-1, int(spec.span)), spec.one_group).view_as(weight)
-    parts = [weight[rows] for rows in in_cache(weight)] if alone else [weight]
-    rounded = [round_to_nearest(rows, Grid(spec, rows, least_error)).dequantize() for rows in parts]
-    return torch.cat(rounded) - weight
+    """What rounding to nearest changes. Once outer scales are known, groups are rows of their own,
+    which are rounded a few at a time."""
+    if spec.span == "tensor":
+        return round_to_nearest(weight, Grid(spec, weight, least_error)).dequantize() - weight
+    count, outer = spec.groups(weight.shape[1]), least_error.outer(weight, spec)
+    groups = weight.reshape(len(weight) * count, -1)
+    if outer is not None:
+        outer = outer.expand(len(weight), 1).repeat_interleave(count, 0)
+    rounded = [
+        _rounded(groups[part], spec.one_group, None if outer is None else outer[part])
+        for part in in_cache(groups)
+    ]
+    return torch.cat(rounded).view_as(weight) - weight
+
+
+def _rounded(weight: Tensor, spec: Spec, outer: Tensor | None) -> Tensor:
+    return spec.round(weight, least_error(weight, spec, outer))
 
 
 def lost_by_input(

@@ -63,7 +63,6 @@ RANKS = (
     48,
     64,
 )  # from which a budget chooses; a product hardly feels 64 of 1,152
-SURVEYED = 64  # rows of the calibration that tell what a budget must know
 STEADY = 4  # what an error of the modulation costs more: it is one for all tokens and many steps
 LEAST_PART = 3  # of an input's channels: no more directions
 GROUP = 32  # columns of a weight that share a scale
@@ -89,7 +88,7 @@ VARIANTS = {
 PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"bits": "w4a8", "bits_per_weight": 4.5},
     "small": {"bits": "w3a8", "bits_per_weight": 3.5},
-    "tiny": {"bits": "w2a8", "bits_per_weight": 2.5, "sweeps": 5},
+    "tiny": {"bits": "w2a8", "bits_per_weight": 2.5, "sweeps": 5, "surveyed": 128},
     "four": {"bits": "w4a4", "bits_per_weight": 4.7},
     "fp4": {"bits": "nvfp4"},
     "exact": {"bits": "w8a8"},
@@ -125,6 +124,9 @@ class Settings(Budgeted):
     damping: float = setting(
         0.01, above=0, below=1, help="damping of the second moments, as a share of their mean"
     )
+    surveyed: int = setting(
+        64, least=1, help="so many rows of the calibration tell what a budget must know"
+    )
     adaln: str = modulation("same")
 
 
@@ -156,7 +158,7 @@ def survey(job: SurveyJob, settings: Settings) -> dict[str, Tensor]:
     budget = settings.size is not None or settings.bits_per_weight is not None
     if not (settings.emphasis or budget):
         return {}
-    data = job.data if settings.emphasis else job.data.some(SURVEYED, job.seed)
+    data = job.data if settings.emphasis else job.data.some(settings.surveyed, job.seed)
     times = data.timesteps()
     when = torch.zeros(len(data)) if times is None else times
     when = when.unique(return_inverse=True)[1]
