@@ -27,7 +27,7 @@ from fewbit.formats import FORMATS, MXFP4, NVFP4, NVFP4_TOKEN, QTensor, Spec
 from fewbit.kernels.choose import backend_named
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.values import NOTHING, Weight
-from fewbit.transforms.hadamard import Hadamard
+from fewbit.transforms.hadamard import Hadamard, HadamardTransform
 
 TOKENS = 512
 LAYERS = ((1152, 3456), (1152, 1152), (1152, 4608), (4608, 1152))  # DiT-XL/2
@@ -99,17 +99,17 @@ def _rows() -> Arms:
     arms: Arms = {}
     for k in (1152, 4608):
         x, hadamard = torch.randn(TOKENS, k), Hadamard(k, None, 0)
-        rotation = hadamard.signs(), hadamard.matrices()
+        rotation = HadamardTransform(hadamard).rotation
         arms[f"quantize {k}"] = lambda x=x: native.quantize_rows(x, FORMAT)
         arms[f"hadamard + quantize {k}"] = lambda x=x, r=rotation: native.hadamard_quantize_rows(
-            x, *r, FORMAT
+            x, r, FORMAT
         )
         arms[f"torch hadamard alone {k}"] = lambda x=x, h=hadamard: h.input(x)
         for name, (_, activation) in GROUPED.items():
             coder = activation.coder(backend_named("native"), None)
             arms[f"quantize {name} {k}"] = partial(coder, x.view(2, TOKENS // 2, k))
     x, (shift, scale) = torch.randn(2, TOKENS // 2, 1152), torch.randn(2, 2, 1152)
-    rotation = Hadamard(1152, None, 0).signs(), Hadamard(1152, None, 0).matrices()
+    rotation = HadamardTransform(Hadamard(1152, None, 0)).rotation
     arms["norm + modulate"] = lambda: native.layer_norm_modulate(x, shift, scale, 1e-6)
     arms["norm + modulate + hadamard + quantize"] = lambda: native.modulate_quantize_rows(
         x, shift, scale, 1e-6, FORMAT, rotation

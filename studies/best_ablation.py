@@ -1,6 +1,6 @@
 """What does each ingredient of best bring?   python studies/best_ablation.py w4a8
 
-Each is left out alone; also w3a8 and nvfp4. A killed study goes on from `studies/cache`.
+Each is left out alone; also w4a4, w3a8 and nvfp4. A killed study goes on from `studies/cache`.
 """
 
 import sys
@@ -20,8 +20,11 @@ CASES: dict[str, dict[str, Any]] = {
     "no descent": {"sweeps": 0},
     "adaLN int8": {"adaln": "int8"},
 }
-BUDGETS = {"w4a8": 4.5, "w3a8": 3.5}  # what the uniform bits come to
-OF_GROUPS: dict[str, dict[str, Any]] = {"no centre": {"centre": False}}
+BUDGETS = {"w4a4": 4.7, "w4a8": 4.5, "w3a8": 3.5}  # what the uniform bits come to
+OF_FEW_BITS: dict[str, dict[str, Any]] = {  # of inputs
+    "no centre": {"centre": False},
+    "no directions": {"directions": 0},
+}
 
 
 def measured(**settings: Any) -> list[float]:
@@ -38,7 +41,7 @@ def measured(**settings: Any) -> list[float]:
 
 
 bits = sys.argv[1]
-cases = {**CASES, **(OF_GROUPS if bits == "nvfp4" else {})}
+cases = {**CASES, **(OF_FEW_BITS if bits in ("w4a4", "nvfp4") else {})}
 if bits in BUDGETS:
     cases["bits by layer"] = {"bits_per_weight": BUDGETS[bits]}
 rows = [(name, *measured(bits=bits, **settings)) for name, settings in cases.items()]

@@ -19,7 +19,7 @@ from fewbit.formats import FORMATS, Format, FormatChoice, Spec
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.native.library import FILE, ISAS, LinearTask, failure, load
 from fewbit.kernels.reference import Reference
-from fewbit.kernels.values import AdaLNInput, Epilogue, Rotation
+from fewbit.kernels.values import AdaLNInput, Epilogue, OperandRounding, Rotation
 from fewbit.transforms.hadamard import Hadamard
 
 if not native.available():
@@ -105,7 +105,7 @@ def test_rotation_sums_in_ascending_order(isa, width, block):
         for k in range(len(matrix)):
             rotated += matrix[k].float()[:, None] * tokens[:, k, None]
     expected = (rotated * hadamard.order**-0.5).view(x.shape)
-    codes, scales = native.hadamard_quantize_rows(x, signs, matrices, fmt)
+    codes, scales = native.hadamard_quantize_rows(x, Rotation(signs, matrices), fmt)
     assert torch.equal(codes, quantized(expected, fmt)[0])
     assert torch.equal(scales, quantized(expected, fmt)[1])
 
@@ -399,6 +399,21 @@ def test_attention_to_nothing_is_zero_and_nan_spreads_no_further_than_its_row(is
     assert lost.flatten().nonzero().flatten().tolist() == [7]
 
 
+STEP = 1 / 16  # of queries, keys and values
+
+
+def whole(*operands: Tensor) -> tuple[Tensor, ...]:
+    return tuple((x / STEP).round().clamp(-128, 127) * STEP for x in operands)
+
+
+def by_shares(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, low: list[float], high: list[float]
+) -> Tensor:
+    steps = torch.full((3, 1, q.shape[1]), STEP)
+    rounding = OperandRounding(steps, -128, 127, regions_of(low, high))
+    return native.attend(q, k, v, mask, None, rounding)
+
+
 def regions_of(low: list[float], high: list[float], half: int = 128) -> Tensor:
     steps = torch.tensor([low, high])[..., None]
     spec = Spec.parse(f"uint{half.bit_length()}/tensor/fp32")
@@ -428,11 +443,12 @@ def test_shares_may_be_rounded_to_two_regions(isa, queries, keys, width, steps):
         pytest.skip("there is no such kernel")
     q = 2 * torch.randn(2, queries, 3, width).transpose(1, 2)
     k, v = torch.randn(2, 2, keys, 3, width).transpose(2, 3)
+    q, k, v = whole(q, k, v)
     mask = torch.rand(2, 1, queries, keys) < 0.8
     mask[..., 0] = True
     for masked in (None, mask):
         exact = rounded_attention(q, k, v, masked, *steps)
-        error = (native.attention(q, k, v, masked, None, regions_of(*steps)) - exact).abs()
+        error = (by_shares(q, k, v, masked, *steps) - exact).abs()
         # A share in the very middle of two levels may become either.
         assert (error > 1e-5).float().mean() < 0.02
         assert error.max() <= 2 * max(steps[1]) * v.abs().max()
@@ -444,7 +460,7 @@ def test_rounded_shares_of_a_query_that_sees_no_key_are_zeros(isa):
         pytest.skip("there is no such kernel")
     q, k, v = torch.randn(3, 1, 1, 30, 16)
     mask = torch.ones(30, 30, dtype=torch.bool).index_fill(0, torch.tensor([4, 29]), False)
-    found = native.attention(q, k, v, mask, None, regions_of([1e-4], [1 / 128]))
+    found = by_shares(q, k, v, mask, [1e-4], [1 / 128])
     assert found.isfinite().all()
     assert [row for row in range(30) if not found[0, 0, row].any()] == [4, 29]
 
@@ -458,7 +474,7 @@ def test_equal_shares_become_the_nearest_level(isa):
             torch.tensor([1 / keys]), torch.tensor(1e-4), torch.tensor(1 / 128),
             Spec.parse("uint8/tensor/fp32"), "unit",
         )  # fmt: skip
-        y = native.attention(zeros, 0 * ones, ones, None, None, regions_of([1e-4], [1 / 128]))
+        y = by_shares(zeros, 0 * ones, ones, None, [1e-4], [1 / 128])
         torch.testing.assert_close(y, (share * keys).expand_as(y), rtol=1e-5, atol=0)
 
 
@@ -467,8 +483,50 @@ def test_rounded_shares_of_a_lost_row_are_lost_and_of_no_other(isa):
         pytest.skip("there is no such kernel")
     q, k, v = torch.randn(3, 1, 1, 30, 16)
     q[0, 0, 7, 3] = torch.nan
-    lost = native.attention(q, k, v, None, None, regions_of([1e-4], [1 / 128])).isnan().all(-1)
+    lost = by_shares(q, k, v, None, [1e-4], [1 / 128]).isnan().all(-1)
     assert lost.flatten().nonzero().flatten().tolist() == [7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("images", "keys", "width"), [(1, 7, 16), (2, 300, 72), (2, 5, 9)])
+def test_operands_become_whole_steps(isa, images, keys, width, dtype):
+    if not native.has_attention(dtype):
+        pytest.skip("there is no such kernel")
+    q, k, v = (3 * torch.randn(3, 2, keys, 4, width)).to(dtype).transpose(2, 3)
+    steps = torch.rand(3, images, 4) / 20 + 0.01
+    rounding = OperandRounding(steps, -128, 127, None)
+    found = native.attend(q, k, v, None, 0.3, rounding).float()
+    by = steps.expand(-1, 2, -1)[..., None, None]
+    q, k, v = (
+        (x.float() / by[n]).round().clamp(-128, 127) * by[n] for n, x in enumerate((q, k, v))
+    )
+    exact = scaled_dot_product_attention(q, k, v, scale=0.3)
+    assert (found - exact).abs().max() <= (2e-5 if dtype == torch.float32 else 0.02) * v.abs().max()
+
+
+def test_an_operand_that_is_not_finite_does_not_look_like_a_number(isa):
+    if not native.has_attention(torch.float32):
+        pytest.skip("there is no such kernel")
+    rounding = OperandRounding(torch.full((3, 1, 1), STEP), -128, 127, None)
+    for operand in range(3):
+        given = torch.randn(3, 1, 1, 6, 16)
+        given[operand, 0, 0, 2, 5] = torch.inf
+        found = native.attend(*given, None, None, rounding)
+        assert found[0, 0, 2].isnan().any()
+
+
+@pytest.mark.parametrize("steps", [(3, 1, 2), (3, 4, 3), (2, 1, 3)])
+def test_steps_for_other_heads_are_refused(steps):
+    q = torch.randn(2, 3, 4, 8)
+    with pytest.raises(BadArgument, match="rounded natively by steps"):
+        native.attend(q, q, q, None, None, OperandRounding(torch.ones(steps), -8, 7, None))
+
+
+@pytest.mark.parametrize("regions", [(3, 8), (1, 7)])
+def test_regions_of_another_form_are_refused(regions):
+    q, steps = torch.randn(2, 3, 4, 8), torch.ones(3, 1, 3)
+    with pytest.raises(BadArgument, match="regions"):
+        native.attend(q, q, q, None, None, OperandRounding(steps, -8, 7, torch.ones(regions)))
 
 
 def test_zero_sizes_give_empty_results(isa):
@@ -551,11 +609,6 @@ def test_bad_arguments_are_named():
             native.linear(codes, scales, packed, torch.ones(5, 1), **given)
     with pytest.raises(BadArgument, match="as many biases"):
         native.linear(codes, scales, packed, torch.ones(5, 1), torch.ones(4))
-    q = torch.zeros(2, 1, 3, 16)
-    for shape, dtype in (((3, 8), q.dtype), ((1, 7), q.dtype), ((1, 8), torch.bfloat16)):
-        wrong = torch.ones(shape)
-        with pytest.raises(BadArgument, match="only shares of a float32 attention"):
-            native.attention(*[q.to(dtype)] * 3, None, None, wrong)
     vectors = torch.zeros(5, 4, dtype=torch.uint8)
     with pytest.raises(BadArgument, match="assignments are uint8"):
         native.vector_linear(x, vectors.to(torch.int8), torch.zeros(3, 4))

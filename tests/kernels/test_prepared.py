@@ -79,7 +79,7 @@ def test_few_python_functions_are_called(dtype):
 def test_they_are_what_the_operators_are():
     x, (shift, scale), r = torch.randn(2, 5, K), torch.randn(2, 2, K), rotation()
     codes, by_row = native.Rows(E2M1, r)(x, shift, scale, 1e-6)
-    expected = native.modulate_quantize_rows(x, shift, scale, 1e-6, E2M1, (r.signs, r.matrices))
+    expected = native.modulate_quantize_rows(x, shift, scale, 1e-6, E2M1, r)
     assert torch.equal(codes, expected[0])
     assert torch.equal(by_row, expected[1])
     packed, weight_scales, bias = weight()

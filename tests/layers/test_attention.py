@@ -119,19 +119,28 @@ def test_images_that_were_laid_side_by_side_keep_the_regions_of_their_time(backe
 
 
 @pytest.mark.skipif(not native.has_attention(torch.float32), reason="there is no such kernel")
-def test_native_code_rounds_the_shares_on_its_way(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "native")
-    shares = MultiRegion(
-        Spec.parse("uint8/tensor/fp32"),
-        "unit",
-        torch.full((2, 1, 1), 0.01),
-        TimeBins(torch.zeros(1)),
-    )
-    matmuls = QAttention(Exact(), Exact(), shares, Exact())
+@pytest.mark.parametrize("regions", [True, False])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_native_code_rounds_all_operands_on_their_way(heads, times, regions, monkeypatch):
+    bins = TimeBins(torch.arange(times) * 100.0)
+    bins.clock = Clock("t", 0)
+    bins.clock.read(bins, (torch.tensor([90, 10, 120]),), {})
+    steps = torch.rand(4, times, heads, generator=torch.Generator().manual_seed(0)) / 9 + 0.02
+    q, k, v = (Static(Spec.parse("int8/tensor/fp32"), one, bins) for one in steps[:3])
+    unit = torch.tensor([1e-3, 1 / 128]).view(2, 1, 1).repeat(1, times, 1)
+    shares = MultiRegion(Spec.parse("uint8/tensor/fp32"), "unit", unit, bins)
+    matmuls = QAttention(q, k, shares if regions else None, v)
+    given = AttentionCall(*(4 * torch.randn(3, 6, 2, 5, 8)))  # two images at each time
     with torch.no_grad():
-        expected = matmuls(AttentionCall(*operands()))
-        monkeypatch.setattr("fewbit.layers.attention.attention_weights", None)
-        assert torch.equal(matmuls(AttentionCall(*operands())), expected)
+        monkeypatch.setenv(VARIABLE, "reference")
+        expected = matmuls(given)
+        monkeypatch.setenv(VARIABLE, "native")
+        monkeypatch.setattr("fewbit.layers.attention._rounded", None)
+        found = matmuls(given)
+    # A share in the very middle of two levels may become either.
+    assert ((found - expected).abs() > 1e-4).float().mean() < 0.05
+    assert (found - expected).abs().max() <= 0.2
 
 
 def test_all_four_operands_are_rounded():

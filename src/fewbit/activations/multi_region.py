@@ -30,8 +30,8 @@ from fewbit.activations.static import (
     times,
 )
 from fewbit.errors import BadArgument
-from fewbit.formats import Spec
-from fewbit.kernels.reference import Reference
+from fewbit.formats import FORMATS, Spec
+from fewbit.kernels.reference import Coder, Reference
 from fewbit.kernels.values import AdaLNInput, QuantizedRows, Rotation, has_integer_rows
 
 KIND = "multi_region"
@@ -63,6 +63,16 @@ class MultiRegion(Activation, FixedDtype):
     def code_spec(self) -> Spec | None:
         summed = self.regions != "unit" and self.steps.shape[2] == 1
         return self.spec if summed and has_integer_rows(self.spec) else None
+
+    def coder(self, backend: Reference, rotation: Rotation | None) -> Coder:
+        fixed = None
+        if self.code_spec is not None:
+            integer = FORMATS[f"int{self.spec.format.bits}"]
+            fixed = backend.fixed(integer, rotation, 2, self.whole)
+        if fixed is None:
+            return super().coder(backend, rotation)
+        by_group = self.steps[..., 0].t()  # [groups, regions]
+        return lambda x: fixed(x, self.bins.pick(by_group).t())
 
     def code(
         self, backend: Reference, rotation: Rotation | None, x: Tensor | AdaLNInput

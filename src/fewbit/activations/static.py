@@ -12,7 +12,7 @@ from fewbit.activations.clock import TimeBins
 from fewbit.activations.fixed_dtype import FixedDtype
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.formats import Spec
-from fewbit.kernels.reference import Reference
+from fewbit.kernels.reference import Coder, Reference
 from fewbit.kernels.values import AdaLNInput, QuantizedRows, Rotation, has_integer_rows
 
 KIND = "static"
@@ -34,10 +34,25 @@ class Static(Activation, FixedDtype):
         step = of_rows(self.bins.pick(self.steps), x)[..., None]
         return non_finite_as_nan(one_region(by_part(x, step), step, self.spec).reshape(x.shape), x)
 
+    def of_heads(self, heads: int) -> Tensor | None:
+        """The steps [images or 1, heads] of an operand of attention, if it becomes so many of them;
+        None where the levels of its format are no integers around zero."""
+        whole = self.spec.format.step == 1 and self.spec.format.arithmetic is not None
+        if not whole or not self.spec.symmetric or self.steps.shape[1] not in (1, heads):
+            return None
+        return self.bins.pick(self.steps).expand(-1, heads)
+
     @property
     def code_spec(self) -> Spec | None:
         one_step = self.steps.shape[1] == 1
         return self.spec if one_step and has_integer_rows(self.spec) else None
+
+    def coder(self, backend: Reference, rotation: Rotation | None) -> Coder:
+        known = self.code_spec is not None
+        fixed = backend.fixed(self.spec.format, rotation) if known else None
+        if fixed is None:
+            return super().coder(backend, rotation)
+        return lambda x: fixed(x, self.bins.pick(self.steps).view(1, -1))
 
     def code(
         self, backend: Reference, rotation: Rotation | None, x: Tensor | AdaLNInput

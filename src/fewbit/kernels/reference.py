@@ -20,6 +20,7 @@ from fewbit.kernels.values import (
     NOTHING,
     AdaLNInput,
     Epilogue,
+    OperandRounding,
     QuantizedRows,
     Rotation,
     SplitRows,
@@ -39,6 +40,7 @@ _EXACT_FLOAT32 = 1 << 24
 Coder = Callable[[Tensor | AdaLNInput], QuantizedRows | Tensor]  # an input to the rows of a product
 Multiplier = Callable[[QuantizedRows | Tensor, torch.dtype, Epilogue], Tensor]  # rows to the result
 Splitter = Callable[[Tensor | AdaLNInput], SplitRows]
+FixedCoder = Callable[[Tensor | AdaLNInput, Tensor], QuantizedRows]  # an input and its steps
 Grouper = Callable[[Tensor, Tensor | None], QuantizedRows]  # rows, and the means of their images
 SplitMultiplier = Callable[[SplitRows, torch.dtype, Epilogue], Tensor]
 
@@ -66,7 +68,9 @@ class Reference:
         """x [rows, columns] rotated. The order of the sums is part of the definition, float32 of
         the input: one matrix after another, each summed over its rows upwards."""
         refuse_other_width(x, len(rotation.signs))
-        rotated, inner = x.to(_wide(x)) * rotation.signs, rotation.order
+        rotated, inner = x.to(_wide(x)), rotation.order
+        rotated = rotated if rotation.smooth is None else rotated / rotation.smooth
+        rotated = rotated * rotation.signs
         for matrix in rotation.matrices:
             inner //= len(matrix)
             tokens = rotated.reshape(-1, len(matrix), 1, inner)
@@ -148,6 +152,14 @@ class Reference:
         side = self.quantize(along / squares, INT8)
         rest = rows - self.sums(side.integers, directions.T).float() * side.scales
         return SplitRows(rest if fmt is None else self.quantize(rest, fmt), side)
+
+    def fixed(
+        self, fmt: Format, rotation: Rotation | None, regions: int = 1, whole: int = 0
+    ) -> FixedCoder | None:
+        """What rotates an input and rounds it by steps [regions, images] that it is given, where a
+        backend does so in one pass; of two regions, the first columns, `whole`, have only the upper
+        one."""
+        return None
 
     def sums(self, rows: Tensor, others: Tensor) -> Tensor:
         """rows · othersᵀ of int8, exactly, in whatever type holds it."""
@@ -233,9 +245,15 @@ class Reference:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
     def rounded_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, regions: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        rounding: OperandRounding,
     ) -> Tensor | None:
-        """Its shares rounded to two regions; None where that is done one after the other."""
+        """`attention` of operands that are rounded, as q; None where there is no quick one."""
         return None
 
     def recorded(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from math import inf, log2, pi
 
@@ -231,7 +232,7 @@ def _rows_cached(rows: int, columns: int) -> int:
 
 def _in_floats(rotation: Rotation) -> Rotation:
     matrices = tuple(matrix.float() for matrix in rotation.matrices)
-    return Rotation(rotation.signs.float(), matrices)
+    return replace(rotation, signs=rotation.signs.float(), matrices=matrices)
 
 
 def _turned_and_rotated(
@@ -245,6 +246,7 @@ def _turned_and_rotated(
     refuse_other_width(x, len(rotation.signs))
     signs = rotation.signs.to(x.dtype if x.dtype == torch.float64 else torch.float32)
     wide = x.to(signs.dtype) if one is None else one.copy_(x)  # quicker than a product of two types
+    wide = wide if rotation.smooth is None else torch.div(wide, rotation.smooth, out=one)
     flipped = torch.mul(wide, signs, out=one).t()
     tokens = flipped.contiguous() if two is None else two.view(flipped.shape).copy_(flipped)
     spare, inner = one, rotation.order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -40,6 +40,12 @@ class QuantizedRows:
             return rows
         return (rows.unflatten(0, (len(self.mean), -1)) + self.mean[:, None]).flatten(0, 1)
 
+    def part(self, number: int) -> QuantizedRows:
+        """One of the parts, alone."""
+        rows = len(self.integers) // self.parts
+        own = slice(number * rows, (number + 1) * rows)
+        return replace(self, integers=self.integers[own], scales=self.scales[own], parts=1)
+
     def summed(self, rows: Tensor) -> Tensor:
         return rows if self.parts == 1 else rows.unflatten(0, (self.parts, -1)).sum(0)
 
@@ -71,6 +77,17 @@ class AdaLNInput:
     @property
     def shape(self) -> torch.Size:
         return self.x.shape
+
+
+@dataclass(frozen=True)
+class OperandRounding:
+    """How attention rounds what it multiplies: queries, keys and values to whole steps, and its
+    weights, if at all, to the two regions of `fewbit.activations.multi_region`."""
+
+    steps: Tensor  # float32 [3, images or 1, heads]
+    least: float  # so many steps
+    most: float
+    regions: Tensor | None  # float32 [images or 1, 8]
 
 
 @dataclass(frozen=True)
@@ -119,10 +136,12 @@ NOTHING = Epilogue()
 
 @dataclass(frozen=True)
 class Rotation:
-    """x -> (x * signs) · (the Kronecker product of `matrices`) / √n for every n columns."""
+    """x -> (x / smooth * signs) · (the Kronecker product of `matrices`) / √n for every n columns.
+    Without matrices it only smooths."""
 
     signs: Tensor  # int8 ±1 [columns]
     matrices: tuple[Tensor, ...]  # int8 ±1, square
+    smooth: Tensor | None = None  # float32 [columns], positive
 
     @property
     def order(self) -> int:

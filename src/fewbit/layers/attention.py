@@ -12,9 +12,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from fewbit import registry
 from fewbit.activations.activation import Activation
 from fewbit.activations.multi_region import MultiRegion
+from fewbit.activations.static import Static
 from fewbit.errors import BadArgument, BadModel
 from fewbit.kernels.choose import backend_for
-from fewbit.kernels.precision import without_function_modes
+from fewbit.kernels.precision import is_traced, without_function_modes
+from fewbit.kernels.values import OperandRounding
 from fewbit.layers.swap import Forward, swap, swap_back
 from fewbit.models.fused_attention import AttentionCall, run_with
 from fewbit.models.own_forward import is_wrapped
@@ -45,6 +47,9 @@ class QAttention(nn.Module):
                 'allowed: attention="skip"'
             )
         with torch.autocast(call.query.device.type, enabled=False):
+            found = self.quickly(call.query, call.key, call.value, call.attn_mask, call.scale)
+            if found is not None:
+                return found
             q, k, v = (
                 _rounded(self.query, call.query),
                 _rounded(self.key, call.key),
@@ -56,8 +61,36 @@ class QAttention(nn.Module):
                 result = scaled_dot_product_attention(q, k, v, mask, scale=call.scale)
             else:
                 with without_function_modes():
-                    result = _rounding_shares(self.shares, q, k, v, call.attn_mask, call.scale)
+                    weights = attention_weights(q, k, call.attn_mask, call.scale)
+                    result = _rounded(self.shares, weights) @ v
         return result.to(call.query.dtype)
+
+    def quickly(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+    ) -> Tensor | None:
+        """The same where a backend rounds the operands on their way; None where none does."""
+        if torch.is_grad_enabled() or is_traced() or k.shape[:2] != q.shape[:2]:
+            return None
+        with without_function_modes():
+            rounding = self._rounding(len(q), q.shape[1])
+            if rounding is None:
+                return None
+            factor = q.shape[-1] ** -0.5 if scale is None else scale
+            return backend_for(q).rounded_attention(q, k, v, mask, factor, rounding)
+
+    def _rounding(self, images: int, heads: int) -> OperandRounding | None:
+        """Of so many images, some of which may share a time; None where it is of another kind."""
+        fixed = [one for one in (self.query, self.key, self.value) if isinstance(one, Static)]
+        steps = [found for one in fixed if (found := one.of_heads(heads)) is not None]
+        formats = {one.spec.format for one in fixed}
+        regions = self.shares.of_weights() if isinstance(self.shares, MultiRegion) else None
+        if len(steps) < 3 or len(formats) > 1 or (self.shares is not None and regions is None):
+            return None
+        times = images if max(map(len, steps)) > 1 else 1
+        together = torch.stack([_of_images(one, times) for one in steps])
+        regions = None if regions is None else _of_images(regions, images)
+        integer = formats.pop()
+        return OperandRounding(together, integer.min, integer.max, regions)
 
     def check_heads(self, heads: object) -> None:
         """Refuse steps for other parts than the attention has heads, where that is known."""
@@ -77,18 +110,9 @@ class QAttention(nn.Module):
         return cls(**{"shares": None, **built})
 
 
-def _rounding_shares(
-    shares: Activation, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
-) -> Tensor:
-    traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    regions = shares.of_weights() if isinstance(shares, MultiRegion) and not traced else None
-    if regions is not None:
-        factor = q.shape[-1] ** -0.5 if scale is None else scale
-        regions = regions.repeat_interleave(len(q) // len(regions), 0)  # some share a time
-        found = backend_for(q).rounded_attention(q, k, v, mask, factor, regions)
-        if found is not None:
-            return found
-    return _rounded(shares, attention_weights(q, k, mask, scale)) @ v
+def _of_images(table: Tensor, images: int) -> Tensor:
+    """table [times, ..] as [images, ..]"""
+    return table.repeat_interleave(images // len(table), 0)
 
 
 def _rounded(activation: Activation, x: Tensor) -> Tensor:

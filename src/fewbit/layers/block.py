@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewbit.kernels.reference import Reference
 from fewbit.kernels.values import AdaLNInput, Epilogue
 from fewbit.layers.attention import CHILD as QUANTIZED
 from fewbit.layers.bound import Bound
@@ -22,6 +23,7 @@ from fewbit.layers.gelu import GELU
 from fewbit.layers.intact import Intact
 from fewbit.layers.linear import QLinear
 from fewbit.layers.swap import RUN_TIME, Forward, may_answer
+from fewbit.models.fused_attention import AttentionCall
 
 BLOCK = "BasicTransformerBlock"  # of DiT and PixArt
 
@@ -68,6 +70,7 @@ class FusedBlock:
         self.block, self.attention, self.intact = block, block.attn1, Intact(block)
         self.processor, self.heads = block.attn1.processor, block.attn1.heads
         projections = block.attn1.to_q, block.attn1.to_k, block.attn1.to_v, block.attn1.to_out[0]
+        self.rounded = getattr(block.attn1, QUANTIZED, None)
         self.layers = (*projections, block.ff.net[0].proj, block.ff.net[2])
         self._recorded: tuple[tuple[Bound, ...], Half, Half] | None = None
         self.eps = [norm.eps for norm in _norms(block)]
@@ -95,8 +98,13 @@ class FusedBlock:
         shift, scale, gate = modulation[:3].unbind()
         normal = AdaLNInput(x, shift, scale, self.eps[0])
         q, k, v = (self._by_head(one(normal)) for one in (to_q, to_k, to_v))
-        mixed = to_q.backend.attention(q, k, v, None, q.shape[-1] ** -0.5)
+        mixed = self._mixed(to_q.backend, q, k, v)
         return _gated(out, mixed.transpose(1, 2).flatten(2), gate, x)
+
+    def _mixed(self, backend: Reference, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.rounded is not None:
+            return self.rounded(AttentionCall(q, k, v))
+        return backend.attention(q, k, v, None, q.shape[-1] ** -0.5)
 
     def feed_forward(self, first: Bound, last: Bound, x: Tensor, modulation: Tensor) -> Tensor:
         shift, scale, gate = modulation[3:].unbind()
@@ -162,7 +170,6 @@ def _is_plain(attention: Any) -> bool:
     absent = ("spatial_norm", "group_norm", "norm_q", "norm_k")
     return (
         type(attention).__name__ == "Attention"
-        and not hasattr(attention, QUANTIZED)
         and type(attention.processor).__name__ == "AttnProcessor2_0"
         and all(getattr(attention, name) is None for name in absent)
         and not (attention.residual_connection or attention.only_cross_attention)

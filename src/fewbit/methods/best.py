@@ -93,6 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fp4": {"bits": "nvfp4"},
     "exact": {"bits": "w8a8"},
     "fast": {"samples": 64, "sweeps": 0},
+    "max": {"samples": 1024, "sweeps": 6, "surveyed": 512},
 }
 
 

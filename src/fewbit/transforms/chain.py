@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -29,7 +30,16 @@ class Chain(Transform):
     def split(self) -> tuple[Callable[[Tensor], Tensor] | None, Rotation | None]:
         *parts, last = self._transforms()
         first, rotation = last.split()
-        return partial(_in_turn, [*parts, *([] if first is None else [first])]), rotation
+        if first is not None:
+            return partial(_in_turn, [*parts, first]), rotation
+        before = parts[-1].split()[1] if parts else None
+        if (
+            before is not None
+            and rotation is not None
+            and not (before.matrices or _smooths(rotation))
+        ):
+            parts, rotation = parts[:-1], replace(rotation, smooth=before.smooth)
+        return partial(_in_turn, parts) if parts else None, rotation
 
     def check_width(self, columns: int) -> None:
         for part in self._transforms():
@@ -48,6 +58,10 @@ class Chain(Transform):
 
     def extra_repr(self) -> str:
         return " > ".join(part.extra_repr() for part in self._transforms())
+
+
+def _smooths(rotation: Rotation) -> bool:
+    return rotation.smooth is not None
 
 
 def _in_turn(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:

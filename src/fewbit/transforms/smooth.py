@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
+from fewbit.kernels.values import Rotation
 from fewbit.transforms.transform import Transform, checked_width, same_width
 
 KIND = "smooth"
@@ -25,6 +26,10 @@ class Smooth(Transform):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x / self.scales).to(x.dtype)
+
+    def split(self) -> tuple[None, Rotation]:
+        signs = torch.ones_like(self.scales, dtype=torch.int8)
+        return None, Rotation(signs, (), self.scales)
 
     def check_width(self, columns: int) -> None:
         same_width(len(self.scales), columns)

@@ -20,7 +20,8 @@ class Transform(nn.Module):
         """The input [..., in], at run time."""
 
     def split(self) -> tuple[Callable[[Tensor], Tensor] | None, Rotation | None]:
-        """All but a last rotation, and that rotation, which a kernel does while it rounds."""
+        """What comes before smoothing and a last rotation, and these, which a kernel does while it
+        rounds."""
         return self, None
 
     @abstractmethod

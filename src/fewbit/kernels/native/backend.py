@@ -12,6 +12,7 @@ from fewbit.formats import Format, QTensor, Spec
 from fewbit.formats.pack import pack
 from fewbit.kernels.native import ops as native
 from fewbit.kernels.native.prepared import (
+    FixedRows,
     FloatLinear,
     Groups,
     Linear,
@@ -25,6 +26,7 @@ from fewbit.kernels.precision import is_traced
 from fewbit.kernels.reference import (
     INT8,
     Coder,
+    FixedCoder,
     Grouper,
     Multiplier,
     SplitMultiplier,
@@ -35,6 +37,7 @@ from fewbit.kernels.values import (
     NOTHING,
     AdaLNInput,
     Epilogue,
+    OperandRounding,
     QuantizedRows,
     Rotation,
     SplitRows,
@@ -85,13 +88,12 @@ class Native(Portable):
         if compiling or not given.numel() or not has_rows(fmt):
             return super().quantize(x, fmt, rotation)
         given = given if given.dtype in native.DTYPES else given.float()
-        rotating = None if rotation is None else (rotation.signs, rotation.matrices)
         if rotation is not None:
             refuse_other_width(given, len(rotation.signs))
         if isinstance(x, AdaLNInput):
-            coded = native.modulate_quantize_rows(given, x.shift, x.scale, x.eps, fmt, rotating)
-        elif rotating is not None:
-            coded = native.hadamard_quantize_rows(given, *rotating, fmt)
+            coded = native.modulate_quantize_rows(given, x.shift, x.scale, x.eps, fmt, rotation)
+        elif rotation is not None:
+            coded = native.hadamard_quantize_rows(given, rotation, fmt)
         else:
             coded = native.quantize_rows(given, fmt)
         return QuantizedRows(*coded, fmt.integer_max)
@@ -118,6 +120,13 @@ class Native(Portable):
             return None
         rows = Rows(spec.format, None, _groups(spec, stretches))
         return partial(_around_means, rows, spec.integer_max)
+
+    def fixed(
+        self, fmt: Format, rotation: Rotation | None, regions: int = 1, whole: int = 0
+    ) -> FixedCoder | None:
+        if not has_rows(fmt) or is_traced():
+            return None
+        return partial(_by_steps, FixedRows(fmt, rotation, regions, whole), fmt.integer_max)
 
     def multiplier(self, weight: Weight, bias: Tensor | None) -> Multiplier:
         general = super().multiplier(weight, bias)
@@ -203,11 +212,17 @@ class Native(Portable):
         return Recorded(function)
 
     def rounded_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, regions: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        rounding: OperandRounding,
     ) -> Tensor | None:
-        if q.dtype != torch.float32 or not native.has_attention(q.dtype) or not q.numel():
+        if not native.has_attention(q.dtype) or not q.numel() or is_traced():
             return None
-        return native.attention(q, k, v, mask, scale, regions)
+        return native.attend(q, k, v, mask, scale, rounding)
 
     def gelu(self, x: Tensor) -> Tensor:
         return native.gelu(x) if x.dtype in native.DTYPES else super().gelu(x)
@@ -274,6 +289,7 @@ class _Multiplier:
         self.integers = Linear(panels, weight.integer_scales(), bias, _factors(weight))
         self.floats = FloatLinear(panels, _float_scales(weight), bias)
         self.general = general
+        self.adds = weight.integer_scales().shape[1] == 1  # to a product with itself
 
     def __call__(self, x: QuantizedRows | Tensor, dtype: torch.dtype, epilogue: Epilogue) -> Tensor:
         out = dtype if dtype in native.DTYPES else torch.float32
@@ -284,6 +300,10 @@ class _Multiplier:
             product = epilogue(self.floats(x, exact))
         elif self.takes(x) and epilogue.addend is None:
             return self.exactly(x, dtype, epilogue)
+        elif x.parts == 2 and self.takes(x.part(0)) and epilogue.addend is None and self.adds:
+            other = x.part(1)
+            side = self.integers, other.integers, other.scales
+            return self.exactly(x.part(0), dtype, epilogue, side)
         else:
             return self.general(x, dtype, epilogue)
         return product.to(dtype)
@@ -316,6 +336,15 @@ class _Both:
             return self.general(x, dtype, epilogue)
         side = self.side, x.side.integers, x.side.scales
         return self.main.exactly(x.main, dtype, epilogue, side)
+
+
+def _by_steps(
+    rows: FixedRows, largest: int, x: Tensor | AdaLNInput, steps: Tensor
+) -> QuantizedRows:
+    given = x.x if isinstance(x, AdaLNInput) else x
+    given = given if given.dtype in native.DTYPES else given.float()
+    modulation = (x.shift, x.scale, x.eps) if isinstance(x, AdaLNInput) else ()
+    return QuantizedRows(*rows(given, steps, *modulation), largest, parts=len(steps))
 
 
 def _around_means(rows: Rows, largest: int, x: Tensor, mean: Tensor | None) -> QuantizedRows:

@@ -32,7 +32,7 @@ from torch import Tensor
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 12
+ABI = 13
 ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
@@ -66,10 +66,10 @@ class FloatLinearTask(Structure):
 class RowsTask(Structure):
     _fields_ = (
         *_fields(_P, "x shift scale signs matrices mean ladder stretches codes scales out"),
-        *_fields(_P, "directions squares aside aside_scales"),
-        *_fields(_L, "m k tokens rank group"),
+        *_fields(_P, "directions squares aside aside_scales smooth steps"),
+        *_fields(_L, "m k tokens rank group sharing whole"),
         ("orders", _I * MOST_MATRICES),
-        *_fields(_I, "count dtype mantissa scale_kind stretch_count"),
+        *_fields(_I, "count dtype mantissa scale_kind stretch_count regions"),
         *_fields(_F, "norm top step smallest_normal zero bottom most_factor"),
         ("eps", c_double),
     )
@@ -77,12 +77,12 @@ class RowsTask(Structure):
 
 class AttentionTask(Structure):
     _fields_ = (
-        *_fields(_P, "q k v mask regions out"),
+        *_fields(_P, "q k v mask regions steps out"),
         *_fields(_L, "b h queries keys d"),
         *_fields(_L * 3, "q_stride k_stride v_stride"),
         ("mask_stride", _L * 4),
-        *_fields(_I, "dtype many_regions"),
-        ("scale", _F),
+        *_fields(_I, "dtype many_regions step_images"),
+        *_fields(_F, "scale least most"),
     )
 
 

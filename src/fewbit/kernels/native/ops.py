@@ -57,7 +57,7 @@ from fewbit.kernels.native.prepared import (
     too_large,
     unknown,
 )
-from fewbit.kernels.values import Rotation
+from fewbit.kernels.values import OperandRounding, Rotation
 
 __all__ = [
     "DTYPES",
@@ -133,13 +133,11 @@ def quantize_rows(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     return rows(x, rounding(fmt), None, [])
 
 
-def hadamard_quantize_rows(
-    x: Tensor, signs: Tensor, matrices: Sequence[Tensor], fmt: Format
-) -> tuple[Tensor, Tensor]:
-    """As `quantize_rows`, after x * signs times the Kronecker product of the matrices over the root
-    of its order: one matrix after another, each sum in ascending order in float32.
+def hadamard_quantize_rows(x: Tensor, rotation: Rotation, fmt: Format) -> tuple[Tensor, Tensor]:
+    """As `quantize_rows`, after x / smooth * signs times the Kronecker product of the matrices over
+    the root of its order: one matrix after another, each sum in ascending order in float32.
     """
-    return rows(x, rounding(fmt), signs, list(matrices))
+    return rows(x, rounding(fmt), rotation.signs, list(rotation.matrices), rotation.smooth)
 
 
 def modulate_quantize_rows(
@@ -148,11 +146,13 @@ def modulate_quantize_rows(
     scale: Tensor,
     eps: float,
     fmt: Format,
-    rotation: tuple[Tensor, Sequence[Tensor]] | None = None,
+    rotation: Rotation | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`layer_norm_modulate` in float32 and what follows it; `rotation` is signs and matrices."""
-    signs, matrices = rotation or (None, ())
-    return rows(x, rounding(fmt), signs, list(matrices), shift, scale, eps)
+    """`layer_norm_modulate` in float32 and what follows it."""
+    if rotation is None:
+        return rows(x, rounding(fmt), None, [], None, shift, scale, eps)
+    signs, matrices, smooth = rotation.signs, list(rotation.matrices), rotation.smooth
+    return rows(x, rounding(fmt), signs, matrices, smooth, shift, scale, eps)
 
 
 @_operator(_rows_shape)
@@ -161,11 +161,12 @@ def rows(
     rounding: Sequence[float],
     signs: Tensor | None,
     matrices: Sequence[Tensor],
+    smooth: Tensor | None = None,
     shift: Tensor | None = None,
     scale: Tensor | None = None,
     eps: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    rotation = None if signs is None else Rotation(signs, tuple(matrices))
+    rotation = None if signs is None else Rotation(signs, tuple(matrices), smooth)
     return Rows.by(rounding, rotation)(x, shift, scale, eps)
 
 
@@ -255,14 +256,9 @@ def attention(
     v: Tensor,
     mask: Tensor | None = None,
     scale: float | None = None,
-    regions: Tensor | None = None,
 ) -> Tensor:
-    """scaled_dot_product_attention, [B, H, L, D]; laid out in memory as [B, L, H, D].
-
-    Where `has_attention` of float32, the attention weights may be rounded, by `regions` [1 or
-    B, 8] of `fewbit.activations.multi_region`.
-    """
-    return attend(q, k, v, mask, scale, regions)
+    """scaled_dot_product_attention, [B, H, L, D]; laid out in memory as [B, L, H, D]."""
+    return attend(q, k, v, mask, scale)
 
 
 def attend(
@@ -271,13 +267,13 @@ def attend(
     v: Tensor,
     mask: Tensor | None = None,
     scale: float | None = None,
-    regions: Tensor | None = None,
+    rounding: OperandRounding | None = None,
 ) -> Tensor:
-    """`attention` past torch's dispatcher."""
+    """`attention` past torch's dispatcher; where `has_attention`, operands may be rounded."""
     _refuse_unequal(q, k, v)
     out = _attention_shape(q)
-    if regions is not None:
-        _refuse_regions(regions, q)
+    if rounding is not None:
+        _refuse_unfit(rounding, q)
     if not has_attention(q.dtype):
         return out.copy_(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
     if not out.numel():
@@ -304,8 +300,12 @@ def attend(
     if mask is not None:
         mask = _added(mask).expand(batch, heads, queries, keys)
         task.mask, task.mask_stride = address(mask), mask.stride()
-    if regions is not None:
-        regions = regions.float().contiguous()
+    if rounding is not None:
+        steps = rounding.steps.float().contiguous()
+        task.steps, task.step_images = address(steps), steps.shape[1]
+        task.least, task.most = rounding.least, rounding.most
+    if rounding is not None and rounding.regions is not None:
+        regions = rounding.regions.float().contiguous()
         task.regions, task.many_regions = address(regions), regions.shape[0] > 1
     status = functions().fewbit_attention(task)
     if status:
@@ -323,10 +323,17 @@ def _refuse_unequal(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise BadArgument(f"attention of {q.dtype}, {k.dtype} and {v.dtype}: they must agree")
 
 
-def _refuse_regions(regions: Tensor, q: Tensor) -> None:
-    fits = regions.dim() == 2 and regions.shape[1] == 8 and len(regions) in (1, len(q))
-    if not fits or q.dtype != torch.float32 or not has_attention(q.dtype):
-        raise BadArgument("only shares of a float32 attention are rounded, by [1 or B, 8]")
+def _refuse_unfit(rounding: OperandRounding, q: Tensor) -> None:
+    images, heads = q.shape[:2]
+    steps, regions = rounding.steps, rounding.regions
+    fits = steps.shape in ((3, 1, heads), (3, images, heads))
+    whole = regions is None or regions.shape in ((1, 8), (images, 8))
+    if not fits or not whole or not has_attention(q.dtype):
+        raise BadArgument(
+            f"operands {list(q.shape)} of {q.dtype} are rounded natively by steps [3, 1 or "
+            f"{images}, {heads}] and regions [1 or {images}, 8], got {list(steps.shape)} and "
+            f"{None if regions is None else list(regions.shape)}"
+        )
 
 
 def _added(mask: Tensor) -> Tensor:

@@ -83,12 +83,16 @@ class Rows:
         self._rotated = None if rotation is None else rotation.signs.numel()
         if rotation is None:
             return
-        matrices, order = rotation.matrices, rotation.order
-        if not 0 < len(matrices) <= MOST_MATRICES or rotation.signs.numel() % order:
+        task, matrices, order = self._task, rotation.matrices, rotation.order
+        if len(matrices) > MOST_MATRICES or rotation.signs.numel() % order:
             raise _unrotated(rotation.signs.numel(), order)
+        smooth = None if rotation.smooth is None else _floats(rotation.smooth)
+        task.smooth, self._kept = address(smooth), [smooth]
+        if not matrices:
+            return
         signs = _int8(rotation.signs).float()
         entries = torch.cat([_int8(matrix).float().t().flatten() for matrix in matrices])
-        task, self._kept = self._task, (signs, entries)
+        self._kept += [signs, entries]
         task.signs, task.matrices = address(signs), address(entries)
         task.count, task.orders[: len(matrices)] = len(matrices), [len(one) for one in matrices]
         task.norm = order**-0.5
@@ -146,6 +150,47 @@ class Groups:
         if columns % self.size:
             raise BadArgument(f"groups of {self.size} do not divide {columns} columns")
         return 1 if self.scale.by_row else columns // self.size
+
+
+class FixedRows:
+    """Rounds the rows of an input by steps that are known, after a rotation if there is one. Of two
+    regions each has a step of its own: codes of the lower one are never positive, those of the
+    upper one never negative, but for the first `whole` columns, which are all of the upper one."""
+
+    def __init__(
+        self, fmt: Format, rotation: Rotation | None, regions: int = 1, whole: int = 0
+    ) -> None:
+        self._rows = Rows(fmt, rotation)
+        task = self._task = RowsTask.from_buffer_copy(self._rows._task)
+        task.bottom, task.regions, task.whole = fmt.min, regions, whole
+
+    def __call__(
+        self,
+        x: Tensor,
+        steps: Tensor,
+        shift: Tensor | None = None,
+        scale: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """x [..., K] by steps [regions, images], to codes (int8 [regions * M, K]), those of the
+        lower region first, and scales (float32 [regions * M, 1])."""
+        if x.numel() > MOST_ELEMENTS:
+            raise too_large(x)
+        regions, images = steps.shape
+        columns, count = x.shape[-1], prod(x.shape[:-1])
+        if self._rows._rotated not in (None, columns):
+            raise _unrotated(columns, prod(self._task.orders[: self._task.count]))
+        if regions != self._task.regions or not images or count % images:
+            raise BadArgument(
+                f"{count} rows in {self._task.regions} regions have no steps {list(steps.shape)}"
+            )
+        codes = x.new_empty(regions * count, columns, dtype=torch.int8)
+        scales = x.new_empty(regions * count, 1, dtype=torch.float32)
+        steps, task = steps.float().contiguous(), RowsTask.from_buffer_copy(self._task)
+        task.codes, task.scales, task.steps = map(address, (codes, scales, steps))
+        task.sharing = count // images
+        run_rows(self._rows._run, task, x, shift, scale, eps)
+        return codes, scales
 
 
 class Split:

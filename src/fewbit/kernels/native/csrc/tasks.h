@@ -63,10 +63,13 @@ struct RowsTask {  // what is done to every row before a product
     const float* squares;      // [rank], the sum of squares of each
     int8_t* aside;             // [m, rank], the components along them
     float* aside_scales;       // [m]
+    const float* smooth;       // [k] or null: rows are divided by it before they are rotated
+    const float* steps;        // [regions][m / sharing] or null: scales are fit to each row
     int64_t m, k, tokens, rank, group;  // group: columns that share a scale, or 0: all of a row
+    int64_t sharing, whole;    // rows that share a step; the columns that have one region of two
     int32_t orders[kMatrices];
     int32_t count, dtype, mantissa;  // count: of the matrices
-    int32_t scale_kind, stretch_count;
+    int32_t scale_kind, stretch_count, regions;  // regions: 1, or 2, with codes and scales [2 m]
     float norm, top, step, smallest_normal, zero;  // zero: the scale of a row of zeros
     float bottom, most_factor;
     double eps;
@@ -80,11 +83,12 @@ struct AttentionTask {
     const void *q, *k, *v;   // strides in elements, the last dimension is contiguous
     const float* mask;       // added; null where there is none
     const Regions* regions;  // the weights are rounded, of each image or of all; or null
+    const float* steps;      // [3][images][h], of q, k and v, which are rounded to them; or null
     void* out;               // [b, queries, h, d]
     int64_t b, h, queries, keys, d;
     int64_t q_stride[3], k_stride[3], v_stride[3], mask_stride[4];
-    int32_t dtype, many_regions;
-    float scale;
+    int32_t dtype, many_regions, step_images;  // step_images: b, or 1 for all
+    float scale, least, most;  // the integers that operands become lie between these
 };
 
 // Operations one after another as one: what a part of a model was recorded to do.

@@ -1,0 +1,43 @@
+"""What does more time for calibration buy?   python studies/best_effort.py
+
+The default settings of best, and what the presets `fast` and `max` make of them. A killed study
+goes on from `studies/cache`.
+"""
+
+from pathlib import Path
+from time import perf_counter
+
+from cases import key_of, once
+from demo import bits, fidelity, pipeline, write_table
+
+import fewbit
+
+EFFORTS = {"fast": "balanced+fast", "default": "balanced", "max": "balanced+max"}
+DEMOS = ("shapes", "scenes")
+
+
+def measured(demo: str, preset: str) -> list[float]:
+    def measure(_: Path) -> list[float]:
+        pipe, start = pipeline(demo), perf_counter()
+        fewbit.quantize(pipe, "best", preset=preset, progress=False)
+        seconds = perf_counter() - start
+        return [fidelity(pipe, demo).sqnr, bits(pipe.transformer, modulation=True), seconds]
+
+    found: list[float] = once("effort", key_of("best", demo, {"preset": preset}), measure)
+    return found
+
+
+write_table(
+    "best_effort",
+    "Time for calibration, best balanced",
+    "Each preset draws the calibration rows that it asks for. SQNR of the noise prediction over 128 "
+    "rows of held-out trajectories; bits of a quantized weight, the modulation included; seconds of "
+    "one thread of a busy machine.",
+    ("case", "trajectory SQNR, dB", "bits per weight", "seconds"),
+    [
+        (f"{demo}, {name}", *measured(demo, preset))
+        for demo in DEMOS
+        for name, preset in EFFORTS.items()
+    ],
+    plotted=("trajectory SQNR, dB",),
+)
