@@ -30,9 +30,9 @@ def measured(demo: str, preset: str) -> list[float]:
 write_table(
     "best_effort",
     "Time for calibration, best balanced",
-    "Each preset draws the calibration rows that it asks for. SQNR of the noise prediction over 128 "
-    "rows of held-out trajectories; bits of a quantized weight, the modulation included; seconds of "
-    "one thread of a busy machine.",
+    "Each preset draws the calibration rows that it asks for. SQNR of the noise prediction over "
+    "128 rows of held-out trajectories; bits of a quantized weight, the modulation included; "
+    "seconds of one thread of a busy machine.",
     ("case", "trajectory SQNR, dB", "bits per weight", "seconds"),
     [
         (f"{demo}, {name}", *measured(demo, preset))
