@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fewbit.errors import BadArgument
 from fewbit.formats.format import MOST_COLUMNS, Format
-from fewbit.formats.scale import Scales
+from fewbit.formats.scale import INT8_END, SMALLEST, Scales
 
 MOST_ENTRIES = 256
 CHUNK = 1 << 18  # distances at a time: they stay in the cache
@@ -19,13 +19,15 @@ _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # entries that are on
 
 @dataclass(frozen=True)
 class Codebook(Format):
-    """`vqKxD`: K vectors of D values, stored as float16 [K, D] with each matrix.
+    """`vqKxD`: K vectors of D values, stored as float16 [K, D] with each matrix; `vqKxDi8`: of D
+    integers, as int8 [K, D].
 
     A vector of a matrix becomes the nearest entry, the first of equally near ones.
     """
 
     entries: int
     columns: int
+    integers: bool = False
 
     def __post_init__(self) -> None:
         power_of_two = self.entries & (self.entries - 1) == 0
@@ -43,7 +45,7 @@ class Codebook(Format):
 
     @property
     def name(self) -> str:
-        return f"vq{self.entries}x{self.columns}"
+        return f"vq{self.entries}x{self.columns}{'i8' if self.integers else ''}"
 
     @property
     def bits(self) -> int:
@@ -62,7 +64,8 @@ class Codebook(Format):
         return True
 
     def beside(self, rows: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {"codebook": ((self.entries, self.columns), torch.float16)}
+        dtype = torch.int8 if self.integers else torch.float16
+        return {"codebook": ((self.entries, self.columns), dtype)}
 
     def complaint(self, scales: Scales) -> str | None:
         assert scales.codebook is not None
@@ -75,7 +78,17 @@ class Codebook(Format):
         return ()
 
     def exact_in(self, bits: int) -> bool:
-        return False
+        return self.integers and bits >= 8
+
+    @property
+    def integer_max(self) -> int:
+        return INT8_END
+
+    def settled(self, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.integers:
+            return codebook.half(), codebook.new_ones(())
+        unit = (codebook.abs().amax() / INT8_END).clamp(min=SMALLEST)
+        return torch.round(codebook / unit).to(torch.int8), unit
 
     def encode_rows(self, units: Tensor, scales: Scales) -> Tensor:
         """Of every vector its nearest entry."""
@@ -99,7 +112,7 @@ class Codebook(Format):
         """With entries for at least four vectors each, two at the least: what a small matrix gets,
         whose own vectors would otherwise be fewer bytes than their codebook."""
         each = rows * (columns // self.columns) // 4
-        return Codebook(min(self.entries, 1 << max(each.bit_length() - 1, 1)), self.columns)
+        return replace(self, entries=min(self.entries, 1 << max(each.bit_length() - 1, 1)))
 
 
 def nearest(
@@ -124,9 +137,9 @@ def nearest(
 
 
 def from_name(name: str) -> Codebook | None:
-    """`vqKxD`, where there is such a codebook."""
-    found = re.fullmatch(r"vq(\d{1,3})x(\d{1,2})", name)
+    """`vqKxD` or `vqKxDi8`, where there is such a codebook."""
+    found = re.fullmatch(r"vq(\d{1,3})x(\d{1,2})(i8)?", name)
     try:
-        return Codebook(int(found[1]), int(found[2])) if found else None
+        return Codebook(int(found[1]), int(found[2]), bool(found[3])) if found else None
     except BadArgument:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from math import gcd, isfinite, nan
+from math import gcd, isfinite
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ class Format(ABC):
     def learned(self) -> bool:
         """Whether its levels are stored with each matrix, so that no matrix fits it as it is."""
         return False
+
+    def settled(self, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        """Learned levels as they are stored, and the unit that they then count."""
+        raise NotImplementedError
 
     @property
     def by_group(self) -> bool:
@@ -198,9 +202,9 @@ class Format(ABC):
 
 
 def _common_step(levels: tuple[float, ...]) -> float:
-    """Exact, for floats are whole numbers over powers of two; nan where there are no levels."""
+    """Exact, for floats are whole numbers over powers of two; 1 where levels are stored."""
     if not levels:
-        return nan
+        return 1.0
     ratios = [level.as_integer_ratio() for level in levels]
     finest = max(below for _, below in ratios)
     return gcd(*(above * (finest // below) for above, below in ratios)) / finest

@@ -273,8 +273,9 @@ class Reference:
         else of the matrix."""
         raise NotImplementedError
 
-    def replaces_codes(self, spec: Spec) -> bool:
-        """Whether a layout holds the codes bit for bit, so that it can stand in for them."""
+    def replaces_codes(self, spec: Spec, activation: Spec | None) -> bool:
+        """Whether a layout for inputs rounded so holds the codes bit for bit, and stands in for
+        them."""
         return False
 
 

@@ -172,7 +172,8 @@ def integers_of(packed: QTensor) -> Tensor:
     if _is_int8(packed.spec):
         return packed.packed.view(torch.int8)
     fmt, quick = packed.spec.format, packed.columns % 4 == 0 and packed.scales.zeros is None
-    if fmt.bits != 4 or len(fmt.options) > 1 or fmt.by_group or not quick:
+    stored = fmt.by_group or fmt.learned  # what a code means
+    if fmt.bits != 4 or len(fmt.options) > 1 or stored or not quick:
         return Weight(packed).integers()
     compiling = torch.compiler.is_compiling()
     table = _four_at_once(fmt) if compiling else _four_at_once_kept(fmt)

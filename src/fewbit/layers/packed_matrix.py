@@ -102,7 +102,7 @@ class PackedMatrix(nn.Module):
                 return self._ready(backend, Weight(self.packed_weight))
             layout = backend.layout(self.packed_weight, self.activation, self.fast)
             packed = self.packed_weight
-            replaced = layout is not None and backend.replaces_codes(self.spec)
+            replaced = layout is not None and backend.replaces_codes(self.spec, self.activation)
             if layout is not None and replaced:
                 packed = self._without_codes()
             weight = Weight(packed, layout)

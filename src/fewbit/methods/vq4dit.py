@@ -48,8 +48,8 @@ FREEZINGS = 20  # how often more vectors are frozen
 MOST_CANDIDATES = 8
 
 
-def _codebook(entries: int, columns: int) -> Spec:
-    return Spec(Codebook(entries, columns), "tensor")
+def _codebook(entries: int, columns: int, integers: bool = False) -> Spec:
+    return Spec(Codebook(entries, columns, integers), "tensor")
 
 
 VARIANTS = {
@@ -57,7 +57,7 @@ VARIANTS = {
     "w3a16": Rule(_codebook(64, 2)),
     "w4a16": Rule(_codebook(256, 2)),
     "w1.5a16": Rule(_codebook(64, 4)),
-    "w2a8": Rule(_codebook(256, 4), Spec(FORMATS["int8"])),
+    "w2a8": Rule(_codebook(256, 4, integers=True), Spec(FORMATS["int8"])),
 }
 
 

@@ -31,8 +31,10 @@ class VectorLinear(TrainableLinear):
         super().__init__(bias, stage)
         assert start.scales.codebook is not None
         self.start = start
-        self.codebook = nn.Parameter(start.scales.codebook.float().clone())
-        scale = start.spec.load(start.scales)
+        codebook = start.scales.codebook.float()
+        unit = codebook.square().mean().sqrt() if start.spec.format.exact_in(8) else 1.0
+        self.codebook = nn.Parameter(codebook / unit)  # entries of about 1, for the learning rate
+        scale = start.spec.load(start.scales) * unit
         self.register_buffer("scale", scale)
         self.gain = nn.Parameter(torch.ones_like(scale), requires_grad=start.spec.span != "tensor")
         codes = start.codes().flatten()[None].int()
@@ -44,7 +46,7 @@ class VectorLinear(TrainableLinear):
 
     def consider(self, weight: Tensor, moments: Tensor | None, count: int, uniform: bool) -> None:
         """`count` candidates for each vector, at ratios by inverse distance or all the same."""
-        units = Units.of(weight.float(), self.start.spec, self.start.scales, moments)
+        units = Units.of(weight.float(), self.start.spec, self.scale, moments)
         entries = self.codebook.detach()
         found = nearest(units.vectors, entries, units.importance, min(count, len(entries)))
         distances = [units.distance(entries[one]) for one in found]
@@ -89,9 +91,8 @@ class VectorLinear(TrainableLinear):
         """What the weight is once every vector is frozen."""
         spec, start = self.start.spec, self.start
         codes = self.candidates.to(torch.uint8).view(start.shape[0], -1)
-        scales = replace(
-            spec.store(self.scale * self.gain.detach()), codebook=self.codebook.detach().half()
-        )
+        codebook, unit = spec.format.settled(self.codebook.detach())
+        scales = replace(spec.store(self.scale * self.gain.detach() * unit), codebook=codebook)
         return QTensor(pack(codes, spec.format.bits), scales, spec, start.columns)
 
 

@@ -6,7 +6,7 @@ and at last on all of them. An entry that nobody chose takes the place of the wo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -30,11 +30,12 @@ def vector_quantize(
     if not weight.isfinite().all():
         raise BadArgument("a codebook cannot be made for weights with NaN or infinity")
     scales = _scales(weight.float(), spec)
-    units = Units.of(weight.float(), spec, scales, moments)
+    units = Units.of(weight.float(), spec, spec.load(scales), moments)
     generator = Generator("cpu").manual_seed(seed)
-    codebook = k_means(units.vectors, 1 << spec.format.bits, generator, units.importance).half()
-    codes = nearest(units.vectors, codebook.float(), units.importance)[0]
-    stored = Scales(scales.stored, scales.outer, codebook=codebook)
+    codebook = k_means(units.vectors, 1 << spec.format.bits, generator, units.importance)
+    codebook, unit = spec.format.settled(codebook)
+    codes = nearest(units.vectors, codebook.float() * unit, units.importance)[0]
+    stored = replace(spec.store(spec.load(scales) * unit), codebook=codebook)
     packed = pack(codes.to(torch.uint8).view(len(weight), -1), spec.format.bits)
     return QTensor(packed, stored, spec, weight.shape[1])
 
@@ -48,10 +49,10 @@ class Units:
     importance: Tensor | None
 
     @classmethod
-    def of(cls, weight: Tensor, spec: Spec, scales: Scales, moments: Tensor | None) -> Units:
+    def of(cls, weight: Tensor, spec: Spec, scales: Tensor, moments: Tensor | None) -> Units:
         rows, columns = weight.shape
         width = columns // spec.groups(columns)
-        scale = spec.load(scales).repeat_interleave(width, 1).expand(rows, columns)
+        scale = scales.repeat_interleave(width, 1).expand(rows, columns)
         shape = -1, spec.format.columns_per_code
         if moments is None and spec.span == "tensor":
             return cls((weight / scale).reshape(shape), None)

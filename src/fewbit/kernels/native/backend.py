@@ -58,13 +58,14 @@ class Native(Portable):
         return native.why_not()
 
     def path(self, weight: Spec, activation: Spec | None, shape: tuple[int, int]) -> str:
-        if _has_vectors(weight):
+        if _has_vectors(weight) and not _in_vectors(weight, activation):
             return f"native {native.isa()}, float products with vectors of a codebook"
         if not _takes(weight, shape[1]):
             return super().path(weight, activation, shape)
         coded = activation is not None and _are_integers(weight, activation, shape[1])
         how = f"{'integer' if coded else 'float'} products"
-        return f"native {native.isa()}, {how}, weights stored in {_bits(weight)} bits"
+        bits = 2 if _in_vectors(weight, activation) else 4 if _in_nibbles(weight) else 8
+        return f"native {native.isa()}, {how}, weights stored in {bits} bits"
 
     def accepts_codes(self, spec: Spec) -> bool:
         """Also integers in groups, unless something traces; and what is exact in bfloat16, FP8,
@@ -228,16 +229,21 @@ class Native(Portable):
         return native.gelu(x) if x.dtype in native.DTYPES else super().gelu(x)
 
     def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
-        if not _takes(packed.spec, packed.columns) or not (fast or _rests(packed.spec)):
+        spec = packed.spec
+        if not _takes(spec, packed.columns):
             return None
-        return _panels(packed)
+        codebook = packed.scales.codebook
+        if codebook is not None and _in_vectors(spec, activation):
+            return native.pack_vectors(packed.codes(), codebook)
+        return _panels(packed) if fast or _rests(spec) else None
 
-    def replaces_codes(self, spec: Spec) -> bool:
-        return _rests(spec)
+    def replaces_codes(self, spec: Spec, activation: Spec | None) -> bool:
+        return _rests(spec) or _in_vectors(spec, activation)
 
     def codes_in(self, layout: Tensor, stored: QTensor) -> Tensor:
         rests = native.unpack(layout.cpu()).to(layout.device)
-        codes = rests if _in_nibbles(stored.spec) else Weight(stored).codes_of(rests)
+        are_codes = _in_nibbles(stored.spec) or stored.spec.format.learned
+        codes = rests if are_codes else Weight(stored).codes_of(rests)
         return pack(codes, stored.spec.format.bits)
 
     def _layout(self, weight: Weight) -> Tensor | None:
@@ -416,10 +422,18 @@ def _rests(spec: Spec) -> bool:
     return _in_nibbles(spec) or (spec.format.is_injective and not spec.format.by_group)
 
 
+def _in_vectors(spec: Spec, activation: Spec | None) -> bool:
+    """Whether panels hold the codes of vectors of integers: for inputs that are integers too."""
+    vectors = spec.format.learned and spec.format.columns_per_code == native.VECTOR
+    integers = activation is not None and has_integer_rows(activation)
+    return vectors and integers and spec.format.exact_in(8)
+
+
 def _in_nibbles(spec: Spec) -> bool:
     """Whether panels hold the codes themselves, in 4 bits. Factors are multiplied into nibbles for
     whole lanes."""
-    small = spec.symmetric and spec.format.bits <= 4 and not spec.format.by_group
+    fmt = spec.format
+    small = spec.symmetric and fmt.bits <= 4 and not (fmt.by_group or fmt.learned)
     whole = isinstance(spec.span, str) or spec.span % native.LANES == 0
     return small and (whole or not spec.scale.factors)
 
@@ -432,7 +446,3 @@ def _factors(weight: Weight) -> Tensor | None:
 def _float_scales(weight: Weight) -> Tensor:
     """The scales of a product of floats, where factors are part of the scales of their groups."""
     return weight.integer_scales() if _factors(weight) is None else weight.group_scales()
-
-
-def _bits(spec: Spec) -> int:
-    return 4 if _in_nibbles(spec) else 8

@@ -32,7 +32,7 @@ from torch import Tensor
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 13
+ABI = 14
 ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 

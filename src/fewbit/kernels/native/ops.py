@@ -42,7 +42,7 @@ from fewbit.kernels.native.library import (
     threads,
     why_not,
 )
-from fewbit.kernels.native.packing import pack_codes, pack_levels, unpack
+from fewbit.kernels.native.packing import VECTOR, pack_codes, pack_levels, pack_vectors, unpack
 from fewbit.kernels.native.prepared import (
     LANES,
     MOST_ELEMENTS,
@@ -62,6 +62,7 @@ from fewbit.kernels.values import OperandRounding, Rotation
 __all__ = [
     "DTYPES",
     "LANES",
+    "VECTOR",
     "FloatLinear",
     "Groups",
     "Linear",
@@ -84,6 +85,7 @@ __all__ = [
     "most_depth",
     "pack_codes",
     "pack_levels",
+    "pack_vectors",
     "quantize_rows",
     "threads",
     "unpack",

@@ -16,6 +16,7 @@ from fewbit.formats import Format
 from fewbit.kernels.native.library import address, failure, functions
 
 MOST_OPTIONS = 4
+VECTOR, MOST_VECTORS = 4, 256  # levels that one code of a codebook may stand for, and codes
 
 
 def pack_codes(codes: Tensor, fmt: Format, choices: Tensor | None = None) -> Tensor:
@@ -30,15 +31,28 @@ def pack_codes(codes: Tensor, fmt: Format, choices: Tensor | None = None) -> Ten
     return _pack(codes, table, choices, bits=4)
 
 
+def pack_vectors(codes: Tensor, codebook: Tensor) -> Tensor:
+    """Codes (uint8 [N, K / 4]) of vectors of four levels (int8 [entries, 4])."""
+    if codebook.shape[1] != VECTOR or len(codebook) > MOST_VECTORS:
+        raise BadArgument(
+            f"a codebook {list(codebook.shape)} has no panels: it has up to {MOST_VECTORS} vectors "
+            f"of {VECTOR}"
+        )
+    table = codebook.new_zeros(MOST_VECTORS, VECTOR)
+    table[: len(codebook)] = codebook
+    return _pack(codes, table, None, bits=2)
+
+
 def pack_levels(levels: Tensor) -> Tensor:
     """Levels (int8 [N, K]) that rest in 8 bits and need no unpacking."""
     return _pack(levels, None, None, bits=8)
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """What `pack_codes` was given if it is stored in 4 bits, else int8 levels; [N, K]."""
+    """The codes that `pack_codes`, in 4 bits, or `pack_vectors` was given, else int8 levels."""
     bits, rows, columns = contents(packed)
-    out = packed.new_empty(rows, columns, dtype=torch.uint8 if bits == 4 else torch.int8)
+    codes = columns // VECTOR if bits == 2 else columns
+    out = packed.new_empty(rows, codes, dtype=torch.int8 if bits == 8 else torch.uint8)
     functions().fewbit_unpack(address(packed), packed.numel(), address(out))
     return out
 
@@ -54,9 +68,9 @@ def contents(packed: Tensor) -> tuple[int, int, int]:
 
 
 def _pack(codes: Tensor, table: Tensor | None, choices: Tensor | None, *, bits: int) -> Tensor:
-    rows, columns = codes.shape
+    rows, columns = codes.shape[0], codes.shape[1] * (VECTOR if bits == 2 else 1)
     codes = codes.contiguous()
-    tables = 0 if table is None else len(table)
+    tables = len(table) if table is not None and bits == 4 else 0
     if tables > 1:
         if choices is None or choices.numel() != rows or int(choices.max()) >= tables:
             raise BadArgument(f"each of {rows} rows needs one of {tables} options")

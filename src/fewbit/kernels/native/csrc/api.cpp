@@ -78,7 +78,7 @@ const Kernels* supported(const char* name) {
 
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 13; }
+EXPORT int32_t fewbit_abi() { return 14; }
 
 // In the order of `Operation`, then of a step, a pointer and a program.
 EXPORT int64_t fewbit_task_bytes(int32_t index) {
@@ -123,14 +123,15 @@ EXPORT int32_t fewbit_packed_shape(const uint8_t* bytes, int64_t size, int32_t* 
     return kDone;
 }
 
-// 4 bits: `codes` are nibbles and `table` int8 [tables][16]. 8 bits: they are int8 levels.
+// 2 bits: `codes` [n, k / 4] name vectors of `table`, int8 [256][4]. 4 bits: they are nibbles, and `table`
+// is int8 [tables][16]. 8 bits: they are int8 levels.
 EXPORT void fewbit_pack(const uint8_t* codes, const int8_t* table, const uint8_t* choices, int64_t n,
                         int64_t k, int32_t bits, int32_t tables, uint8_t* out) {
     std::memset(out, 0, Packed::bytes(n, k, bits, tables));
     Header& h = *reinterpret_cast<Header*>(out);
     h = {kMagic, bits, int32_t(n), int32_t(k), tables, 0, 0, {}, {}};
-    const int8_t* levels = bits == 4 ? table : reinterpret_cast<const int8_t*>(codes);
-    int64_t count = bits == 4 ? tables * 16 : n * k;
+    const int8_t* levels = bits == 8 ? reinterpret_cast<const int8_t*>(codes) : table;
+    int64_t count = bits == 8 ? n * k : bits == 4 ? tables * 16 : 4 * kVectors;
     int low = 0, high = 0;
     for (int64_t i = 0; i < count; ++i) {
         low = levels[i] < low ? levels[i] : low;
@@ -143,7 +144,12 @@ EXPORT void fewbit_pack(const uint8_t* codes, const int8_t* table, const uint8_t
     uint8_t* to = const_cast<uint8_t*>(packed.panels);
     if (tables > 1) std::memcpy(const_cast<uint8_t*>(packed.choices), choices, n);
     int64_t panel_bytes = Packed::panel_bytes(k, bits);
-    for (int64_t row = 0; row < n; ++row) {
+    for (int i = 0; bits == 2 && i < 4 * kVectors; ++i)
+        const_cast<uint8_t*>(packed.vectors())[i] = uint8_t(table[i] - low);
+    for (int64_t row = 0; bits == 2 && row < n; ++row)
+        for (int64_t i = 0; i < k / 4; ++i)
+            to[row / kPanel * panel_bytes + i * kPanel + row % kPanel] = codes[row * (k / 4) + i];
+    for (int64_t row = 0; bits != 2 && row < n; ++row) {
         uint8_t* panel = to + row / kPanel * panel_bytes + row % kPanel * 4;
         for (int64_t i = 0; i < k; ++i) {
             uint8_t code = codes[row * k + i];
@@ -157,7 +163,10 @@ EXPORT int32_t fewbit_unpack(const uint8_t* bytes, int64_t size, uint8_t* codes)
     if (!Packed::is(bytes, size)) return kNotPacked;
     Packed packed(bytes);
     const Header& h = *packed.header;
-    for (int64_t row = 0; row < h.n; ++row) {
+    for (int64_t row = 0; h.bits == 2 && row < h.n; ++row)
+        for (int64_t i = 0; i < h.k / 4; ++i)
+            codes[row * (h.k / 4) + i] = packed.panel(row / kPanel)[i * kPanel + row % kPanel];
+    for (int64_t row = 0; h.bits != 2 && row < h.n; ++row) {
         const uint8_t* panel = packed.panel(row / kPanel) + row % kPanel * 4;
         for (int64_t i = 0; i < h.k; ++i)
             codes[row * h.k + i] =

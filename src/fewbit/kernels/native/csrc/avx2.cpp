@@ -113,6 +113,16 @@ static void open_bytes(const Packed& w, int64_t panel, uint8_t* out) {
                              w.panel(panel) + quad * 256 + strip * 64, 64);
 }
 
+static void open_vectors(const Packed& w, int64_t panel, uint8_t* out) {
+    const int64_t quads = up(w.header->k, kDepth) / 4;
+    const uint8_t* packed = w.panel(panel);
+    for (int64_t quad = 0; quad < quads; ++quad)
+        for (int64_t i = 0; i < kPanel; ++i) {
+            uint8_t* to = out + (i / kStrip * quads + quad) * 4 * kStrip + i % kStrip * 4;
+            __builtin_memcpy(to, w.vectors() + 4 * packed[quad * kPanel + i], 4);
+        }
+}
+
 // Bytes [quad][16][4] to int16 [pair][16][2], signed.
 static void widen(const uint8_t* bytes, int64_t quads, int32_t offset, int16_t* out) {
     for (int64_t quad = 0; quad < quads; ++quad)
@@ -138,7 +148,8 @@ static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_
         opened.steps = k;
         opened.starts = reinterpret_cast<int32_t*>(scratch + k * kPanel);
     }
-    if (h.bits == 4) open_nibbles(w, panel, scratch);
+    if (h.bits == 2) open_vectors(w, panel, scratch);
+    else if (h.bits == 4) open_nibbles(w, panel, scratch);
     else open_bytes(w, panel, scratch);
     if (t.factors) multiply_factors(t, w, panel, scratch);
     if (opened.steps) return opened;

@@ -116,6 +116,15 @@ static void open_one_table(const Packed& w, int64_t panel, uint8_t* out) {
         }
 }
 
+static void open_vectors(const Packed& w, int64_t panel, uint8_t* out) {
+    const uint8_t* packed = w.panel(panel);
+    for (int64_t i = 0; i < up(w.header->k, kDepth) / 4 * kPanel; i += 16) {
+        const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + i));
+        const __m512i found = _mm512_i32gather_epi32(_mm512_cvtepu8_epi32(sixteen), w.vectors(), 4);
+        _mm512_storeu_si512(out + 4 * i, found);
+    }
+}
+
 // Bytes times a factor of each dword, plus another byte, modulo 256.
 static inline __m512i times(__m512i bytes, __m512i factors, __m512i added) {
     const __m512i even = _mm512_mullo_epi16(bytes, factors);
@@ -146,7 +155,8 @@ static void multiply_factors(const Linear& t, const Packed& w, int64_t panel, ui
 static Opened open_panel(const Linear& t, const Packed& w, int64_t panel, uint8_t* scratch) {
     const Header& h = *w.header;
     if (h.bits == 8) return {w.panel(panel), h.offset};
-    if (h.tables > 1) open_choices(w, panel, scratch);
+    if (h.bits == 2) open_vectors(w, panel, scratch);
+    else if (h.tables > 1) open_choices(w, panel, scratch);
     else open_one_table(w, panel, scratch);
     if (t.factors) multiply_factors(t, w, panel, scratch);
     return {scratch, opened_offset(t, w)};

@@ -197,6 +197,7 @@ int32_t Plan::add(const FloatLinearTask& asked, bool waits) {
     auto kernel = chosen->float_linear[task.dtype];
     if (!kernel) return kNoKernel;
     if (task.weight && !is_packed(task.weight, task.weight_bytes, n, k)) return kNotPacked;
+    if (task.weight && Packed(task.weight).header->bits == 2) return kNoKernel;
     if (m == 0 || n == 0) return kDone;
     if (pitch != k) {
         const int64_t element = task.dtype == kBfloat16 ? 2 : 4;
