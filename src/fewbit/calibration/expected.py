@@ -21,7 +21,7 @@ from fewbit.rounding.steps import in_cache
 from fewbit.transforms.principal import strongest
 from fewbit.transforms.smooth import Smooth, balancing_scales
 
-ROWS = 128  # of a weight, and of a normal input, that are rounded
+ROWS = 256  # of a weight, and of a normal input, that are rounded
 
 
 def lost_by_weights(
