@@ -410,7 +410,7 @@ def by_shares(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, low: list[float], high: list[float]
 ) -> Tensor:
     steps = torch.full((3, 1, q.shape[1]), STEP)
-    rounding = OperandRounding(steps, -128, 127, regions_of(low, high))
+    rounding = OperandRounding(FORMATS["int8"], steps, regions_of(low, high))
     return native.attend(q, k, v, mask, None, rounding)
 
 
@@ -494,7 +494,7 @@ def test_operands_become_whole_steps(isa, images, keys, width, dtype):
         pytest.skip("there is no such kernel")
     q, k, v = (3 * torch.randn(3, 2, keys, 4, width)).to(dtype).transpose(2, 3)
     steps = torch.rand(3, images, 4) / 20 + 0.01
-    rounding = OperandRounding(steps, -128, 127, None)
+    rounding = OperandRounding(FORMATS["int8"], steps, None)
     found = native.attend(q, k, v, None, 0.3, rounding).float()
     by = steps.expand(-1, 2, -1)[..., None, None]
     q, k, v = (
@@ -504,29 +504,51 @@ def test_operands_become_whole_steps(isa, images, keys, width, dtype):
     assert (found - exact).abs().max() <= (2e-5 if dtype == torch.float32 else 0.02) * v.abs().max()
 
 
+@pytest.mark.parametrize("name", ["int8", "int4", "e2m3", "e3m2", "e2m1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("keys", "width"), [(7, 16), (300, 72), (5, 9)])
+def test_operands_are_rounded_row_by_row(isa, keys, width, dtype, name):
+    if not native.has_attention(dtype):
+        pytest.skip("there is no such kernel")
+    fmt = FORMATS[name]
+    given = (3 * torch.randn(3, 2, keys, 4, width)).to(dtype).transpose(2, 3)
+    if not fmt.exact_in(8):
+        assert not native.has_rounding(OperandRounding(fmt, None, None), width)
+        return
+    found = native.attend(*given, None, 0.3, OperandRounding(fmt, None, None)).float()
+    q, k, v = Spec(fmt).round(given.float().reshape(-1, width)).view(given.shape)
+    exact = scaled_dot_product_attention(q, k, v, scale=0.3)
+    bound = 2e-5 if dtype == torch.float32 else 0.03
+    assert (found - exact).abs().max() <= bound * v.abs().max()
+
+
 def test_an_operand_that_is_not_finite_does_not_look_like_a_number(isa):
     if not native.has_attention(torch.float32):
         pytest.skip("there is no such kernel")
-    rounding = OperandRounding(torch.full((3, 1, 1), STEP), -128, 127, None)
-    for operand in range(3):
-        given = torch.randn(3, 1, 1, 6, 16)
-        given[operand, 0, 0, 2, 5] = torch.inf
-        found = native.attend(*given, None, None, rounding)
-        assert found[0, 0, 2].isnan().any()
+    for steps in (torch.full((3, 1, 1), STEP), None):
+        for operand in range(3):
+            given = torch.randn(3, 1, 1, 6, 16)
+            given[operand, 0, 0, 2, 5] = torch.inf
+            found = native.attend(*given, None, None, OperandRounding(FORMATS["int8"], steps, None))
+            assert found[0, 0, 2].isnan().any()
 
 
 @pytest.mark.parametrize("steps", [(3, 1, 2), (3, 4, 3), (2, 1, 3)])
 def test_steps_for_other_heads_are_refused(steps):
     q = torch.randn(2, 3, 4, 8)
-    with pytest.raises(BadArgument, match="rounded natively by steps"):
-        native.attend(q, q, q, None, None, OperandRounding(torch.ones(steps), -8, 7, None))
+    with pytest.raises(BadArgument, match="rounded natively to integers"):
+        native.attend(
+            q, q, q, None, None, OperandRounding(FORMATS["int4"], torch.ones(steps), None)
+        )
 
 
 @pytest.mark.parametrize("regions", [(3, 8), (1, 7)])
 def test_regions_of_another_form_are_refused(regions):
     q, steps = torch.randn(2, 3, 4, 8), torch.ones(3, 1, 3)
     with pytest.raises(BadArgument, match="regions"):
-        native.attend(q, q, q, None, None, OperandRounding(steps, -8, 7, torch.ones(regions)))
+        native.attend(
+            q, q, q, None, None, OperandRounding(FORMATS["int4"], steps, torch.ones(regions))
+        )
 
 
 def test_zero_sizes_give_empty_results(isa):

@@ -8,6 +8,7 @@ from torch import nn
 
 from fewbit.activations.activation import Activation
 from fewbit.activations.clock import Clock, TimeBins
+from fewbit.activations.dynamic import Dynamic
 from fewbit.activations.multi_region import MultiRegion
 from fewbit.activations.static import Static
 from fewbit.errors import BadModel
@@ -141,6 +142,29 @@ def test_native_code_rounds_all_operands_on_their_way(heads, times, regions, mon
     # A share in the very middle of two levels may become either.
     assert ((found - expected).abs() > 1e-4).float().mean() < 0.05
     assert (found - expected).abs().max() <= 0.2
+
+
+@pytest.mark.skipif(not native.has_attention(torch.float32), reason="there is no such kernel")
+@pytest.mark.parametrize("name", ["e2m3", "int8"])
+def test_native_code_rounds_each_row_on_its_way(name, monkeypatch):
+    spec = Spec.parse(f"{name}/row/fp32")
+    matmuls = QAttention(Dynamic(spec), Dynamic(spec), None, Dynamic(spec))
+    given = AttentionCall(*operands())
+    with torch.no_grad():
+        monkeypatch.setenv(VARIABLE, "reference")
+        expected = matmuls(given)
+        monkeypatch.setenv(VARIABLE, "native")
+        monkeypatch.setattr("fewbit.layers.attention._rounded", None)
+        torch.testing.assert_close(matmuls(given), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_operands_of_several_kinds_are_rounded_one_after_the_other():
+    spec, (q, k, v) = Spec.parse("int8/row/fp32"), operands()
+    mixed = QAttention(Dynamic(spec), Exact(), None, Dynamic(spec))
+    with torch.no_grad():
+        rounded = [spec.round(x.reshape(-1, 8)).view(x.shape) for x in (q, v)]
+        expected = F.scaled_dot_product_attention(rounded[0], k, rounded[1])
+        torch.testing.assert_close(mixed(AttentionCall(q, k, v)), expected)
 
 
 def test_all_four_operands_are_rounded():

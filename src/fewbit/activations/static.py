@@ -34,12 +34,8 @@ class Static(Activation, FixedDtype):
         step = of_rows(self.bins.pick(self.steps), x)[..., None]
         return non_finite_as_nan(one_region(by_part(x, step), step, self.spec).reshape(x.shape), x)
 
-    def of_heads(self, heads: int) -> Tensor | None:
-        """The steps [images or 1, heads] of an operand of attention, if it becomes so many of them;
-        None where the levels of its format are no integers around zero."""
-        whole = self.spec.format.step == 1 and self.spec.format.arithmetic is not None
-        if not whole or not self.spec.symmetric or self.steps.shape[1] not in (1, heads):
-            return None
+    def of_heads(self, heads: int) -> Tensor:
+        """The steps of an operand of attention, [images or 1, heads]."""
         return self.bins.pick(self.steps).expand(-1, heads)
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from fewbit.errors import BadArgument
-from fewbit.formats import QTensor, Spec
+from fewbit.formats import Format, QTensor, Spec
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,11 @@ class AdaLNInput:
 
 @dataclass(frozen=True)
 class OperandRounding:
-    """How attention rounds what it multiplies: queries, keys and values to whole steps, and its
+    """How attention rounds what it multiplies: queries, keys and values to a format, and its
     weights, if at all, to the two regions of `fewbit.activations.multi_region`."""
 
-    steps: Tensor  # float32 [3, images or 1, heads]
-    least: float  # so many steps
-    most: float
+    format: Format
+    steps: Tensor | None  # float32 [3, images or 1, heads]; None: each row by its largest magnitude
     regions: Tensor | None  # float32 [images or 1, 8]
 
 

@@ -11,12 +11,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fewbit import registry
 from fewbit.activations.activation import Activation
+from fewbit.activations.dynamic import Dynamic
 from fewbit.activations.multi_region import MultiRegion
 from fewbit.activations.static import Static
 from fewbit.errors import BadArgument, BadModel
 from fewbit.kernels.choose import backend_for
 from fewbit.kernels.precision import is_traced, without_function_modes
-from fewbit.kernels.values import OperandRounding
+from fewbit.kernels.values import OperandRounding, scaled_by_row
 from fewbit.layers.swap import Forward, swap, swap_back
 from fewbit.models.fused_attention import AttentionCall, run_with
 from fewbit.models.own_forward import is_wrapped
@@ -79,18 +80,22 @@ class QAttention(nn.Module):
             return backend_for(q).rounded_attention(q, k, v, mask, factor, rounding)
 
     def _rounding(self, images: int, heads: int) -> OperandRounding | None:
-        """Of so many images, some of which may share a time; None where it is of another kind."""
-        fixed = [one for one in (self.query, self.key, self.value) if isinstance(one, Static)]
-        steps = [found for one in fixed if (found := one.of_heads(heads)) is not None]
-        formats = {one.spec.format for one in fixed}
-        regions = self.shares.of_weights() if isinstance(self.shares, MultiRegion) else None
-        if len(steps) < 3 or len(formats) > 1 or (self.shares is not None and regions is None):
+        """Of so many images, some of which may share a time; None where operands differ in kind."""
+        first, shares = self.query, self.shares
+        if not isinstance(first, Static | Dynamic):
             return None
-        times = images if max(map(len, steps)) > 1 else 1
-        together = torch.stack([_of_images(one, times) for one in steps])
+        operands = [one for one in (first, self.key, self.value) if type(one) is type(first)]
+        regions = shares.of_weights() if isinstance(shares, MultiRegion) else None
+        alike = len(operands) == 3 and all(one.spec == first.spec for one in operands)
+        if not alike or (shares is not None and regions is None):
+            return None
         regions = None if regions is None else _of_images(regions, images)
-        integer = formats.pop()
-        return OperandRounding(together, integer.min, integer.max, regions)
+        fixed = [one.of_heads(heads) for one in operands if isinstance(one, Static)]
+        if not fixed and not scaled_by_row(first.spec):
+            return None
+        times = images if any(len(one) > 1 for one in fixed) else 1
+        steps = torch.stack([_of_images(one, times) for one in fixed]) if fixed else None
+        return OperandRounding(first.spec.format, steps, regions)
 
     def check_heads(self, heads: object) -> None:
         """Refuse steps for other parts than the attention has heads, where that is known."""

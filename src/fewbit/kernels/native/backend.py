@@ -221,7 +221,8 @@ class Native(Portable):
         scale: float,
         rounding: OperandRounding,
     ) -> Tensor | None:
-        if not native.has_attention(q.dtype) or not q.numel() or is_traced():
+        known = native.has_attention(q.dtype) and native.has_rounding(rounding, q.shape[-1])
+        if not known or not q.numel() or is_traced():
             return None
         return native.attend(q, k, v, mask, scale, rounding)
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from fewbit.errors import BadArgument
 
 FILE = Path(__file__).parent / "_native.so"
-ABI = 14
+ABI = 15
 ELF64, HEADER = b"\x7fELF\x02", 64
 ISAS = ("avx512vnni", "avx2", "neon", "scalar")
 
@@ -81,8 +81,8 @@ class AttentionTask(Structure):
         *_fields(_L, "b h queries keys d"),
         *_fields(_L * 3, "q_stride k_stride v_stride"),
         ("mask_stride", _L * 4),
-        *_fields(_I, "dtype many_regions step_images"),
-        *_fields(_F, "scale least most"),
+        *_fields(_I, "dtype many_regions step_images by_row mantissa"),
+        *_fields(_F, "scale bottom top step smallest_normal zero"),
     )
 
 

@@ -46,13 +46,14 @@ from fewbit.kernels.native.packing import VECTOR, pack_codes, pack_levels, pack_
 from fewbit.kernels.native.prepared import (
     LANES,
     MOST_ELEMENTS,
+    MOST_HEAD,
     FloatLinear,
     Groups,
     Linear,
     Rows,
     Split,
     VectorLinear,
-    rounding,
+    levels_of,
     run_rows,
     too_large,
     unknown,
@@ -78,6 +79,7 @@ __all__ = [
     "hadamard_quantize_rows",
     "has_attention",
     "has_bf16",
+    "has_rounding",
     "isa",
     "layer_norm_modulate",
     "linear",
@@ -132,14 +134,14 @@ def _attention_shape(q: Tensor, *_: object) -> Tensor:
 
 def quantize_rows(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """x [..., K] to codes (int8 [M, K]) that count fmt.step, and scales (float32 [M, 1])."""
-    return rows(x, rounding(fmt), None, [])
+    return rows(x, levels_of(fmt), None, [])
 
 
 def hadamard_quantize_rows(x: Tensor, rotation: Rotation, fmt: Format) -> tuple[Tensor, Tensor]:
     """As `quantize_rows`, after x / smooth * signs times the Kronecker product of the matrices over
     the root of its order: one matrix after another, each sum in ascending order in float32.
     """
-    return rows(x, rounding(fmt), rotation.signs, list(rotation.matrices), rotation.smooth)
+    return rows(x, levels_of(fmt), rotation.signs, list(rotation.matrices), rotation.smooth)
 
 
 def modulate_quantize_rows(
@@ -152,15 +154,15 @@ def modulate_quantize_rows(
 ) -> tuple[Tensor, Tensor]:
     """`layer_norm_modulate` in float32 and what follows it."""
     if rotation is None:
-        return rows(x, rounding(fmt), None, [], None, shift, scale, eps)
+        return rows(x, levels_of(fmt), None, [], None, shift, scale, eps)
     signs, matrices, smooth = rotation.signs, list(rotation.matrices), rotation.smooth
-    return rows(x, rounding(fmt), signs, matrices, smooth, shift, scale, eps)
+    return rows(x, levels_of(fmt), signs, matrices, smooth, shift, scale, eps)
 
 
 @_operator(_rows_shape)
 def rows(
     x: Tensor,
-    rounding: Sequence[float],
+    levels: Sequence[float],
     signs: Tensor | None,
     matrices: Sequence[Tensor],
     smooth: Tensor | None = None,
@@ -169,7 +171,7 @@ def rows(
     eps: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     rotation = None if signs is None else Rotation(signs, tuple(matrices), smooth)
-    return Rows.by(rounding, rotation)(x, shift, scale, eps)
+    return Rows.by(levels, rotation)(x, shift, scale, eps)
 
 
 @_operator(_same_shape)
@@ -303,9 +305,13 @@ def attend(
         mask = _added(mask).expand(batch, heads, queries, keys)
         task.mask, task.mask_stride = address(mask), mask.stride()
     if rounding is not None:
+        mantissa, *numbers = levels_of(rounding.format)
+        task.top, task.step, task.smallest_normal, task.zero = numbers
+        task.by_row, task.mantissa = rounding.steps is None, int(mantissa)
+        task.bottom = rounding.format.min
+    if rounding is not None and rounding.steps is not None:
         steps = rounding.steps.float().contiguous()
         task.steps, task.step_images = address(steps), steps.shape[1]
-        task.least, task.most = rounding.least, rounding.most
     if rounding is not None and rounding.regions is not None:
         regions = rounding.regions.float().contiguous()
         task.regions, task.many_regions = address(regions), regions.shape[0] > 1
@@ -325,16 +331,28 @@ def _refuse_unequal(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise BadArgument(f"attention of {q.dtype}, {k.dtype} and {v.dtype}: they must agree")
 
 
+def has_rounding(rounding: OperandRounding, width: int) -> bool:
+    """Whether operands of so many columns are rounded so on their way: to a format of arithmetic,
+    and by steps to one of integers."""
+    fmt = rounding.format
+    known = fmt.arithmetic is not None and fmt.exact_in(8)
+    if rounding.steps is None:
+        return known and width <= MOST_HEAD
+    return known and fmt.step == 1 and fmt.codes_are_levels
+
+
 def _refuse_unfit(rounding: OperandRounding, q: Tensor) -> None:
     images, heads = q.shape[:2]
     steps, regions = rounding.steps, rounding.regions
-    fits = steps.shape in ((3, 1, heads), (3, images, heads))
+    fits = steps is None or steps.shape in ((3, 1, heads), (3, images, heads))
     whole = regions is None or regions.shape in ((1, 8), (images, 8))
-    if not fits or not whole or not has_attention(q.dtype):
+    known = has_attention(q.dtype) and has_rounding(rounding, q.shape[3])
+    if not (fits and whole and known):
+        given = [None if one is None else list(one.shape) for one in (steps, regions)]
         raise BadArgument(
-            f"operands {list(q.shape)} of {q.dtype} are rounded natively by steps [3, 1 or "
-            f"{images}, {heads}] and regions [1 or {images}, 8], got {list(steps.shape)} and "
-            f"{None if regions is None else list(regions.shape)}"
+            f"operands {list(q.shape)} of {q.dtype} are rounded natively to integers by steps "
+            f"[3, 1 or {images}, {heads}], or row by row to formats of 8 bits at most, and by "
+            f"regions [1 or {images}, 8]; got {rounding.format}, {given[0]} and {given[1]}"
         )
 
 

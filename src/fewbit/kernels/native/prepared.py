@@ -41,6 +41,7 @@ MOST_ELEMENTS = 2**31 - 1
 MOST_LEVELS = 16  # of a format that is no arithmetic
 MOST_ENTRIES = 256  # of a codebook, because an assignment is a byte
 MOST_GROUP = 256  # columns of an input that share a scale
+MOST_HEAD = 512  # columns of a head of attention whose rows are rounded
 LANES = 8  # columns that a product takes at a time
 SCALE_KINDS = {"fp32": 0, "e8m0": 1, "e4m3row": 2, "factor": 3}  # as csrc/tasks.h numbers them
 OTHER_SHAPE = 2  # the status of a weight that does not belong to its input
@@ -53,14 +54,14 @@ class Rows:
     def __init__(
         self, fmt: Format, rotation: Rotation | None = None, groups: Groups | None = None
     ) -> None:
-        self._settle(rounding(fmt), rotation)
+        self._settle(levels_of(fmt), rotation)
         self._groups = groups
         if groups is not None:
             groups.settle(self._task, fmt)
 
     @classmethod
     def by(cls, numbers: Sequence[float], rotation: Rotation | None) -> Rows:
-        """From the `rounding` of a format, for torch's dispatcher passes no formats on."""
+        """From the `levels_of` a format, for torch's dispatcher passes no formats on."""
         rows = cls.__new__(cls)
         rows._settle(numbers, rotation)
         rows._groups = None
@@ -445,7 +446,7 @@ class VectorLinear:
         return _multiply_floats(task, x, self._half and is_half, out_dtype, self._kept[3])
 
 
-def rounding(fmt: Format) -> list[float]:
+def levels_of(fmt: Format) -> list[float]:
     """Mantissa bits, the largest level, the step, where subnormal numbers end, and the scale of
     zeros; then the ladder of a format without arithmetic, which csrc/rows.inc describes."""
     if not has_rows(fmt):

@@ -78,7 +78,7 @@ const Kernels* supported(const char* name) {
 
 }  // namespace
 
-EXPORT int32_t fewbit_abi() { return 14; }
+EXPORT int32_t fewbit_abi() { return 15; }
 
 // In the order of `Operation`, then of a step, a pointer and a program.
 EXPORT int64_t fewbit_task_bytes(int32_t index) {

@@ -13,6 +13,7 @@ namespace avx2 {
 
 #include "vec.inc"
 #include "tile.inc"
+#include "round.inc"
 #include "rows.inc"
 #include "attention.inc"
 

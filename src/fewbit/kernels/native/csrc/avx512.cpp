@@ -12,6 +12,7 @@ namespace avx512 {
 
 #include "vec.inc"
 #include "tile.inc"
+#include "round.inc"
 #include "rows.inc"
 #include "attention.inc"
 

@@ -13,6 +13,7 @@ namespace avx512bf16 {
 
 #include "vec.inc"
 #include "tile.inc"
+#include "round.inc"
 #include "attention.inc"
 #include "avx512_levels.inc"
 #include "panel_factors.inc"

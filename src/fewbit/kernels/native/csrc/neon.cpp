@@ -12,6 +12,7 @@ namespace neon {
 
 #include "vec.inc"
 #include "tile.inc"
+#include "round.inc"
 #include "rows.inc"
 #include "attention.inc"
 

@@ -252,9 +252,9 @@ int32_t Plan::add(const RowsTask& asked, bool waits, const LinearTask* reader) {
 int32_t Plan::add(const AttentionTask& t, bool waits) {
     laid_ = nullptr;
     auto kernel = chosen->attention[t.dtype];
-    if (!kernel) return kNoKernel;
+    if (!kernel || (t.by_row && t.d > kMostHead)) return kNoKernel;
     const int64_t wide = up(t.d, 16), padded = up(t.keys, kKeys);
-    const int64_t rounded = t.steps ? t.keys * t.d : 0;
+    const int64_t rounded = t.steps || t.by_row ? padded + kQueries + t.keys * t.d : 0;
     const int64_t floats = padded * (t.d + wide) + kQueries * (t.d + 2 * kKeys + wide + 2) + rounded + 64;
     stages_.push_back({t.b * t.h, int64_t(sizeof(float)) * floats,
                        [=](int64_t i, uint8_t* own) { kernel(t, i, own); }, waits});

@@ -10,6 +10,7 @@ namespace scalar {
 
 #include "vec.inc"
 #include "tile.inc"
+#include "round.inc"
 #include "rows.inc"
 
 struct Opened {

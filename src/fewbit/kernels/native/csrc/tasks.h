@@ -46,6 +46,7 @@ struct FloatLinearTask {  // floats times a weight that is decoded, or looked up
 enum ScaleKind : int32_t { kFloatScale = 0, kPowerOfTwo = 1, kE4m3 = 2, kFactor = 3 };
 
 constexpr int64_t kMostGroup = 256;  // columns of a group of rows
+constexpr int64_t kMostHead = 512;   // columns of a row of attention that is rounded by itself
 
 struct RowsTask {  // what is done to every row before a product
     const void* x;          // [m, k]
@@ -88,7 +89,8 @@ struct AttentionTask {
     int64_t b, h, queries, keys, d;
     int64_t q_stride[3], k_stride[3], v_stride[3], mask_stride[4];
     int32_t dtype, many_regions, step_images;  // step_images: b, or 1 for all
-    float scale, least, most;  // the integers that operands become lie between these
+    int32_t by_row, mantissa;  // by_row: each row of q, k and v is rounded by its largest magnitude
+    float scale, bottom, top, step, smallest_normal, zero;  // of the format that they are rounded to
 };
 
 // Operations one after another as one: what a part of a model was recorded to do.
