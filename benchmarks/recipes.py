@@ -54,7 +54,7 @@ def main() -> None:
     for name, row in figures.items():
         print(f"{name:14}", *row.values())
     path = write_result(
-        f"recipes_{arguments.threads}",
+        f"recipes-{arguments.threads}",
         {"load_before": load, "load_after": os.getloadavg()[0], "arms": figures},
     )
     print(path)
@@ -89,7 +89,7 @@ def _figures(taken: dict[str, tuple[float, ...]], name: str, arm: nn.Module) -> 
         "ms": round(median(taken[name]), 1),
         "times as quick as bf16": faster.get(BF16),
         "times as quick as plain w4a4": faster.get(PLAIN),
-        "inputs": sorted(stages),
+        "inputs": "; ".join(sorted(stages)),
     }
 
 

@@ -107,12 +107,12 @@ def prepare(model: Any, mode: str = "fast") -> None:
 
     Args:
         model: A quantized pipeline or module.
-        mode: `"compact"`, as every model begins, holds the weights packed, and unpacks them at each
-            call where the backend needs it. `"fast"` unpacks them once, at the first call, where
-            the backend is quicker with weights of 8 bits, and holds them beside the packed ones.
-            That is so on CUDA, in pure torch, and in native code for tables (`lut16`) and floats
-            of 5 to 7 bits. Native code reads 4 bits packed at the same speed, and holds other
-            integers in 8 bits instead of their packed codes, in both modes.
+        mode: `"compact"` holds the weights packed, and unpacks them at each call where the backend
+            needs it. `"fast"` unpacks them once, at the first call, where the backend is quicker
+            with weights of 8 bits, and holds them beside the packed ones: on CUDA, in pure torch,
+            and in native code for tables (`lut16`) and floats of 5 to 7 bits. A model begins fast
+            in native code and compact elsewhere. Native code reads 4 bits packed at the same
+            speed, and holds other integers in 8 bits instead of their packed codes in any case.
     """
     if mode not in MODES:
         raise BadArgument(f"unknown mode {mode!r}; allowed: {', '.join(MODES)}")

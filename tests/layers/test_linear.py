@@ -191,7 +191,7 @@ WEIGHTS += ["int5/g8/factor", "int6/g16/factor", "uint6/row/fp32"]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("fast", [False, True, None])
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_whatever_the_layout_the_stored_codes_come_back(weight, fast, forced):
     layer = make(weight, "int8/row/fp32")
@@ -211,12 +211,13 @@ def test_whatever_the_layout_the_stored_codes_come_back(weight, fast, forced):
 
 @torch.no_grad()
 @pytest.mark.parametrize("activation", [None, "int8/row/fp32"])
-@pytest.mark.parametrize("weight", [w for w in WEIGHTS if not w.startswith("e2m3")])
-def test_a_call_unpacks_no_weight_and_none_is_in_memory_twice(weight, activation, monkeypatch):
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_a_call_unpacks_no_weight_and_few_are_in_memory_twice(weight, activation, monkeypatch):
+    """Of floats of 6 bits the sign of a zero is lost in integers."""
     monkeypatch.setenv(VARIABLE, "native")
     layer = make(weight, activation)
     layer(tokens())
-    assert layer.hidden_bytes == 0
+    assert (layer.hidden_bytes > 0) == weight.startswith("e2m3")
 
     def refuse(*_: object) -> None:
         raise AssertionError("unpacked at a call")

@@ -111,7 +111,7 @@ class Cuda(Portable):
         bias = None if bias is None else bias.to(half)
         return linear(x.to(half), weight.packed.dequantize().to(half), bias).to(dtype)
 
-    def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
+    def layout(self, packed: QTensor, activation: Spec | None, fast: bool | None) -> Tensor | None:
         how = self._product(packed.spec, activation, packed.packed.device)
         if not fast or how is None or not fits_tensor_cores(packed.spec, *packed.shape):
             return None

@@ -263,9 +263,10 @@ class Reference:
     def gelu(self, x: Tensor) -> Tensor:
         return gelu(x, approximate="tanh")
 
-    def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
+    def layout(self, packed: QTensor, activation: Spec | None, fast: bool | None) -> Tensor | None:
         """The backend's own layout of the codes for inputs rounded so, None where it works on the
-        packed bytes; one that takes more memory than those only if `fast`."""
+        packed bytes. `fast` says whether it may take more memory than those; None leaves that to
+        the backend."""
         return None
 
     def codes_in(self, layout: Tensor, stored: QTensor) -> Tensor:

@@ -159,7 +159,7 @@ class Portable(Reference):
             results[part] = _gelu(rows[part].float())
         return out
 
-    def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
+    def layout(self, packed: QTensor, activation: Spec | None, fast: bool | None) -> Tensor | None:
         wanted = fast and _worth_it(packed.spec, packed.columns)
         return integers_of(packed) if wanted and not _is_int8(packed.spec) else None
 

@@ -32,8 +32,8 @@ class PackedMatrix(nn.Module):
     devices, memory and disk move parameters. The first forward binds the matrix: it chooses the
     backend, and lays the codes out as that wants them. Where the codes can be had back from the
     layout, it is what the parameter `codes` then holds, flat, so that a weight is in memory once
-    and the form of `codes` alone says which it is. `fast`, which `fewbit.prepare` sets, also allows
-    layouts that take more memory than the codes and are kept beside them.
+    and the form of `codes` alone says which it is. `fast`, which `fewbit.prepare` sets, allows or
+    forbids layouts that take more memory than the codes and are kept beside them.
     """
 
     def __init__(self, weight: QTensor, bias: Tensor | None = None) -> None:
@@ -44,7 +44,7 @@ class PackedMatrix(nn.Module):
         self.register_parameter("bias", frozen(bias))  # first: diffusers reads a dtype off it
         for name in STORED:
             self.register_parameter(name, frozen(tensors.get(name)))
-        self.fast = False
+        self.fast: bool | None = None  # as the backend thinks best
         self._bound: Bound | None = None
         self._made_of: Snapshot | None = None
 

@@ -229,14 +229,14 @@ class Native(Portable):
     def gelu(self, x: Tensor) -> Tensor:
         return native.gelu(x) if x.dtype in native.DTYPES else super().gelu(x)
 
-    def layout(self, packed: QTensor, activation: Spec | None, fast: bool) -> Tensor | None:
+    def layout(self, packed: QTensor, activation: Spec | None, fast: bool | None) -> Tensor | None:
         spec = packed.spec
         if not _takes(spec, packed.columns):
             return None
         codebook = packed.scales.codebook
         if codebook is not None and _in_vectors(spec, activation):
             return native.pack_vectors(packed.codes(), codebook)
-        return _panels(packed) if fast or _rests(spec) else None
+        return None if fast is False and not _rests(spec) else _panels(packed)
 
     def replaces_codes(self, spec: Spec, activation: Spec | None) -> bool:
         return _rests(spec) or _in_vectors(spec, activation)
