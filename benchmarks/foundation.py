@@ -53,20 +53,18 @@ def quantize() -> dict[str, float]:
     import fewbit
     from fewbit.engine.plan import make_plan
     from fewbit.engine.recipe import Recipe
-    from fewbit.engine.run import stored_bytes
+    from fewbit.engine.size import size_of
 
     model = dit_xl_2()
-    before = stored_bytes(model)
+    before = size_of(model).bytes
     arithmetic = make_plan(model, Recipe.make("rtn", "w4a4", {}), None, False)
-    planned = arithmetic.bytes_after
+    planned = arithmetic.size_after.bytes
     start = time.perf_counter()
     report = fewbit.quantize(model, "rtn", bits="w4a4", progress=False)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     packed = sum(layer.bytes for layer in report.layers)
-    planned_packed = planned - (
-        arithmetic.structure.bytes - sum(x.bytes_before for x in report.layers)
-    )
+    planned_packed = planned - (before - sum(x.bytes_before for x in report.layers))
     return {
         "seconds": round(seconds, 1),
         "fp32_bytes": before,

@@ -123,7 +123,11 @@ def _plan(model: nn.Module, recipe: str, bits: str | None, settings: Mapping[str
 def _bytes(plan: Plan) -> float:
     """With what a budget allows, where there is one."""
     budget = budget_of(plan)
-    return plan.bytes_after if budget is None else plan.bytes_after - plan.weight_bytes + budget
+    return (
+        plan.size_after.bytes
+        if budget is None
+        else plan.size_after.bytes - plan.weight_bytes + budget
+    )
 
 
 if __name__ == "__main__":

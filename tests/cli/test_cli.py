@@ -184,7 +184,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(pipeline_folder):
     data = json.loads(printed("quantize", "tiny", *words))
     layer = data["layers"]["transformer_blocks.0.attn1.to_q"]
     assert layer == {"weight": "e2m1/row/fp32", "activation": "e2m1/row/fp32"}
-    assert data["bytes_after"] < data["bytes_before"]
+    assert data["bytes"] < data["bytes_before"]
     assert files() == before
 
 

@@ -85,7 +85,7 @@ def test_a_size_is_that_of_the_model(small, tmp_path):
     pytest.importorskip("diffusers")
     model = small()
     plan = plan_of(model)
-    size = (plan.bytes_after + 5_000) / 1e6
+    size = (plan.size_after.bytes + 5_000) / 1e6
     report = fewbit.quantize(
         model, "best", size=size, calibration=rows(), progress=False, transform="none"
     )

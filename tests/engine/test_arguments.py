@@ -20,7 +20,7 @@ LONG = "n" * 256
 @pytest.fixture
 def idle(monkeypatch):
     """Whoever begins to calibrate or to solve fails."""
-    for work in ("_Run", "Originals", "stored_bytes"):
+    for work in ("_Run", "Originals", "size_of"):
         monkeypatch.setattr(engine, work, None)
 
 

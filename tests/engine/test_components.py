@@ -212,7 +212,7 @@ def test_a_report_of_several_comes_back_from_its_file(tmp_path):
     report.save(tmp_path / "report.json")
     assert fewbit.Report.from_dict(json.loads((tmp_path / "report.json").read_text())) == report
     assert "  transformer_2, WanTransformer3DModel: " in str(report)
-    assert report.bytes == sum(part.bytes for part in report.components.values())
+    assert report.bytes == sum(part.size.bytes for part in report.components.values())
 
 
 def test_a_pipeline_that_cannot_run_as_it_is_says_what_to_give():

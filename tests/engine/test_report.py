@@ -9,6 +9,7 @@ import torch
 
 from fewbit.engine.decibel import energies, ratio_db, sqnr
 from fewbit.engine.report import LayerReport, Report
+from fewbit.engine.size import Size
 
 LAYER = LayerReport(
     name="blocks.0.to_q",
@@ -31,7 +32,8 @@ REPORT = Report(
     fewbit_version="0.1.0",
     layers=[LAYER, WORST, LOSSLESS],
     bytes_before=8_000_000,
-    bytes=1_000_000,
+    bf16_bytes=4_000_000,
+    size=Size(packed=900_000, other=100_000),
     seconds={"plan": 0.5, "solve": 1.0},
     warnings=["look at this"],
 )
@@ -39,9 +41,10 @@ REPORT = Report(
 
 def test_it_reads_well():
     lines = str(REPORT).splitlines()
-    assert lines[0] == "dit quantized with rtn:w4a8 in 1.5 s"
-    assert lines[1] == "  8.0 MB -> 1.0 MB (8.00x smaller), 3 layers"
-    q, fc1 = lines[3].split(), lines[4].split()
+    assert lines[0] == "dit quantized with rtn:w4a8 in 1.5 s, 3 layers"
+    assert lines[1] == "  1.0 MB saved and loaded: packed 0.9, kept layers 0.0, other 0.1"
+    assert lines[2] == "  4.00x smaller than in bfloat16 (4.0 MB)"
+    q, fc1 = lines[4].split(), lines[5].split()
     assert (q[:2], fc1[:2]) == (["q", "2"], ["fc1", "1"])
     assert "15.00" in q  # the mean of 20 and 10
     assert {"inf", "-inf"} <= set(fc1)
@@ -54,7 +57,7 @@ def test_the_worst_layer_is_the_one_with_the_least_db():
 
 
 def test_nothing_quantized_is_no_trouble():
-    assert "0 layers" in str(replace(REPORT, layers=[], bytes=0, bytes_before=0))
+    assert "0 layers" in str(replace(REPORT, layers=[], size=Size(), bytes_before=0))
 
 
 def test_json_there_and_back(tmp_path):

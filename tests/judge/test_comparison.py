@@ -6,6 +6,7 @@ import pytest
 from pages import sound
 
 from fewbit.engine.report import Report
+from fewbit.engine.size import Size
 from fewbit.judge.comparison import Candidate, compared
 from fewbit.judge.cost import Cost
 from fewbit.judge.page import About, shown_of, write_page
@@ -16,7 +17,7 @@ RANDOM = random.Random(0)
 NOISE = [RANDOM.gauss(0, 3) for _ in range(200)]
 
 
-def candidate(label, size, psnr, better=0.0, broken=False, duplicates=0):
+def candidate(label, size, psnr, better=0.0, broken=False):
     """All of the same difficulty in each picture; `better` is a share of pictures 1 dB up."""
     each = tuple(psnr + noise + (i < 200 * better) for i, noise in enumerate(NOISE))
     score = Score("PSNR", sum(each) / 200, "higher", BASIS, "dB", each=each)
@@ -30,17 +31,17 @@ def candidate(label, size, psnr, better=0.0, broken=False, duplicates=0):
         "3",
         scores=() if broken else (score,),
         findings=("all is black",) if broken else (),
-        cost=None if broken else Cost(size, 16_000_000, 0.01, 0.02),
+        cost=None if broken else Cost(Size(size), 16_000_000, 0.01, 0.02),
     )
     method, bits = label.split(":")
     report = Report({"method": method, "bits": bits, "settings": {}}, "dit", "ab", 0, "0.1.0")
-    report.bytes, report.duplicate_bytes = size + duplicates, duplicates
+    report.size, report.bf16_bytes = Size(size), 16_000_000
     return Candidate(label, report, evaluation)
 
 
 LARGE = candidate("rtn:w8a8", 8_000_000, 40)
 SMALL = candidate("rtn:w4a4", 4_000_000, 20)
-BETTER = candidate("hq-dit:w4a4", 4_100_000, 24, duplicates=9_000_000)
+BETTER = candidate("hq-dit:w4a4", 4_100_000, 24)
 ALIKE = candidate("other:w4a4", 4_050_000, 24)
 
 

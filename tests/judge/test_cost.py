@@ -5,7 +5,7 @@ import torch
 
 import fewbit
 from fewbit.calibration import RowSet
-from fewbit.engine.run import stored_bytes
+from fewbit.engine.size import Size, size_of
 from fewbit.judge.cost import Cost, cost_of
 
 
@@ -24,7 +24,7 @@ def test_bytes_and_seconds_beside_bfloat16(small):
     )
     found = cost_of(network, reference, rows)
     floats = sum(p.numel() for p in [*reference.parameters()])
-    assert found.bytes == stored_bytes(network)
+    assert found.size == size_of(network)
     assert found.bf16_bytes == pytest.approx(2 * floats, rel=0.01)  # buffers
     assert found.seconds > 0
     assert found.bf16_seconds > 0
@@ -32,5 +32,5 @@ def test_bytes_and_seconds_beside_bfloat16(small):
 
 
 def test_ratios_say_smaller_and_faster():
-    cost = Cost(bytes=25, bf16_bytes=100, seconds=0.5, bf16_seconds=0.25)
+    cost = Cost(Size(packed=20, kept=5), bf16_bytes=100, seconds=0.5, bf16_seconds=0.25)
     assert (cost.smaller, cost.faster) == (4.0, 0.5)

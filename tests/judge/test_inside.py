@@ -29,4 +29,4 @@ def test_each_network_has_its_score(one_thread, tmp_path):
     assert times[0] < 900 <= times[-1]
     heard = {layer.name for layer in found.trajectory.layers}
     assert heard == {f"transformer.{name}" for name in quantized_layers(pipe.transformer)}
-    assert found.cost.bytes < found.cost.bf16_bytes * 2
+    assert found.cost.size.bytes < found.cost.bf16_bytes * 2

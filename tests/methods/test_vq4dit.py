@@ -7,6 +7,7 @@ from small_dit import bits_of, rows, run
 
 import fewbit
 from fewbit.engine.decibel import sqnr
+from fewbit.engine.size import size_of
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Codebook, Spec
 from fewbit.layers.linear import quantized_layers
@@ -38,7 +39,7 @@ def test_bits_are_codebooks_and_sizes_are_exact(small, bits, entries, columns, s
         assert layer.bits_per_weight == 8 * (packed + 2 * fmt.entries * columns + 2 * out) / (
             out * width
         )
-    assert report.bytes == fewbit.engine.run.stored_bytes(model)
+    assert report.bytes == size_of(model).bytes
 
 
 def test_activations_are_quantized_too(small):

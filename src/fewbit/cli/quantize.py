@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,10 +185,10 @@ def _bytes(model: Any) -> int:
     """Of all networks that will be written, before any is quantized."""
     from torch import nn
 
-    from fewbit.engine.run import stored_bytes
+    from fewbit.engine.size import size_of
 
     parts = model.components.values() if hasattr(model, "components") else [model]
-    return sum(stored_bytes(part) for part in parts if isinstance(part, nn.Module))
+    return sum(size_of(part).bytes for part in parts if isinstance(part, nn.Module))
 
 
 def _megabytes(text: str) -> float:
@@ -216,8 +217,10 @@ def _plan_dict(plan: Plan) -> dict[str, Any]:
     return {
         "recipe": plan.recipe.to_dict(),
         "family": plan.structure.family,
-        "bytes_before": plan.structure.bytes,
-        "bytes_after": plan.bytes_after,
+        "bytes_before": plan.stored.bytes,
+        "bf16_bytes": plan.stored.bf16_bytes,
+        "size": asdict(plan.size_after),
+        "bytes": plan.size_after.bytes,
         "layers": {
             name: {
                 "weight": str(rule.weight),

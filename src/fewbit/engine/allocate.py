@@ -29,7 +29,7 @@ def promise(plan: Plan) -> list[str]:
     budget = budget_of(plan)
     if budget is None:
         return []
-    kept = plan.bytes_after - plan.weight_bytes
+    kept = plan.size_after.bytes - plan.weight_bytes
     bits = 8 * budget / sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
     total = megabytes(budget + kept)
     return [
@@ -44,7 +44,7 @@ def budget_of(plan: Plan) -> float | None:
     if not isinstance(settings, Budgeted) or (settings.size or settings.bits_per_weight) is None:
         return None
     weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
-    kept = plan.bytes_after - plan.weight_bytes
+    kept = plan.size_after.bytes - plan.weight_bytes
     if settings.bits_per_weight is not None:
         budget, said = settings.bits_per_weight * weights / 8, f"{settings.bits_per_weight:g} bits"
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fewbit.engine.page import write_page
 from fewbit.engine.report import Report
+from fewbit.engine.size import size_of
 from fewbit.formats.names import megabytes
 from fewbit.models import quantized_components
 from fewbit.storage.provenance import Provenance
@@ -35,6 +36,7 @@ def _card(
     artefacts: Mapping[str, Artefact],
 ) -> str:
     recipe = provenance.recipe
+    sizes = {one.name: size_of(one.network) for one in quantized_components(model)}
     base = _base_model(model)
     lines = [
         "---",
@@ -59,7 +61,7 @@ def _card(
             line
             for name, artefact in artefacts.items()
             for line in (
-                f"- weight files of the {name or 'transformer'}: {_sizes(artefact)}",
+                f"- {name or 'transformer'}: {sizes[name]}{_copies(artefact)}",
                 f"- SHA-256 of its source weights: `{artefact.manifest.provenance.source_sha256}`",
             )
         ),
@@ -87,13 +89,12 @@ def _how_to_load(model: Any) -> list[str]:
     return ["import fewbit", "", 'model = fewbit.load("PATH")']
 
 
-def _sizes(artefact: Artefact) -> str:
-    size = sum(header.path.stat().st_size for header in artefact.headers)
+def _copies(artefact: Artefact) -> str:
     stored = {n: t for header in artefact.headers for n, t in header.tensors.items()}
     shared = [stored[name].nbytes for name in artefact.manifest.aliases.values()]
     if not shared:
-        return megabytes(size)
+        return ""
     return (
-        f"{megabytes(size)}; {len(shared)} tensors are copies of others and share their memory, "
+        f"; {len(shared)} tensors are copies of others and share their memory, "
         f"which saves {megabytes(sum(shared))}"
     )

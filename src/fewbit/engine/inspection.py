@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from torch import nn
 
 from fewbit.engine.call import call_for
 from fewbit.engine.recipe import unknown_part
-from fewbit.formats.names import brief, megabytes
+from fewbit.engine.size import Size, by_owner, bytes_by_name
+from fewbit.formats.names import brief
 from fewbit.layers.adapters import adapter_names, inner_layer
 from fewbit.layers.attention import OPERANDS, quantized_attentions
 from fewbit.layers.linear import QLinear
@@ -78,11 +79,18 @@ class Inspection:
     warnings: tuple[str, ...] = ()
 
     @property
+    def size(self) -> Size:
+        """As saved and loaded, by what it is made of."""
+        packed = sum(layer.bytes for layer in self.layers if layer.status == "quantized")
+        kept = sum(layer.bytes for layer in self.layers) - packed
+        return Size(packed, kept, self.other_bytes)
+
+    @property
     def bytes(self) -> int:
-        return sum(layer.bytes for layer in self.layers) + self.other_bytes
+        return self.size.bytes
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "bytes": self.bytes}
+        return {**asdict(self), "size": asdict(self.size), "bytes": self.bytes}
 
     def __str__(self) -> str:
         """One row for each role and way of storing; `table()` has a row for each layer."""
@@ -99,7 +107,8 @@ class Inspection:
         table = _aligned([("role", "n", "status", "shape", "weight", "input", "MB"), *rows])
         return "\n".join(
             [
-                f"{self.family}{made}, {megabytes(self.bytes)}",
+                f"{self.family}{made}",
+                f"  {self.size}",
                 *self.notes,
                 *table,
                 *self._matmuls(),
@@ -198,7 +207,8 @@ def _inspect_folder(folder: Path, spec: ModelSpec | None) -> Inspection:
     artefact = Artefact.open(folder)
     model = skeleton(folder, config, artefact)
     artefact.prepare(model)
-    return _inspect_module(model, spec, artefact.manifest.provenance.recipe)
+    manifest = artefact.manifest
+    return _inspect_module(model, spec, manifest.provenance.recipe, aliases=manifest.aliases)
 
 
 def _way(activation: nn.Module | None) -> str:
@@ -210,10 +220,15 @@ def _inspect_module(
     spec: ModelSpec | None,
     recipe: dict[str, Any] | None,
     call: Mapping[str, Any] | None = None,
+    aliases: Collection[str] | None = None,
 ) -> Inspection:
     with shown(module):
         structure = describe(module, spec, call)
-        layers = tuple(_layer(one, module.get_submodule(one.name)) for one in structure.layers)
+        names = {layer.name for layer in structure.layers}
+        held = by_owner(bytes_by_name(module, aliases), names)
+        layers = tuple(
+            _layer(one, module.get_submodule(one.name), held[one.name]) for one in structure.layers
+        )
     attentions = tuple(
         InspectedAttention(name, *(_way(getattr(matmuls, part)) for part in OPERANDS))
         for name, matmuls in quantized_attentions(module).items()
@@ -228,21 +243,21 @@ def _inspect_module(
         recipe,
         layers,
         attentions,
-        structure.other_bytes,
+        held[None],
         adapter_names(module),
         () if unknown is None else (f"made by a recipe of another fewbit: {unknown}",),
     )
 
 
-def _layer(layer: Layer, module: nn.Module) -> InspectedLayer:
+def _layer(layer: Layer, module: nn.Module, size: int) -> InspectedLayer:
     role = None if layer.role is None else str(layer.role)
     module = inner_layer(module)
     if not isinstance(module, QLinear):
         status = "quantizable" if layer.status == "quantize" else layer.status
-        return InspectedLayer(layer.name, role, status, layer.shape, layer.bytes)
+        return InspectedLayer(layer.name, role, status, layer.shape, size)
     rounded = None if module.stage is None else str(module.stage)
     weight = str(module.spec)
-    return InspectedLayer(layer.name, role, "quantized", layer.shape, layer.bytes, weight, rounded)
+    return InspectedLayer(layer.name, role, "quantized", layer.shape, size, weight, rounded)
 
 
 def _row(

@@ -36,11 +36,9 @@ def _sections(report: Report) -> Iterator[str]:
 
 
 def _cards(report: Report) -> list[Card]:
-    size = report.bytes - report.duplicate_bytes
-    ratio = report.bytes_before / max(size, 1)
     cards = [
-        Card("Before", megabytes(report.bytes_before), "in memory"),
-        Card("After", megabytes(size), f"{ratio:.2f}× smaller, saved and loaded"),
+        Card("In bfloat16", megabytes(report.bf16_bytes), "the same model"),
+        Card("Size", megabytes(report.bytes), f"{report.smaller:.2f}× smaller, saved and loaded"),
         Card("Time", f"{sum(report.seconds.values()):.1f} s", "calibration and solving"),
     ]
     if report.layers:

@@ -16,8 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from fewbit.calibration import CalibrationSet
 from fewbit.calibration.trial import Trial
 from fewbit.engine.recipe import Recipe
+from fewbit.engine.size import Size, Stored, told
 from fewbit.errors import BadArgument, BadModel
-from fewbit.formats.names import megabytes
 from fewbit.layers.adapters import refuse_adapted
 from fewbit.layers.linear import QLinear
 from fewbit.methods.method import BlockJob, Rule, SurveyJob
@@ -34,6 +34,7 @@ class Plan:
     recipe: Recipe
     structure: Structure
     rules: dict[str, Rule]  # by layer name; layers without a rule stay as they are
+    stored: Stored  # the network before
     trial: Trial = field(default_factory=Trial)  # what the calibration data showed
 
     def tried(self, trial: Trial) -> Plan:
@@ -129,26 +130,21 @@ class Plan:
     @property
     def weight_bytes(self) -> int:
         """Of the quantized weights alone."""
-        return sum(self.rules[one.name].bytes(*one.shape) for one in self.layers)
+        return sum(self._weights().values())
 
     @property
-    def bytes_after(self) -> int:
+    def size_after(self) -> Size:
         """The arithmetic of the quantized weights, biases as they are, and all that is kept."""
-        return self.structure.bytes - sum(
-            layer.bytes - self._layer_bytes(layer) for layer in self.layers
-        )
+        return self.stored.quantized([one.name for one in self.structure.layers], self._weights())
 
-    def _layer_bytes(self, layer: Layer) -> int:
-        rows, columns = layer.shape
-        bias = layer.parameters - rows * columns
-        width = layer.bytes // layer.parameters
-        return self.rules[layer.name].bytes(rows, columns) + bias * width
+    def _weights(self) -> dict[str, int]:
+        return {one.name: self.rules[one.name].bytes(*one.shape) for one in self.layers}
 
     def __str__(self) -> str:
         blocks = len(self.structure.blocks)
         lines = [
-            f"plan: {self.recipe} for {self.structure.family}, {blocks} blocks, "
-            f"{megabytes(self.structure.bytes)} -> {megabytes(self.bytes_after)}"
+            f"plan: {self.recipe} for {self.structure.family}, {blocks} blocks",
+            *told(self.size_after, self.stored.bf16_bytes),
         ]
         kinds = Counter(
             (str(layer.role), self.rules.get(layer.name))
@@ -203,7 +199,7 @@ def make_plan(
             _check(model, layer, rule)
             rules[layer.name] = rule
     _refuse_shared(model, rules)
-    return Plan(recipe, structure, rules)
+    return Plan(recipe, structure, rules, Stored.of(model, {f"{name}.weight" for name in rules}))
 
 
 def _refuse_unknown_share(structure: Structure) -> None:

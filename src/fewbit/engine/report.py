@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fewbit.engine.size import Size, smaller, told
 from fewbit.files import write_text
 from fewbit.formats.names import brief, megabytes
 from fewbit.storage.provenance import source_sha256
 
 _SPELLED = ("inf", "-inf", "nan")
+_DERIVED = ("bytes", "smaller")  # written for whoever reads the JSON
 
 SHOWN_WARNINGS = 3
 
@@ -68,14 +70,16 @@ class ComponentReport:
     Attributes:
         family: The kind of model.
         source: The SHA-256 over its full-precision weights that were quantized.
-        bytes_before: Its bytes in full precision.
-        bytes: Its bytes now.
+        bytes_before: Its bytes before.
+        bf16_bytes: Its bytes in bfloat16.
+        size: Its bytes now, as saved and loaded.
     """
 
     family: str
     source: str
     bytes_before: int
-    bytes: int
+    bf16_bytes: int
+    size: Size
 
 
 @dataclass
@@ -89,10 +93,9 @@ class Report:
         seed: The seed of every random choice.
         fewbit_version: The version that made it.
         layers: One `LayerReport` for each quantized layer.
-        bytes_before: The bytes of the model in full precision.
-        bytes: The bytes of the quantized model.
-        duplicate_bytes: The bytes of tensors that equal others. Files and loaded models hold them
-            once.
+        bytes_before: The bytes of the model in the dtype that it had.
+        bf16_bytes: The bytes of the model in bfloat16.
+        size: The bytes of the quantized model as it is saved and loaded, by what they are.
         seconds: The time of calibrating and of solving.
         warnings: Sentences about what did not go as planned.
         components: A `ComponentReport` by name for each network of a pipeline, where several were
@@ -106,8 +109,8 @@ class Report:
     fewbit_version: str
     layers: list[LayerReport] = field(default_factory=list)
     bytes_before: int = 0
-    bytes: int = 0
-    duplicate_bytes: int = 0
+    bf16_bytes: int = 0
+    size: Size = field(default_factory=Size)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     components: dict[str, ComponentReport] = field(default_factory=dict)
@@ -116,16 +119,28 @@ class Report:
     def worst(self) -> LayerReport:
         return min(self.layers, key=lambda layer: layer.error_db)
 
+    @property
+    def bytes(self) -> int:
+        return self.size.bytes
+
+    @property
+    def smaller(self) -> float:
+        """How many times smaller than in bfloat16."""
+        return smaller(self.size, self.bf16_bytes)
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), **{name: getattr(self, name) for name in _DERIVED}}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Report:
         """From `to_dict`, or from the JSON that `save` wrote."""
-        layers = [LayerReport(**_numbers(layer)) for layer in content["layers"]]
-        parts = content.get("components", {})
-        components = {name: ComponentReport(**part) for name, part in parts.items()}
-        return cls(**{**content, "layers": layers, "components": components})
+        own = {name: value for name, value in content.items() if name not in _DERIVED}
+        own["layers"] = [LayerReport(**_numbers(layer)) for layer in own["layers"]]
+        own["components"] = {
+            name: ComponentReport(**{**part, "size": Size(**part["size"])})
+            for name, part in own["components"].items()
+        }
+        return cls(**{**own, "size": Size(**own["size"])})
 
     def save(self, path: str | Path) -> None:
         """As JSON, which has no word for infinite: a lossless layer has "inf" dB."""
@@ -136,21 +151,10 @@ class Report:
 
     def _head(self) -> list[str]:
         name = f"{self.recipe['method']}:{self.recipe['bits']}"
-        ratio = self.bytes_before / max(self.bytes, 1)
         return [
-            f"{self.family} quantized with {name} in {sum(self.seconds.values()):.1f} s",
-            f"  {megabytes(self.bytes_before)} -> {megabytes(self.bytes)} ({ratio:.2f}x smaller), "
+            f"{self.family} quantized with {name} in {sum(self.seconds.values()):.1f} s, "
             f"{len(self.layers)} layers",
-            *self._shared(),
-        ]
-
-    def _shared(self) -> list[str]:
-        if not self.duplicate_bytes:
-            return []
-        left = self.bytes - self.duplicate_bytes
-        return [
-            f"  saved and loaded {megabytes(left)}: equal tensors are held once, "
-            f"which saves {megabytes(self.duplicate_bytes)}"
+            *told(self.size, self.bf16_bytes),
         ]
 
     def _roles(self) -> list[str]:
@@ -168,9 +172,7 @@ class Report:
         if not name:
             return []
         part = self.components[name]
-        return [
-            f"  {name}, {part.family}: {megabytes(part.bytes_before)} -> {megabytes(part.bytes)}"
-        ]
+        return [f"  {name}, {part.family}: {megabytes(part.size.bytes)}"]
 
     def _worst(self) -> list[str]:
         if not self.layers:
@@ -201,12 +203,14 @@ def together(reports: Mapping[str, Report]) -> Report:
             for layer in report.layers
         ],
         bytes_before=sum(part.bytes_before for part in parts),
-        bytes=sum(part.bytes for part in parts),
-        duplicate_bytes=sum(part.duplicate_bytes for part in parts),
+        bf16_bytes=sum(part.bf16_bytes for part in parts),
+        size=sum((part.size for part in parts), Size()),
         seconds={kind: sum(part.seconds[kind] for part in parts) for kind in first.seconds},
         warnings=[f"{name}: {told}" for name, part in reports.items() for told in part.warnings],
         components={
-            name: ComponentReport(part.family, part.source, part.bytes_before, part.bytes)
+            name: ComponentReport(
+                part.family, part.source, part.bytes_before, part.bf16_bytes, part.size
+            )
             for name, part in reports.items()
         },
     )

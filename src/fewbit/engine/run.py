@@ -30,6 +30,7 @@ from fewbit.engine.output_error import OutputError, output_errors
 from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.engine.report import LayerReport, Report, together
+from fewbit.engine.size import size_of
 from fewbit.engine.source import PASSES, Asked, asked_by, note_of, source_of
 from fewbit.engine.workdir import BlockDone, Workdir, alone_in
 from fewbit.errors import BadArgument, BadCalibration, BadModel, printable
@@ -44,7 +45,7 @@ from fewbit.progress import Meter
 from fewbit.storage.entries import Entries
 from fewbit.storage.provenance import LARGEST_SEED, Provenance, mark, source_sha256
 from fewbit.storage.spec_file import Given, specs_from
-from fewbit.storage.tensors import digest, stored_once
+from fewbit.storage.tensors import digest
 from fewbit.version import __version__
 
 SURVEY, BLOCKS, TRAINING = "survey", "blocks", "last training"  # after the calibration
@@ -187,7 +188,6 @@ class _Run:
     def quantized(self) -> Report:
         """The whole walk."""
         started = time.perf_counter()
-        bytes_before = stored_bytes(self.network)
         with self._phases(), _derivable(self.network, self.plan.recipe):
             self.calibrate()
             calibrated = time.perf_counter()
@@ -205,9 +205,9 @@ class _Run:
             seed=self.seed,
             fewbit_version=__version__,
             layers=self.layers,
-            bytes_before=bytes_before,
-            bytes=stored_bytes(self.network),
-            duplicate_bytes=_duplicate_bytes(self.network),
+            bytes_before=self.plan.stored.bytes,
+            bf16_bytes=self.plan.stored.bf16_bytes,
+            size=size_of(self.network),
             seconds={
                 "calibrate": calibrated - started,
                 "solve": time.perf_counter() - calibrated,
@@ -467,27 +467,6 @@ def _derivable(model: nn.Module, recipe: Recipe) -> Iterator[None]:
 
 def _meter(recipe: Recipe, progress: bool | Meter) -> AbstractContextManager[Meter]:
     return nullcontext(progress) if isinstance(progress, Meter) else Meter(str(recipe), progress)
-
-
-def stored_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, each once however many modules share it."""
-    total = reached = 0
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    for tensor in sorted(tensors, key=torch.Tensor.data_ptr):
-        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        if start == 0:  # without data (on meta) nothing overlaps
-            total += tensor.nbytes
-        else:
-            total += max(end - max(start, reached), 0)
-            reached = max(end, reached)
-    return total
-
-
-def _duplicate_bytes(model: nn.Module) -> int:
-    """What storing equal tensors once saves, beyond what the model shares already."""
-    unique = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
-    named = {str(place): tensor for place, tensor in unique.items()}
-    return sum(named[name].nbytes for name in stored_once(named)[1])
 
 
 def _refuse_for_one(parts: Sequence[Component], recipe: Recipe, asked: Asked) -> None:

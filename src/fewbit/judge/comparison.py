@@ -30,8 +30,8 @@ class Candidate:
 
     @property
     def bytes(self) -> int:
-        """Of the transformer, saved and loaded."""
-        return self.report.bytes - self.report.duplicate_bytes
+        """Of what was quantized, as saved and loaded."""
+        return self.report.bytes
 
     @property
     def psnr(self) -> tuple[float, ...]:
@@ -145,6 +145,7 @@ def _row_dict(row: Row) -> dict[str, Any]:
         "evaluation": one.evaluation.to_dict(),
         "recipe": one.report.recipe,
         "bytes_before": one.report.bytes_before,
+        "bf16_bytes": one.report.bf16_bytes,
         "bytes": one.bytes,
         "seconds": one.report.seconds,
         "warnings": one.report.warnings,
@@ -152,14 +153,14 @@ def _row_dict(row: Row) -> dict[str, Any]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    one, cost = row.candidate, row.candidate.evaluation.cost
+    one = row.candidate
     found = one.evaluation.score
     marks = [(row.on_front, "*"), (row.tied, "~"), (not one.evaluation.passed, "!")]
     spread = row.quality and f"{row.quality.low:.2f} to {row.quality.high:.2f}"
     return (
         one.label,
         f"{one.bytes / 1e6:.2f}",
-        f"{cost.smaller:.2f}" if cost else "-",
+        f"{one.report.smaller:.2f}",
         f"{one.quality:.2f}" if one.psnr else "-",
         spread or "-",
         *(

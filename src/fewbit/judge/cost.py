@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fewbit.calibration import CalibrationSet
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.tree import map_tensors
-from fewbit.engine.run import stored_bytes
+from fewbit.engine.size import Size, Stored, size_of, smaller
 from fewbit.judge.trajectory import noise_prediction
 
 ROWS, REPEATS = 2, 5
@@ -24,14 +24,14 @@ ROWS, REPEATS = 2, 5
 class Cost:
     """seconds: of one forward of ROWS rows, the median of REPEATS, both networks in turn."""
 
-    bytes: int
+    size: Size
     bf16_bytes: int
     seconds: float
     bf16_seconds: float
 
     @property
     def smaller(self) -> float:
-        return self.bf16_bytes / self.bytes
+        return smaller(self.size, self.bf16_bytes)
 
     @property
     def faster(self) -> float:
@@ -46,7 +46,7 @@ def cost_of(network: nn.Module, reference: nn.Module, rows: CalibrationSet) -> C
     with evaluating(network, plain):
         turns = [(_seconds(network, inputs), _seconds(plain, halved)) for _ in range(REPEATS + 1)]
     ours, theirs = zip(*turns[1:], strict=True)  # the first warms up
-    return Cost(stored_bytes(network), stored_bytes(plain), median(ours), median(theirs))
+    return Cost(size_of(network), Stored.of(reference).bf16_bytes, median(ours), median(theirs))
 
 
 def _to_bfloat16(tensor: Tensor) -> Tensor:

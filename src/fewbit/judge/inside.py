@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from fewbit.engine.size import Size
 from fewbit.judge.cost import Cost, cost_of
 from fewbit.judge.layers import LayerErrors
 from fewbit.judge.scores import Basis, Score
@@ -42,7 +43,7 @@ def costs_of(pairs: Pairs) -> Cost | None:
     if not each:
         return None
     return Cost(
-        sum(cost.bytes for cost in each),
+        sum((cost.size for cost in each), Size()),
         sum(cost.bf16_bytes for cost in each),
         sum(cost.seconds for cost in each) / len(each),
         sum(cost.bf16_seconds for cost in each) / len(each),

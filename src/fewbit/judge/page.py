@@ -102,7 +102,7 @@ def _cards_of_one(one: Shown) -> list[Card]:
     cards = []
     if cost:
         cards += [
-            Card("Size", megabytes(cost.bytes), f"{cost.smaller:.2f}× smaller than bfloat16"),
+            Card("Size", megabytes(cost.size.bytes), f"{cost.smaller:.2f}× smaller than bfloat16"),
             Card(
                 "Speed", f"{cost.faster:.2f}×", f"of bfloat16, {1e3 * cost.seconds:.1f} ms a step"
             ),
@@ -269,7 +269,7 @@ def _cost(one: Shown, wanted: bool) -> list[Cell]:
     if cost is None:
         return [Cell(NOTHING)] * (4 if wanted else 0)
     return [
-        Cell(f"{cost.bytes / 1e6:.2f}", cost.bytes),
+        Cell(f"{cost.size.bytes / 1e6:.2f}", cost.size.bytes),
         Cell(f"{cost.smaller:.2f}", cost.smaller),
         Cell(f"{1e3 * cost.seconds:.1f}", cost.seconds),
         Cell(f"{cost.faster:.2f}", cost.faster),

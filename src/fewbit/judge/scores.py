@@ -129,7 +129,7 @@ class Evaluation:
 
 def _cost(cost: Cost) -> str:
     return (
-        f"  beside bfloat16: {cost.smaller:.2f}x smaller ({cost.bytes / 1e6:.1f} MB), "
+        f"  beside bfloat16: {cost.smaller:.2f}x smaller ({cost.size.bytes / 1e6:.1f} MB), "
         f"{cost.faster:.2f}x the speed ({1e3 * cost.seconds:.1f} ms a step)"
     )
 

@@ -242,7 +242,7 @@ def describe(
     matrices: list[Matrices] = []
     parameters = size = 0
     for name, module in _leaves(transformer):
-        if _is_layer(module):
+        if is_layer(module):
             layers.append(_layer(name, module, spec, blocks, is_shown(transformer, name)))
         else:
             matrices += _matrices(name, module, spec, blocks)
@@ -297,12 +297,12 @@ def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if closed is not None and name.startswith(f"{closed}."):
             continue
-        if _is_layer(module):
+        if is_layer(module):
             closed = name
         yield name, module
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
     return _is_linear(module) or isinstance(module, _CONVOLUTIONS)
 
 
