@@ -61,7 +61,7 @@ def test_progress_is_that_of_the_whole_job(pipeline_folder, monkeypatch):
     result = fewbit_says("quantize", *words, "--output", "out")
     lines = [line for line in result.stderr.splitlines() if line.startswith("hq-dit:w4a4, ")]
     phases = [line.removeprefix("hq-dit:w4a4, ").partition(":")[0] for line in lines]
-    assert list(dict.fromkeys(phases)) == ["calibration", "blocks", "saving"]
+    assert list(dict.fromkeys(phases)) == ["calibration", "blocks", "measuring", "saving"]
     assert phases.count("calibration") > 40  # once for each of the scheduler's steps
     assert all(line.endswith(" left") for line in lines[1:-1])
     assert " saving: 1/1 in " in lines[-1]

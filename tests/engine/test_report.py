@@ -42,14 +42,22 @@ REPORT = Report(
 def test_it_reads_well():
     lines = str(REPORT).splitlines()
     assert lines[0] == "dit quantized with rtn:w4a8 in 1.5 s, 3 layers"
-    assert lines[1] == "  1.0 MB saved and loaded: packed 0.9, kept layers 0.0, other 0.1"
-    assert lines[2] == "  4.00x smaller than in bfloat16 (4.0 MB)"
-    q, fc1 = lines[4].split(), lines[5].split()
+    q, fc1 = lines[2].split(), lines[3].split()
     assert (q[:2], fc1[:2]) == (["q", "2"], ["fc1", "1"])
     assert "15.00" in q  # the mean of 20 and 10
     assert {"inf", "-inf"} <= set(fc1)
-    assert lines[-2].startswith("  worst layer: ")
-    assert lines[-1] == "  warning: look at this"
+    assert "  dB are means against full precision" in lines
+    assert "  warning: look at this" in lines
+    assert [line.split()[:1] for line in lines[-6:]] == [
+        ["size"], ["4.00x"], ["speed"], ["match"], ["measures"], ["closer"]
+    ]  # fmt: skip
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_gain_says_over_what():
+    known = replace(LAYER, output_db=20.0, rounding_output_db=15.0)
+    assert "gain: dB of the output over plain\n  rounding" in str(replace(REPORT, layers=[known]))
+    assert "gain:" not in str(REPORT)
 
 
 def test_the_worst_layer_is_the_one_with_the_least_db():

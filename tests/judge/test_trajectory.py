@@ -8,7 +8,8 @@ from torch import nn
 
 from fewbit.calibration import CallSet, RowSet
 from fewbit.engine.decibel import sqnr
-from fewbit.judge.trajectory import noise_prediction, trajectory_fidelity
+from fewbit.engine.measured import noise_prediction
+from fewbit.judge.trajectory import trajectory_fidelity
 
 
 class Scaled(nn.Module):

@@ -31,7 +31,15 @@ def quantized(subject: Subject, recipe: str | None, bits: str | None) -> nn.Modu
     network = copy.deepcopy(subject.network)
     data = _at_many_times(subject.inputs) if chosen.method.calibrated else None
     bits = chosen.bits
-    quantize(network, chosen.method, bits=bits, calibration=data, progress=False, **settings)
+    quantize(
+        network,
+        chosen.method,
+        bits=bits,
+        calibration=data,
+        progress=False,
+        measure=False,
+        **settings,
+    )
     return network
 
 

@@ -16,6 +16,7 @@ from torch import Generator, nn
 from fewbit.calibration.modes import evaluating
 from fewbit.calibration.set import CalibrationSet
 from fewbit.pipelines.asking import Enough, Manner
+from fewbit.pipelines.quiet import without_bar
 from fewbit.progress import Meter
 from fewbit.storage.entries import Entries
 
@@ -91,17 +92,13 @@ def generator_of(seed: int, purpose: object) -> Generator:
 @contextmanager
 def borrowed(pipe: Any) -> Iterator[None]:
     """The pipeline quiet and in evaluation mode, the global generators put back afterwards."""
-    bar = vars(pipe).get("_progress_bar_config")
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    with torch.random.fork_rng(range(torch.cuda.device_count())), evaluating(*modules):
-        pipe.set_progress_bar_config(disable=True)
+    forked = torch.random.fork_rng(range(torch.cuda.device_count()))
+    with forked, evaluating(*modules), without_bar(pipe):
         try:
             yield
         finally:
             pipe.maybe_free_model_hooks()
-            del pipe._progress_bar_config
-            if bar is not None:
-                pipe._progress_bar_config = bar
 
 
 def by_name(

@@ -67,6 +67,7 @@ DISK = 200e6  # bytes a second, to guess how long saving takes
 @click.option("--strict", is_flag=True, help="Refuse if over 1% would stay without being told to.")
 @click.option("--allow-unknown", is_flag=True, help="Keep layers of unknown role as they are.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--no-measure", is_flag=True, help="No speed and no match in the end.")
 @seed_option
 @device_option
 @dtype_option
@@ -94,6 +95,7 @@ def quantize(
     strict: bool,
     allow_unknown: bool,
     dry_run: bool,
+    no_measure: bool,
     seed: int,
     device: str,
     dtype: str,
@@ -169,6 +171,7 @@ def quantize(
             components=asked,
             strict=strict,
             allow_unknown=allow_unknown,
+            measure=not no_measure,
             **chosen,
         )
         meter.begin("saving", 1)

@@ -1,13 +1,24 @@
-"""Giving freed memory back: glibc keeps what was freed below something that is still in use."""
+"""Memory of the process: what is free, what was taken, and giving back what was freed."""
 
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 
 def release() -> None:
-    """After a block's full-precision weights are gone; does nothing where there is no glibc."""
+    """After a block's full-precision weights are gone: glibc keeps what was freed below something
+    that is still in use. Does nothing where there is no glibc."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, TypeError, AttributeError):
         return
+
+
+def available_bytes() -> int | None:
+    """What may still be taken; None where the system does not tell."""
+    file = Path("/proc/meminfo")
+    for line in file.read_text().splitlines() if file.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return None

@@ -11,10 +11,17 @@ from pathlib import Path
 import torch
 
 from fewbit.engine.report import LayerReport, Report
+from fewbit.engine.verdict import words_for
 from fewbit.files import write_text
 from fewbit.formats.names import brief, megabytes
 from fewbit.pages import charts, html
 from fewbit.pages.html import NOTHING, Card, Cell
+
+_GAIN = (
+    "Rounding dB is the weight's error by plain rounding to the same format, and gain the output's "
+    "over that of plain rounding. A weight may be below plain rounding and its output above: what "
+    "counts is the error in the directions that the inputs have."
+)
 
 
 def write_page(path: Path, report: Report) -> None:
@@ -30,7 +37,7 @@ def _sections(report: Report) -> Iterator[str]:
     )
     if report.layers:
         yield html.section("roles", "Error by role", _lead(report), _roles(report))
-        yield html.section("layers", "Layers", "", _layers(report))
+        yield html.section("layers", "Layers", _GAIN, _layers(report))
     lead = "What it cost in pictures and gained in speed, the second command shows."
     yield html.section("repeat", "How to repeat it", lead, _repeat(report))
 
@@ -39,11 +46,22 @@ def _cards(report: Report) -> list[Card]:
     cards = [
         Card("In bfloat16", megabytes(report.bf16_bytes), "the same model"),
         Card("Size", megabytes(report.bytes), f"{report.smaller:.2f}× smaller, saved and loaded"),
+        *_measured(report),
         Card("Time", f"{sum(report.seconds.values()):.1f} s", "calibration and solving"),
     ]
     if report.layers:
         worst = report.worst
         cards.append(Card("Worst layer", f"{worst.error_db:.1f} dB", worst.name))
+    return cards
+
+
+def _measured(report: Report) -> list[Card]:
+    cards = []
+    for found in report.measured.values():
+        if found.faster is not None:
+            cards.append(Card("Speed", f"{found.faster:.2f}×", "of bfloat16, a call of a few rows"))
+        if found.db is not None:
+            cards.append(Card("Match", f"{found.db:.1f} dB", words_for(found.db)))
     return cards
 
 

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewbit.engine.size import Size, smaller, told
+from fewbit.engine.measured import Measured
+from fewbit.engine.size import Size, smaller
+from fewbit.engine.verdict import verdict
 from fewbit.files import write_text
 from fewbit.formats.names import brief, megabytes
 from fewbit.storage.provenance import source_sha256
@@ -98,6 +100,8 @@ class Report:
         size: The bytes of the quantized model as it is saved and loaded, by what they are.
         seconds: The time of calibrating and of solving.
         warnings: Sentences about what did not go as planned.
+        measured: A `Measured` by the name of each network: its speed and its distance from full
+            precision.
         components: A `ComponentReport` by name for each network of a pipeline, where several were
             quantized. The names of their layers begin with that of the network.
     """
@@ -113,6 +117,7 @@ class Report:
     size: Size = field(default_factory=Size)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    measured: dict[str, Measured] = field(default_factory=dict)
     components: dict[str, ComponentReport] = field(default_factory=dict)
 
     @property
@@ -136,6 +141,9 @@ class Report:
         """From `to_dict`, or from the JSON that `save` wrote."""
         own = {name: value for name, value in content.items() if name not in _DERIVED}
         own["layers"] = [LayerReport(**_numbers(layer)) for layer in own["layers"]]
+        own["measured"] = {
+            name: Measured(**_numbers(found)) for name, found in own["measured"].items()
+        }
         own["components"] = {
             name: ComponentReport(**{**part, "size": Size(**part["size"])})
             for name, part in own["components"].items()
@@ -147,14 +155,14 @@ class Report:
         write_text(Path(path), json.dumps(_spelled(self.to_dict()), indent=1, allow_nan=False))
 
     def __str__(self) -> str:
-        return "\n".join([*self._head(), *self._roles(), *self._worst(), *self._foot()])
+        rows = [*self._head(), *self._roles(), *self._worst(), *self._foot()]
+        return "\n".join([*rows, *self._verdict()])
 
     def _head(self) -> list[str]:
         name = f"{self.recipe['method']}:{self.recipe['bits']}"
         return [
             f"{self.family} quantized with {name} in {sum(self.seconds.values()):.1f} s, "
             f"{len(self.layers)} layers",
-            *told(self.size, self.bf16_bytes),
         ]
 
     def _roles(self) -> list[str]:
@@ -175,9 +183,19 @@ class Report:
         return [f"  {name}, {part.family}: {megabytes(part.size.bytes)}"]
 
     def _worst(self) -> list[str]:
+        """What the columns mean, and the layer that lost most."""
         if not self.layers:
             return []
-        return [f"  worst layer: {self.worst.name} at {_db(self.worst.error_db)} dB"]
+        means = ["  dB are means against full precision"]
+        if any(layer.gain_db is not None for layer in self.layers):
+            means = [
+                f"{means[0]}; gain: dB of the output over plain",
+                "  rounding to the same formats, which may have a better weight and a worse output",
+            ]
+        return [*means, f"  worst layer: {self.worst.name} at {_db(self.worst.error_db)} dB"]
+
+    def _verdict(self) -> list[str]:
+        return verdict(self.recipe, self.size, self.bf16_bytes, self.measured)
 
     def _foot(self) -> list[str]:
         told = [f"  warning: {warning}" for warning in self.warnings[:SHOWN_WARNINGS]]
@@ -206,6 +224,7 @@ def together(reports: Mapping[str, Report]) -> Report:
         bf16_bytes=sum(part.bf16_bytes for part in parts),
         size=sum((part.size for part in parts), Size()),
         seconds={kind: sum(part.seconds[kind] for part in parts) for kind in first.seconds},
+        measured={name: found for part in parts for name, found in part.measured.items()},
         warnings=[f"{name}: {told}" for name, part in reports.items() for told in part.warnings],
         components={
             name: ComponentReport(

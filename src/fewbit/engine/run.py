@@ -6,7 +6,7 @@ import copy
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activations.clock import share_clock
-from fewbit.calibration import BlockStream, Calibration, CalibrationSet, Source, Step
+from fewbit.calibration import BlockStream, Calibration, CalibrationSet, CallSet, Source, Step
 from fewbit.calibration.drawing import CALIBRATION
 from fewbit.calibration.trial import Trial, try_out
 from fewbit.engine import memory
@@ -25,6 +25,7 @@ from fewbit.engine.call import call_for
 from fewbit.engine.decibel import sqnr
 from fewbit.engine.identity import model_sha256, pipeline_sha256
 from fewbit.engine.idle import round_plainly
+from fewbit.engine.measured import ROWS, Measured, Measurement, attempted
 from fewbit.engine.originals import Originals, written_on_copies
 from fewbit.engine.output_error import OutputError, output_errors
 from fewbit.engine.plan import Plan, make_plan
@@ -49,6 +50,7 @@ from fewbit.storage.tensors import digest
 from fewbit.version import __version__
 
 SURVEY, BLOCKS, TRAINING = "survey", "blocks", "last training"  # after the calibration
+MEASURING = "measuring"
 BACK_AND_FORTH = 3  # times as long as forth alone
 
 
@@ -66,6 +68,7 @@ def quantize(
     allow_unknown: bool = False,
     strict: bool = False,
     components: Sequence[str] | None = None,
+    measure: bool = True,
     **settings: Any,
 ) -> Report:
     """Quantize a model in place and report what each layer lost.
@@ -102,6 +105,9 @@ def quantize(
             `("transformer", "text_encoder")`, one after the other as they run; each is calibrated
             on what it receives then. Left out, those are that denoise: `transformer`, and
             `transformer_2` where the pipeline has it.
+        measure: Whether to measure in the end, by a few calls of the network, how fast it is beside
+            bfloat16 on this machine, and how far its output is from full precision where there is
+            calibration data. The report says it.
         **settings: Settings of the recipe by name, or `preset="fast"` for several that belong
             together. `fewbit recipes NAME` lists them.
 
@@ -136,15 +142,15 @@ def quantize(
             plan = make_plan(part.network, chosen, known, allow_unknown, strict=strict, see=see)
             budget_of(plan)
             refuse_empty(part.network, "quantizing")
-            tasks.append((part, plan, source, place, originals))
+            tasks.append((part, plan, source, place, originals, see if measure else None))
         meter = whole.enter_context(_meter(chosen, progress))
         whole.enter_context(keeping(work))
         whole.enter_context(alone_in(work))
         runs = []
-        for part, plan, source, place, originals in tasks:
+        for part, plan, source, place, originals, call in tasks:
             whole.enter_context(originals.back_on_failure())
             runs.append(
-                _Run(model, part, plan, source, seed, device, place, meter, originals, names)
+                _Run(model, part, plan, source, seed, device, place, meter, originals, names, call)
             )
         reports = {run.component.name: run.quantized() for run in runs}
     memory.release()
@@ -166,8 +172,11 @@ class _Run:
         meter: Meter,
         originals: Originals,
         together: Sequence[str],
+        see: Callable[[], Mapping[str, Any] | None] | None,
     ) -> None:
-        """together: the names of all networks that are quantized in one call."""
+        """together: the names of all networks that are quantized in one call. see: a call of the
+        network, to be measured with where there are no data; None if nothing is to be measured."""
+        self.see = see
         self.originals, self.together = originals, together
         self.model, self.component, self.network = model, component, component.network
         self.plan, self.source, self.seed = plan, source, seed
@@ -190,6 +199,7 @@ class _Run:
         started = time.perf_counter()
         with self._phases(), _derivable(self.network, self.plan.recipe):
             self.calibrate()
+            begun = attempted(self._measurement)
             calibrated = time.perf_counter()
             self.survey()
             self.allocate()
@@ -217,7 +227,27 @@ class _Run:
         setattr(self.network, SPEC, self.plan.structure.spec)
         mark(self.network, Provenance(report.recipe, self.seed, report.source, __version__))
         bind(self.network, self.plan.structure)
+        report.measured[self.component.name or "transformer"] = self._measured(begun)
         return report
+
+    def _measurement(self) -> Measurement | str:
+        """Begun with some of the data, or with one call of the network where there are none."""
+        if self.see is None:
+            return "not asked for"
+        if self.data is not None:
+            return Measurement(self.network, self.data.some(ROWS, self.seed), drawn=True)
+        call = self.see()
+        if call is None:
+            return "nothing says how the network is called"
+        return Measurement(self.network, CallSet.from_items([call]), drawn=False)
+
+    def _measured(self, begun: Measurement | str) -> Measured:
+        if isinstance(begun, str):
+            return Measured(why_not=begun)
+        with self._phases():
+            self.meter.begin(MEASURING, 1)
+        found = attempted(partial(begun.end, self.network))
+        return Measured(why_not=found) if isinstance(found, str) else found
 
     @property
     def notes(self) -> list[str]:

@@ -144,6 +144,7 @@ def _make(
         components=components,
         workdir=workdir,
         progress=progress,
+        measure=False,  # the evaluation does
     )
     with keeping(workdir):
         save(pipe, place, report=report)

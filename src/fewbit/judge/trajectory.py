@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewbit.calibration import CalibrationSet
 from fewbit.calibration.modes import evaluating
-from fewbit.calibration.tree import map_tensors, tensors
 from fewbit.engine.decibel import energies, ratio_db
+from fewbit.engine.measured import noise_prediction
 from fewbit.judge.layers import LayerError, LayerErrors
 
 
@@ -88,14 +87,3 @@ def energies_of(
                 signal[time] += more[0]  # type: ignore[assignment]
                 noise[time] += more[1]  # type: ignore[assignment]
     return signal, noise
-
-
-def noise_prediction(network: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """What the scheduler reads, without a learned variance behind it."""
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    output = network(**map_tensors(inputs, lambda tensor: tensor.to(device)))
-    prediction = next(iter(tensors(output).values())).cpu()
-    latent = inputs.get("hidden_states")
-    if isinstance(latent, Tensor) and latent.ndim == prediction.ndim == 4:
-        prediction = prediction[:, : latent.shape[1]]
-    return prediction

@@ -11,6 +11,7 @@ from torch import Generator, nn
 from fewbit.errors import BadCalibration, FewbitError
 from fewbit.models import networks_of
 from fewbit.pipelines.asking import Enough, Manner
+from fewbit.pipelines.quiet import without_bar
 
 
 class _Seen(Enough):
@@ -33,7 +34,7 @@ def first_call(pipe: Any, manner: Manner) -> dict[str, Any]:
     alike = [network for network in networks_of(pipe).values() if type(network) is kind]
     hooks = [network.register_forward_pre_hook(look, with_kwargs=True) for network in alike]
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with torch.random.fork_rng(range(torch.cuda.device_count())), without_bar(pipe):
             manner.ask(pipe, manner.subjects[:1], [Generator("cpu").manual_seed(0)])
     except _Seen:
         pass

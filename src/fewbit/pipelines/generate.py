@@ -21,6 +21,7 @@ import torch
 from fewbit.errors import BadArgument, BadModel
 from fewbit.models import components_of, quantized_components
 from fewbit.pipelines.prompting import own_manner, own_prompts
+from fewbit.pipelines.quiet import without_bar
 from fewbit.progress import Meter
 from fewbit.version import __version__
 
@@ -177,9 +178,8 @@ def recipe_of(pipe: Any) -> str:
 @contextmanager
 def _meter(pipe: Any, total: int, show: bool) -> Iterator[None]:
     """One progress for all pictures instead of the pipeline's own bar for each."""
-    before, steps = getattr(pipe, "_progress_bar_config", {}), count(1)
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    with Meter(show=show) as meter:
+    steps = count(1)
+    with without_bar(pipe), Meter(show=show) as meter:
         meter.begin("drawing, steps", total)
         networks = [one.network for one in components_of(pipe)]
         hooks = [one.register_forward_hook(lambda *_: meter.reach(next(steps))) for one in networks]
@@ -188,4 +188,3 @@ def _meter(pipe: Any, total: int, show: bool) -> Iterator[None]:
         finally:
             for hook in hooks:
                 hook.remove()
-            pipe.set_progress_bar_config(**before)
