@@ -1,11 +1,12 @@
 """Progress: silent when quick, one line on a terminal, few lines in a log, never in the way."""
 
 import io
+import logging
 
 import pytest
 
 from fewbit import progress
-from fewbit.progress import Meter, track
+from fewbit.progress import Meter, Progress, track
 
 
 class Terminal(io.StringIO):
@@ -134,3 +135,33 @@ def test_nothing_to_do(clock):
 )
 def test_the_clock(seconds, text):
     assert Meter._clock(seconds) == text
+
+
+def test_a_callback_is_told_every_step_and_nothing_is_shown(clock):
+    told, stream = [], io.StringIO()
+    with Meter("job", show=False, stream=stream, tell=told.append) as meter:
+        meter.expect("solving", work=20)
+        meter.expect("drawing", work=10)
+        meter.begin("drawing", 2)
+        clock[0] += 10
+        meter.reach(1)
+        clock[0] += 10
+        meter.reach(2)
+    assert told == [
+        Progress("job", "drawing", 0.0, 2, 0.0, None),
+        Progress("job", "drawing", 1, 2, 10.0, 50.0),
+        Progress("job", "drawing", 2, 2, 20.0, 40.0),
+    ]
+    assert stream.getvalue() == ""
+
+
+def test_a_logger_can_route_it_and_is_silent_until_then(clock, caplog, capfd):
+    with caplog.at_level(logging.INFO, "fewbit"):
+        walk(clock, io.StringIO(), 6.0, total=4, show=False)
+    assert [record.message for record in caplog.records] == [
+        "blocks: 0/4",
+        "blocks: 2/4, 0:12 left",
+    ]
+    assert {record.name for record in caplog.records} == {"fewbit"}
+    logging.getLogger("fewbit").warning("nobody listens")
+    assert "nobody listens" not in capfd.readouterr().err

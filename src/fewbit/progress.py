@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,8 @@ T = TypeVar("T")
 Track = Callable[[Sequence[range]], Iterable[range]]  # gives minibatches again, and shows how far
 QUIET_SECONDS = 2.0  # work shorter than this shows nothing
 LINE_SECONDS = 10.0  # how often a line is written when it is not a terminal
+LOG = logging.getLogger("fewbit")
+LOG.addHandler(logging.NullHandler())  # silent until a program routes it
 
 
 def track(
@@ -23,6 +26,27 @@ def track(
     """The items again; how far we are and how long it will take goes to standard error."""
     with Meter("", show, stream) as meter:
         yield from meter.track(label, items, total)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a work is, as a callback is told.
+
+    Attributes:
+        work: What is done, such as `hq-dit:w4a4`.
+        phase: The part of it that is under way, such as `calibration`.
+        done: How many steps of the phase are done.
+        steps: How many it has.
+        seconds: The time since the work began.
+        left: The time that all phases still need; None until something was measured.
+    """
+
+    work: str
+    phase: str
+    done: float
+    steps: int
+    seconds: float
+    left: float | None
 
 
 @dataclass
@@ -49,14 +73,24 @@ class Phase:
 
 
 class Meter:
-    """Phases one after the other, and the time that all of them together still need."""
+    """Phases one after the other, and the time that all of them together still need.
 
-    def __init__(self, label: str = "", show: bool = True, stream: TextIO | None = None) -> None:
+    It is shown on a stream, told to a callback at every step, and logged as "fewbit".
+    """
+
+    def __init__(
+        self,
+        label: str = "",
+        show: bool = True,
+        stream: TextIO | None = None,
+        tell: Callable[[Progress], object] | None = None,
+    ) -> None:
         self.label, self.show, self.stream = printable(label), show, stream or sys.stderr
+        self.tell = tell
         self.phases: dict[str, Phase] = {}
         self.phase: Phase | None = None
         self.part = ""  # of the work, to which the phases belong
-        self.start = self.last_line = self.last_step = time.monotonic()
+        self.start = self.last_line = self.last_log = self.last_step = time.monotonic()
         self.wrote = False
 
     def expect(self, name: str, work: float = 0.0, seconds: float = 0.0) -> None:
@@ -72,6 +106,8 @@ class Meter:
         self.phase = self.phases.setdefault(name, Phase(name))
         self.phase.steps, self.phase.done = steps, 0.0
         self.last_step = time.monotonic()
+        LOG.info("%s", self._where())
+        self._tell()
         self._line()
 
     @contextmanager
@@ -98,6 +134,7 @@ class Meter:
             self.phase.measured += done - self.phase.done
             self.phase.took += now - self.last_step
         self.phase.done, self.last_step = done, now
+        self._tell()
         if done < self.phase.steps:
             self._line()
 
@@ -119,8 +156,21 @@ class Meter:
         pause = 0.1 if self.stream.isatty() else LINE_SECONDS
         if self.show and now - self.start >= QUIET_SECONDS and now - self.last_line >= pause:
             self.last_line = now
-            left = self._left()
-            self._write(self._where() + ("" if left is None else f", {self._clock(left)} left"))
+            self._write(self._text())
+        if now - self.last_log >= LINE_SECONDS:
+            self.last_log = now
+            LOG.info("%s", self._text())
+
+    def _tell(self) -> None:
+        phase = self.phase
+        if self.tell is not None and phase is not None:
+            seconds = time.monotonic() - self.start
+            told = self.label, phase.name, phase.done, phase.steps, seconds, self._left()
+            self.tell(Progress(*told))
+
+    def _text(self) -> str:
+        left = self._left()
+        return self._where() + ("" if left is None else f", {self._clock(left)} left")
 
     def _left(self) -> float | None:
         """Seconds for all phases, or None where nothing was measured yet."""

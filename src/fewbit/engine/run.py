@@ -42,7 +42,7 @@ from fewbit.methods.method import BlockJob, Method, ModelJob
 from fewbit.models import SPEC, Component, Layer, components_of
 from fewbit.models.flexible_attention import differentiable
 from fewbit.models.hidden import shown
-from fewbit.progress import Meter
+from fewbit.progress import LOG, Meter, Progress
 from fewbit.storage.entries import Entries
 from fewbit.storage.provenance import LARGEST_SEED, Provenance, mark, source_sha256
 from fewbit.storage.spec_file import Given, specs_from
@@ -51,6 +51,7 @@ from fewbit.version import __version__
 
 SURVEY, BLOCKS, TRAINING = "survey", "blocks", "last training"  # after the calibration
 MEASURING = "measuring"
+Shown = bool | Meter | Callable[[Progress], object]  # how progress is to be shown
 BACK_AND_FORTH = 3  # times as long as forth alone
 
 
@@ -63,7 +64,7 @@ def quantize(
     seed: int = 0,
     device: str | torch.device | None = None,
     workdir: str | Path | None = None,
-    progress: bool | Meter = True,
+    progress: Shown = True,
     spec: Given = None,
     allow_unknown: bool = False,
     strict: bool = False,
@@ -92,7 +93,9 @@ def quantize(
             afterwards. Left out, it is solved where it is.
         workdir: A folder that keeps what is finished. The same call with the same folder goes on
             from there, even after the process was killed, and ends with the same bits.
-        progress: Whether to print the plan and the progress to stderr.
+        progress: Whether to print the plan and the progress to stderr; or a function that is called
+            at every step with a `fewbit.progress.Progress`. The logger "fewbit" is told the plan,
+            the progress and the warnings in any case.
         spec: Where the blocks of the model are and what their linear layers do: a
             `fewbit.ModelSpec`, a table of its fields, or the path of a JSON file, such as
             `fewbit inspect MODEL --spec` prints. Left out, fewbit knows it or finds it out. Of
@@ -154,7 +157,10 @@ def quantize(
             )
         reports = {run.component.name: run.quantized() for run in runs}
     memory.release()
-    return together(reports)
+    report = together(reports)
+    for warning in report.warnings:
+        LOG.warning("%s", warning)
+    return report
 
 
 class _Run:
@@ -247,6 +253,8 @@ class _Run:
         with self._phases():
             self.meter.begin(MEASURING, 1)
         found = attempted(partial(begun.end, self.network))
+        unbind(self.network)  # layouts and recorded programs are the first caller's to make
+        bind(self.network, self.plan.structure)
         return Measured(why_not=found) if isinstance(found, str) else found
 
     @property
@@ -298,8 +306,7 @@ class _Run:
         if budget is None:
             return
         self.plan = allocate(self.plan, self.surveyed, budget)
-        if self.meter.show:
-            print(printable(f"within the budget, {self.plan}"), file=sys.stderr)
+        self._say(f"within the budget, {self.plan}")
 
     def blocks(self) -> None:
         """Each of them solved, or restored where an earlier run has finished it."""
@@ -346,11 +353,15 @@ class _Run:
         self._let_go()
 
     def _show_plan(self) -> None:
+        note = note_of(self.source)
+        lines = [str(self.plan), *promise(self.plan), *([f"  {note}"] if note else ())]
+        named = [f"{self.component.name}:"] if len(self.together) > 1 else []
+        self._say("\n".join([*named, *lines]))
+
+    def _say(self, text: str) -> None:
+        LOG.info("%s", text)
         if self.meter.show:
-            note = note_of(self.source)
-            lines = [str(self.plan), *promise(self.plan), *([f"  {note}"] if note else ())]
-            named = [f"{self.component.name}:"] if len(self.together) > 1 else []
-            print(printable("\n".join([*named, *lines])), file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
     def _phases(self) -> AbstractContextManager[None]:
         return self.meter.inside(self.component.name if len(self.together) > 1 else "")
@@ -495,8 +506,12 @@ def _derivable(model: nn.Module, recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def _meter(recipe: Recipe, progress: bool | Meter) -> AbstractContextManager[Meter]:
-    return nullcontext(progress) if isinstance(progress, Meter) else Meter(str(recipe), progress)
+def _meter(recipe: Recipe, progress: Shown) -> AbstractContextManager[Meter]:
+    if isinstance(progress, Meter):
+        return nullcontext(progress)
+    if callable(progress):
+        return Meter(str(recipe), show=False, tell=progress)
+    return Meter(str(recipe), progress)
 
 
 def _refuse_for_one(parts: Sequence[Component], recipe: Recipe, asked: Asked) -> None:
