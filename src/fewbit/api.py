@@ -85,7 +85,8 @@ def inspect(
 
     Args:
         model: A pipeline, a module, a folder, an original checkpoint file, a hub id, or the name
-            of a demo. The tensors of a folder are not loaded.
+            of a demo. The tensors of a folder are not loaded, and need not be there: a
+            `config.json` will do.
         spec: Where the blocks are and what their linear layers do: a `fewbit.ModelSpec`, a table
             of its fields, or the path of a JSON file. Left out, fewbit knows it or finds it out;
             of a pipeline that it does not know it runs the transformer once.
@@ -94,6 +95,8 @@ def inspect(
     if not isinstance(model, str | Path):
         return inspect_model(model, spec)
     place = locate(model)
+    if isinstance(place, Path) and place.name == CONFIG:
+        place = place.parent
     if not (isinstance(place, Path) and place.is_dir()):
         return inspect_model(open_model(model, heads=heads), spec)
     check_folder(place)

@@ -6,7 +6,7 @@ import pytest
 
 import fewbit
 from fewbit.engine.doctor import LayerPath, LayerPaths, examine, examine_layers
-from fewbit.errors import BadArgument, BadModel
+from fewbit.errors import BadArgument
 from fewbit.kernels.choose import VARIABLE
 
 
@@ -44,9 +44,25 @@ def test_what_it_says_of_layers_fits_in_80_columns() -> None:
     )
 
 
-def test_a_model_that_is_not_quantized_has_no_paths(small: Any) -> None:
-    with pytest.raises(BadModel, match="not quantized"):
-        examine_layers(small())
+def test_of_a_model_that_is_not_quantized_it_says_what_would_be_quick(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "torch")
+    model = small()
+    found = examine_layers(model, "rtn:w8a8")
+    paths = {layer.name: layer for layer in found.layers}
+    assert paths["transformer_blocks.0.attn1.to_q"].path == "torch._int_mm"
+    assert paths["proj_out_2"].path == "high precision"
+    fewbit.quantize(model, "rtn:w8a8", progress=False)
+    now = {layer.name: layer for layer in examine_layers(model).layers}
+    assert {name: one for name, one in paths.items() if name in now} == now
+    assert "By rtn:w8a8" in str(found)
+    assert max(map(len, str(found).splitlines())) <= 80
+
+
+def test_a_recipe_that_is_none_is_refused(small: Any) -> None:
+    with pytest.raises(BadArgument, match="unknown recipe 'best2'"):
+        examine_layers(small(), "best2")
 
 
 def test_a_backend_that_is_forced_in_vain_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_the_words():
     size = Size(packed=2_800_000, kept=700_000, other=800_000)
     assert str(size) == "4.3 MB saved and loaded: packed 2.8, kept layers 0.7, other 0.8"
     assert str(Size(kept=18_400_000)) == "18.4 MB saved and loaded: layers 18.4, other 0.0"
-    assert smaller(size, 8_600_000) == 2.0
+    assert smaller(size.bytes, 8_600_000) == 2.0
     assert told(size, 8_600_000)[1] == "  2.00x smaller than in bfloat16 (8.6 MB)"
     large = Size(12_000_000_000, 9_000_000_000, 9_000_000_000)
     assert all(len(line) <= 80 for line in told(large, 60_000_000_000))

@@ -12,11 +12,15 @@ from typing import Any
 
 import torch
 
-from fewbit.errors import BadModel
-from fewbit.kernels.choose import BACKENDS, choose
+from fewbit.engine.call import call_for
+from fewbit.engine.plan import rules_of
+from fewbit.engine.recipe import Recipe
+from fewbit.kernels.choose import BACKENDS, Choice, choose
 from fewbit.kernels.reference import Reference
 from fewbit.layers.linear import QLinear, quantized_layers
-from fewbit.models import quantized_components
+from fewbit.methods.method import Rule
+from fewbit.models import Layer, components_of, describe, is_known, quantized_components
+from fewbit.models.hidden import shown
 from fewbit.version import __version__
 
 WIDTH = 80
@@ -73,8 +77,11 @@ class Diagnosis:
             "diffusers": self.diffusers,
         }
         versions = ", ".join(f"{name} {found or '-'}" for name, found in self.versions.items())
-        rows = [f"  {label:<10} {text}" for label, text in lines.items()]
-        taken = [f"  {'->' if path.taken else '  '} {path.name}: {path.why}" for path in self.paths]
+        rows = [_beside(f"  {label:<10} ", text) for label, text in lines.items()]
+        taken = [
+            _beside(f"  {'->' if path.taken else '  '} ", f"{path.name}: {path.why}")
+            for path in self.paths
+        ]
         return "\n".join([*_folded(versions), *rows, "quantized layers run on", *taken])
 
 
@@ -109,6 +116,7 @@ class LayerPath:
 @dataclass(frozen=True)
 class LayerPaths:
     layers: tuple[LayerPath, ...]
+    heading: str = ""  # of what is not quantized yet
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,7 +127,7 @@ class LayerPaths:
         for one in self.layers:
             key = (one.weight, one.input or "as it is", one.backend, one.path, one.why)
             kinds.setdefault(key, []).append(one.name)
-        return "\n".join(
+        rows = (
             _beside(
                 f"{len(names):>6} x ",
                 f"{weight}, input {rounded}: {backend}, {path} ({why})",
@@ -127,13 +135,14 @@ class LayerPaths:
             )
             for (weight, rounded, backend, path, why), names in kinds.items()
         )
+        return "\n".join([*([_beside("", self.heading)] if self.heading else []), *rows])
 
 
-def examine_layers(model: Any) -> LayerPaths:
-    """Of a quantized model, on the device where it is."""
+def examine_layers(model: Any, recipe: str = "best") -> LayerPaths:
+    """Of a quantized model, on the device where it is; of another what the recipe would make."""
     components = quantized_components(model)
     if not components:
-        raise BadModel("the model is not quantized; every layer runs as torch has it")
+        return _prospect(model, Recipe.resolve(recipe, None, {}))
     several = len(components) > 1
     return LayerPaths(
         tuple(
@@ -142,6 +151,36 @@ def examine_layers(model: Any) -> LayerPaths:
             for name, layer in quantized_layers(one.network).items()
         )
     )
+
+
+def _prospect(model: Any, recipe: Recipe) -> LayerPaths:
+    components = components_of(model)
+    paths, quantized, total = [], 0, 0
+    for one in components:
+        call = call_for(model, one) if not is_known(one.network) else None
+        with shown(one.network):
+            structure = describe(one.network, None, call)
+        device = next(one.network.parameters()).device
+        rules = rules_of(recipe, structure)
+        for layer in structure.layers:
+            name = one.inside(layer.name) if len(components) > 1 else layer.name
+            paths.append(_future(name, layer, rules.get(layer.name), choose(device)))
+        quantized += sum(layer.parameters for layer in structure.layers if layer.name in rules)
+        total += structure.parameters
+    share = quantized / max(total, 1)
+    heading = (
+        f"not quantized: every layer runs as torch has it. By {recipe} {share:.1%} of the weights "
+        "would run packed, so:"
+    )
+    return LayerPaths(tuple(paths), heading)
+
+
+def _future(name: str, layer: Layer, rule: Rule | None, choice: Choice) -> LayerPath:
+    if rule is None:
+        return LayerPath(name, "as it is", None, "torch", "high precision", "it stays")
+    path = choice.backend.path(rule.weight, rule.activation, (layer.shape[0], layer.shape[1]))
+    rounded = None if rule.activation is None else str(rule.activation)
+    return LayerPath(name, str(rule.weight), rounded, choice.backend.name, path, choice.why)
 
 
 def _layer_path(name: str, layer: QLinear) -> LayerPath:

@@ -6,17 +6,20 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from torch import nn
 
 from fewbit.engine.call import call_for
+from fewbit.engine.columns import Row, aligned
+from fewbit.engine.offers import Offer, offered, offers_for
 from fewbit.engine.recipe import unknown_part
 from fewbit.engine.size import Size, by_owner, bytes_by_name
 from fewbit.formats.names import brief
 from fewbit.layers.adapters import adapter_names, inner_layer
 from fewbit.layers.attention import OPERANDS, quantized_attentions
-from fewbit.layers.linear import QLinear
+from fewbit.layers.linear import QLinear, quantized_layers
 from fewbit.models import (
     Component,
     Layer,
@@ -33,7 +36,12 @@ from fewbit.storage.reader import CONFIG, PIPELINE_INDEX, Artefact
 from fewbit.storage.spec_file import Given, spec_from, specs_from
 from fewbit.storage.strict_json import read_table
 
-NUMBERS = (1, 6)  # the columns of counts and of megabytes
+WIDTH = 80
+NUMBERS, INPUT = (
+    (1, 6),
+    5,
+)  # the columns of counts and of megabytes, and of what is done to an input
+LEAST = 12  # characters of the latter
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Inspection:
     attentions: tuple[InspectedAttention, ...]  # those with quantized matmuls
     other_bytes: int
     adapters: tuple[str, ...] = ()  # whose bytes are in their layers'
+    offers: tuple[Offer, ...] = ()  # what it would weigh, where it is in full precision
     warnings: tuple[str, ...] = ()
 
     @property
@@ -104,7 +113,7 @@ class Inspection:
             _row(role, str(len(same)), status, _size(shape), weight, how, _megabytes(same))
             for (role, status, shape, weight, how), same in kinds.items()
         ]
-        table = _aligned([("role", "n", "status", "shape", "weight", "input", "MB"), *rows])
+        table = _table([("role", "n", "status", "shape", "weight", "input", "MB"), *rows])
         return "\n".join(
             [
                 f"{self.family}{made}",
@@ -113,6 +122,7 @@ class Inspection:
                 *table,
                 *self._matmuls(),
                 f"  {'no linear layer':<{len(table[0]) - 10}} {self.other_bytes / 1e6:>7.2f}",
+                *offered(self.offers),
                 *(f"  warning: {warning}" for warning in self.warnings),
             ]
         )
@@ -122,13 +132,8 @@ class Inspection:
         return [f"  {'matmuls':<9} {count:>3} {how}" for how, count in counts.items()]
 
     def table(self) -> str:
-        width = max(len(layer.name) for layer in self.layers)
-        return "\n".join(
-            f"{layer.name:<{width}}  {layer.role or '-':<9} {layer.status:<11} "
-            f"{_size(layer.shape):<9} {layer.bytes:>9}  "
-            f"{brief(layer.weight or '')}  {brief(layer.input or '')}".rstrip()
-            for layer in self.layers
-        )
+        """The name of each layer, and below it what it is."""
+        return "\n".join(line for layer in self.layers for line in _lines(layer))
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ def _inspect(model: Any, component: Component, spec: ModelSpec | None) -> Inspec
 def _inspect_folder(folder: Path, spec: ModelSpec | None) -> Inspection:
     config = read_table(folder / CONFIG)
     if "quantization_config" not in config:
-        return _inspect_module(skeleton(folder, config), spec, None)
+        return _inspect_module(skeleton(folder, config), spec, None, folder=folder)
     artefact = Artefact.open(folder)
     model = skeleton(folder, config, artefact)
     artefact.prepare(model)
@@ -221,11 +226,14 @@ def _inspect_module(
     recipe: dict[str, Any] | None,
     call: Mapping[str, Any] | None = None,
     aliases: Collection[str] | None = None,
+    folder: Path | None = None,
 ) -> Inspection:
     with shown(module):
         structure = describe(module, spec, call)
         names = {layer.name for layer in structure.layers}
         held = by_owner(bytes_by_name(module, aliases), names)
+        is_plain = not quantized_layers(module)
+        offers = offers_for(module, structure, folder) if is_plain else ()
         layers = tuple(
             _layer(one, module.get_submodule(one.name), held[one.name]) for one in structure.layers
         )
@@ -245,6 +253,7 @@ def _inspect_module(
         attentions,
         held[None],
         adapter_names(module),
+        offers,
         () if unknown is None else (f"made by a recipe of another fewbit: {unknown}",),
     )
 
@@ -260,6 +269,13 @@ def _layer(layer: Layer, module: nn.Module, size: int) -> InspectedLayer:
     return InspectedLayer(layer.name, role, "quantized", layer.shape, size, weight, rounded)
 
 
+def _lines(layer: InspectedLayer) -> list[str]:
+    what = f"{layer.role or '-':<9} {layer.status:<11} {_size(layer.shape):<11} {layer.bytes:>9}"
+    how = f"{brief(layer.weight or '')}  {brief(layer.input or '')}".rstrip()
+    return [layer.name, *wrap(f"{what}  {how}", WIDTH, initial_indent="  ",
+                              subsequent_indent="    ")]  # fmt: skip
+
+
 def _row(
     role: str | None,
     count: str,
@@ -268,20 +284,26 @@ def _row(
     weight: str | None,
     how: str | None,
     size: str,
-) -> tuple[str, ...]:
+) -> Row:
     return role or "-", count, status, shape, brief(weight or "-"), brief(how or "-"), size
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns as wide as their longest entry, those of numbers flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def _table(rows: Sequence[Row]) -> list[str]:
+    """What happens to an input takes more lines where it would be wider than the screen."""
+    widest = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    over = 2 + sum(widest) + len(widest) - 1 - WIDTH
+    if over > 0:
+        width = max(widest[INPUT] - over, LEAST)
+        rows = [row for one in rows for row in _in_lines(one, width)]
+    return aligned(rows, NUMBERS)
+
+
+def _in_lines(row: Row, width: int) -> list[Row]:
+    first, *more = wrap(row[INPUT], width)
+    blank = ("",) * len(row)
     return [
-        "  "
-        + " ".join(
-            entry.rjust(width) if number in NUMBERS else entry.ljust(width)
-            for number, (entry, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        (*row[:INPUT], first, *row[INPUT + 1 :]),
+        *((*blank[:INPUT], line, *blank[INPUT + 1 :]) for line in more),
     ]
 
 

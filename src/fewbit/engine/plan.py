@@ -190,16 +190,19 @@ def make_plan(
         )
     if strict:
         _refuse_unknown_share(structure)
-    rules: dict[str, Rule] = {}
+    rules = rules_of(recipe, structure)
     for layer in structure.layers:
-        if layer.status != "quantize":
-            continue
-        rule = recipe.method.rule_of(layer, recipe.variant, recipe.settings)
-        if rule is not None:
-            _check(model, layer, rule)
-            rules[layer.name] = rule
+        if layer.name in rules:
+            _check(model, layer, rules[layer.name])
     _refuse_shared(model, rules)
     return Plan(recipe, structure, rules, Stored.of(model, {f"{name}.weight" for name in rules}))
+
+
+def rules_of(recipe: Recipe, structure: Structure) -> dict[str, Rule]:
+    """What the method says of each layer; none for those that it keeps."""
+    asked = (layer for layer in structure.layers if layer.status == "quantize")
+    told = {one.name: recipe.method.rule_of(one, recipe.variant, recipe.settings) for one in asked}
+    return {name: rule for name, rule in told.items() if rule is not None}
 
 
 def _refuse_unknown_share(structure: Structure) -> None:

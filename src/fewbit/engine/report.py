@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fewbit.engine.columns import Row, aligned
 from fewbit.engine.measured import Measured
 from fewbit.engine.size import Size, smaller
 from fewbit.engine.verdict import verdict
@@ -17,6 +18,8 @@ from fewbit.formats.names import brief, megabytes
 from fewbit.storage.provenance import source_sha256
 
 _SPELLED = ("inf", "-inf", "nan")
+_HEAD = ("role", "n", "weight", "input", "MB", "weight dB", "output dB", "gain")
+_NUMBERS = (1, 4, 5, 6, 7)
 _DERIVED = ("bytes", "smaller")  # written for whoever reads the JSON
 
 SHOWN_WARNINGS = 3
@@ -131,7 +134,7 @@ class Report:
     @property
     def smaller(self) -> float:
         """How many times smaller than in bfloat16."""
-        return smaller(self.size, self.bf16_bytes)
+        return smaller(self.size.bytes, self.bf16_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), **{name: getattr(self, name) for name in _DERIVED}}
@@ -166,7 +169,7 @@ class Report:
         ]
 
     def _roles(self) -> list[str]:
-        rows = [_columns("role", "n", "weight", "input", "MB", "weight dB", "output dB", "gain")]
+        rows: list[Row | str] = [_HEAD]
         for name in self.components or ("",):
             layers = [
                 layer for layer in self.layers if not name or layer.name.startswith(f"{name}.")
@@ -174,7 +177,7 @@ class Report:
             rows += self._component(name)
             for role in dict.fromkeys(layer.role for layer in layers):
                 rows += _role_rows(role, [layer for layer in layers if layer.role == role])
-        return rows
+        return aligned(rows, _NUMBERS)
 
     def _component(self, name: str) -> list[str]:
         if not name:
@@ -190,7 +193,7 @@ class Report:
         if any(layer.gain_db is not None for layer in self.layers):
             means = [
                 f"{means[0]}; gain: dB of the output over plain",
-                "  rounding to the same formats, which may have a better weight and a worse output",
+                "  rounding to the same formats, whose weights may be better and outputs worse",
             ]
         return [*means, f"  worst layer: {self.worst.name} at {_db(self.worst.error_db)} dB"]
 
@@ -235,15 +238,15 @@ def together(reports: Mapping[str, Report]) -> Report:
     )
 
 
-def _role_rows(role: str, layers: list[LayerReport]) -> list[str]:
+def _role_rows(role: str, layers: list[LayerReport]) -> list[Row]:
     """One row for each way in which layers of this role are stored."""
     kinds = dict.fromkeys((layer.weight, layer.activation) for layer in layers)
-    rows = []
+    rows: list[Row] = []
     for weight, activation in kinds:
         same = [one for one in layers if (one.weight, one.activation) == (weight, activation)]
         size = sum(layer.bytes for layer in same) / 1e6
         rows.append(
-            _columns(
+            (
                 role,
                 str(len(same)),
                 brief(weight),
@@ -255,12 +258,6 @@ def _role_rows(role: str, layers: list[LayerReport]) -> list[str]:
             )
         )
     return rows
-
-
-def _columns(*cells: str) -> str:
-    role, count, weight, activation, size, weight_db, output_db, gain = cells
-    left = f"  {role:<9} {count:>4}  {weight:<14} {activation:<12} {size:>7}"
-    return f"{left} {weight_db:>9} {output_db:>9} {gain:>6}".rstrip()
 
 
 def _mean_db(values: Iterable[float | None]) -> str:

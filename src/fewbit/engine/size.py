@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,16 +45,17 @@ class Size:
         return f"{megabytes(self.bytes)} saved and loaded: {own} {rest}"
 
 
-def smaller(size: Size, bf16_bytes: int) -> float:
+def smaller(size: int, bf16_bytes: int) -> float:
     """How many times smaller than the same network in bfloat16: the one factor that is shown."""
-    return bf16_bytes / max(size.bytes, 1)
+    return bf16_bytes / max(size, 1)
 
 
 def told(size: Size, bf16_bytes: int) -> list[str]:
     """Two lines for people."""
+    factor = smaller(size.bytes, bf16_bytes)
     return [
         f"  {size}",
-        f"  {smaller(size, bf16_bytes):.2f}x smaller than in bfloat16 ({megabytes(bf16_bytes)})",
+        f"  {factor:.2f}x smaller than in bfloat16 ({megabytes(bf16_bytes)})",
     ]
 
 
@@ -86,11 +88,17 @@ class Stored:
     once: Mapping[str, int]
 
     @classmethod
-    def of(cls, network: nn.Module, weights: Collection[str] = ()) -> Stored:
-        """`weights` are tensors that will be quantized: those are not searched for equals."""
+    def of(
+        cls,
+        network: nn.Module,
+        weights: Collection[str] = (),
+        read: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Stored:
+        """`weights` are tensors that will be quantized: those are not searched for equals. What a
+        file has of others is `read`, where the network itself holds no data."""
         state = _state(network)
         twice = repeated(state)
-        alike = twice | equal({name: t for name, t in state.items() if name not in weights})
+        alike = twice | equal({n: read.get(n, t) for n, t in state.items() if n not in weights})
         unique = {name: tensor for name, tensor in state.items() if name not in twice}
         return cls(
             sum(tensor.nbytes for tensor in unique.values()),

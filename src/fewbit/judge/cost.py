@@ -24,7 +24,7 @@ class Cost:
 
     @property
     def smaller(self) -> float:
-        return smaller(self.size, self.bf16_bytes)
+        return smaller(self.size.bytes, self.bf16_bytes)
 
     @property
     def faster(self) -> float:
