@@ -134,7 +134,7 @@ def test_nothing_to_do(clock):
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.6, "1:00:00"), (7325, "2:02:05")],
 )
 def test_the_clock(seconds, text):
-    assert Meter._clock(seconds) == text
+    assert progress.clock(seconds) == text
 
 
 def test_a_callback_is_told_every_step_and_nothing_is_shown(clock):

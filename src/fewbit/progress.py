@@ -144,7 +144,7 @@ class Meter:
     def __exit__(self, kind: object, *_: object) -> None:
         if self.wrote:
             if kind is None:
-                self._write(f"{self._where()} in {self._clock(time.monotonic() - self.start)}")
+                self._write(f"{self._where()} in {clock(time.monotonic() - self.start)}")
             if self.stream.isatty():
                 self.stream.write("\n")
 
@@ -170,7 +170,7 @@ class Meter:
 
     def _text(self) -> str:
         left = self._left()
-        return self._where() + ("" if left is None else f", {self._clock(left)} left")
+        return self._where() + ("" if left is None else f", {clock(left)} left")
 
     def _left(self) -> float | None:
         """Seconds for all phases, or None where nothing was measured yet."""
@@ -191,8 +191,9 @@ class Meter:
         self.stream.write(f"\r\x1b[K{text}" if self.stream.isatty() else f"{text}\n")
         self.stream.flush()
 
-    @staticmethod
-    def _clock(seconds: float) -> str:
-        minutes, rest = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+def clock(seconds: float) -> str:
+    """As minutes and seconds, or with hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -185,6 +185,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(pipeline_folder):
     layer = data["layers"]["transformer_blocks.0.attn1.to_q"]
     assert layer == {"weight": "e2m1/row/fp32", "activation": "e2m1/row/fp32"}
     assert data["bytes"] < data["bytes_before"]
+    assert data["seconds"] > 0
+    assert data["peak_bytes"] > 10**8
     assert files() == before
 
 

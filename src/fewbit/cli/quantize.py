@@ -33,6 +33,7 @@ from fewbit.cli.saying import say, show
 from fewbit.errors import BadArgument
 
 if TYPE_CHECKING:
+    from fewbit.engine.expected import Expected
     from fewbit.engine.plan import Plan
 
 DISK = 200e6  # bytes a second, to guess how long saving takes
@@ -128,6 +129,7 @@ def quantize(
     import fewbit
     from fewbit.engine.call import call_for
     from fewbit.engine.card import REPORT
+    from fewbit.engine.expected import cost_of
     from fewbit.engine.plan import make_plan
     from fewbit.engine.recipe import Recipe, split_bits
     from fewbit.files import keeping
@@ -146,15 +148,15 @@ def quantize(
     if output is None or dry_run:
         parts = components_of(source, asked)
         known = specs_from(spec, [part.name for part in parts])
-        plans = {}
+        plans, costs = {}, {}
         for part in parts:
             see = partial(call_for, source, part, asked=calibration or fewbit.Calibration())
             own = known[part.name]
             with shown(part.network):
-                plans[part.name] = make_plan(
-                    part.network, resolved, own, allow_unknown, strict=strict, see=see
-                )
-        show(_tables(plans) if as_json else "\n".join(_lines(plans)))
+                plan = make_plan(part.network, resolved, own, allow_unknown, strict=strict, see=see)
+                costs[part.name] = cost_of(source, part, plan, calibration, seed)
+                plans[part.name] = plan
+        show(_tables(plans, costs) if as_json else "\n".join(_lines(plans, costs)))
         return
     with Meter(str(resolved), not quiet) as meter:
         meter.expect("saving", seconds=_bytes(source) / DISK)
@@ -202,18 +204,26 @@ def _megabytes(text: str) -> float:
     return float(match[1]) * (1000 if (match[2] or "").upper() == "GB" else 1)
 
 
-def _lines(plans: Mapping[str, Plan]) -> Iterator[str]:
-    """Each plan under its name, where there are several."""
+def _lines(plans: Mapping[str, Plan], costs: Mapping[str, Expected | str]) -> Iterator[str]:
+    """Each plan under its name, where there are several, and what it will take."""
     from fewbit.engine.allocate import promise
 
     for name, plan in plans.items():
         yield from [f"{name}:"] if len(plans) > 1 else []
-        yield from [str(plan), *promise(plan)]
+        yield from [str(plan), *promise(plan), str(costs[name])]
 
 
-def _tables(plans: Mapping[str, Plan]) -> dict[str, Any]:
-    tables = {name: _plan_dict(plan) for name, plan in plans.items()}
+def _tables(plans: Mapping[str, Plan], costs: Mapping[str, Expected | str]) -> dict[str, Any]:
+    tables = {name: {**_plan_dict(plan), **_cost_dict(costs[name])} for name, plan in plans.items()}
     return tables if len(plans) > 1 else next(iter(tables.values()))
+
+
+def _cost_dict(cost: Expected | str) -> dict[str, Any]:
+    known = None if isinstance(cost, str) else cost
+    return {
+        "seconds": known and known.seconds,
+        "peak_bytes": known and known.peak_bytes,
+    }
 
 
 def _plan_dict(plan: Plan) -> dict[str, Any]:

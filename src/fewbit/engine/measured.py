@@ -23,6 +23,7 @@ from fewbit.formats.names import megabytes
 T = TypeVar("T")
 ROWS, BATCH = 8, 2  # rows that the error is measured on, and those of one call
 ROUNDS, SECONDS = 5, 10.0  # of timing: whatever is reached first
+CALLS = 2 * ROWS + 2 * BATCH * (ROUNDS + 1)  # rows that are run to measure all
 
 
 @dataclass(frozen=True)

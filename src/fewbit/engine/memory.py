@@ -17,8 +17,16 @@ def release() -> None:
 
 def available_bytes() -> int | None:
     """What may still be taken; None where the system does not tell."""
-    file = Path("/proc/meminfo")
+    return _told(Path("/proc/meminfo"), "MemAvailable:")
+
+
+def resident_bytes() -> int:
+    """What the process has in memory; 0 where the system does not tell."""
+    return _told(Path("/proc/self/status"), "VmRSS:") or 0
+
+
+def _told(file: Path, key: str) -> int | None:
     for line in file.read_text().splitlines() if file.exists() else ():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(key):
             return 1024 * int(line.split()[1])
     return None

@@ -17,22 +17,22 @@ from torch import Tensor, nn
 
 from fewbit.activations.clock import share_clock
 from fewbit.calibration import BlockStream, Calibration, CalibrationSet, CallSet, Source, Step
-from fewbit.calibration.drawing import CALIBRATION
 from fewbit.calibration.trial import Trial, try_out
 from fewbit.engine import memory
 from fewbit.engine.allocate import allocate, budget_of, promise
 from fewbit.engine.call import call_for
 from fewbit.engine.decibel import sqnr
+from fewbit.engine.expected import BLOCKS, SURVEY, TRAINING, rows_of
 from fewbit.engine.identity import model_sha256, pipeline_sha256
 from fewbit.engine.idle import round_plainly
-from fewbit.engine.measured import ROWS, Measured, Measurement, attempted
+from fewbit.engine.measured import CALLS, ROWS, Measured, Measurement, attempted
 from fewbit.engine.originals import Originals, written_on_copies
 from fewbit.engine.output_error import OutputError, output_errors
 from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.engine.report import LayerReport, Report, together
 from fewbit.engine.size import size_of
-from fewbit.engine.source import PASSES, Asked, asked_by, note_of, source_of
+from fewbit.engine.source import Asked, asked_by, note_of, source_of
 from fewbit.engine.workdir import BlockDone, Workdir, alone_in
 from fewbit.errors import BadArgument, BadCalibration, BadModel, printable
 from fewbit.files import checked_path, keeping
@@ -49,10 +49,8 @@ from fewbit.storage.spec_file import Given, specs_from
 from fewbit.storage.tensors import digest
 from fewbit.version import __version__
 
-SURVEY, BLOCKS, TRAINING = "survey", "blocks", "last training"  # after the calibration
 MEASURING = "measuring"
 Shown = bool | Meter | Callable[[Progress], object]  # how progress is to be shown
-BACK_AND_FORTH = 3  # times as long as forth alone
 
 
 def quantize(
@@ -367,20 +365,11 @@ class _Run:
         return self.meter.inside(self.component.name if len(self.together) > 1 else "")
 
     def _expect(self) -> None:
-        """The phases to come, in rows that are run through the transformer: coarse guesses, only
-        for the time left until blocks are measured."""
-        method, settings = self.plan.recipe.method, self.plan.recipe.settings
-        if self.source is None:
-            self.meter.expect(BLOCKS)
-            return
-        rows = len(self.source)
-        if isinstance(self.source, Source):
-            self.meter.expect(CALIBRATION, self.source.rows_run)
-        if method.survey is not None:
-            self.meter.expect(SURVEY, BACK_AND_FORTH * rows)
-        self.meter.expect(BLOCKS, PASSES * rows + BACK_AND_FORTH * settings.trained_rows)
-        if method.finish is not None:
-            self.meter.expect(TRAINING, BACK_AND_FORTH * settings.tuned_rows)
+        """The phases to come, for the time left until they are measured themselves."""
+        for phase, rows in rows_of(self.plan.recipe, self.source).items():
+            self.meter.expect(phase, rows)
+        if self.see is not None:
+            self.meter.expect(MEASURING, 0 if self.source is None else CALLS)
 
     def _track_survey(self, parts: Sequence[range]) -> Iterator[range]:
         return self.meter.track(SURVEY, parts, len(parts))
