@@ -1,6 +1,6 @@
-"""Keep what `fewbit bench --json` printed as a result: medians, spreads, ratios; not each round.
+"""Keep what `fewbit bench --output` wrote as a result: medians, spreads, ratios; not each round.
 
-fewbit bench dit-xl-2 --level block --json FILE
+fewbit bench dit-xl-2 --level block --output FILE
 python benchmarks/keep.py bench_dit-xl-2_block_2 < FILE
 """
 

@@ -310,7 +310,7 @@ def _keeping_all() -> fewbit.ModelSpec:
 def test_the_verb_prints_80_columns_and_writes_what_it_prints(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     arms = "fp32,bf16,ours torch,torchao int8"
-    words = ["bench", "dit-xl-2", "--arms", arms, "--rounds", "5", "--json", str(file)]
+    words = ["bench", "dit-xl-2", "--arms", arms, "--rounds", "5", "--output", str(file)]
     said = CliRunner().invoke(main, words)
     assert said.exit_code == 0, said.stderr
     assert max(map(len, said.stdout.splitlines())) <= 80

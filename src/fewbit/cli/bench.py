@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fewbit.cli.options import device_option
+from fewbit.cli.options import device_option, json_option
 from fewbit.cli.places import refuse_unwritable
 from fewbit.cli.saying import show
 
@@ -21,7 +21,8 @@ from fewbit.cli.saying import show
 @click.option("--rounds", type=click.IntRange(5), default=7, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images.")
 @device_option
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Also write a JSON file.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write a JSON file.")
+@json_option
 def bench(
     model: str,
     level: str,
@@ -32,7 +33,8 @@ def bench(
     rounds: int,
     batch: int,
     device: str,
-    file: Path | None,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure speed, memory and error beside other ways to run MODEL.
 
@@ -41,8 +43,8 @@ def bench(
     cannot run are named with the reason. A recipe runs with what it costs at run time, but without
     its search for better weights.
     """
-    if file is not None:
-        refuse_unwritable(file)
+    if output is not None:
+        refuse_unwritable(output)
 
     from fewbit.bench import bench as measure
     from fewbit.pipelines.opening import device_named
@@ -58,6 +60,6 @@ def bench(
         rounds=rounds,
         batch=batch,
     )
-    show(str(found))
-    if file is not None:
-        found.save(file)
+    show(found.to_dict() if as_json else str(found))
+    if output is not None:
+        found.save(output)

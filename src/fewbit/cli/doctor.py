@@ -6,14 +6,19 @@ from typing import Any
 
 import click
 
+from fewbit.cli.completing import models, recipes
 from fewbit.cli.options import device_option, json_option
 from fewbit.cli.saying import show
 
 
 @click.command()
-@click.argument("model", metavar="[MODEL]", required=False)
+@click.argument("model", metavar="[MODEL]", required=False, shell_complete=models)
 @click.option(
-    "--recipe", default="best", show_default=True, help="For a MODEL that is not quantized yet."
+    "--recipe",
+    default="best",
+    show_default=True,
+    shell_complete=recipes,
+    help="For a MODEL that is not quantized yet.",
 )
 @device_option
 @json_option

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from fewbit.cli.options import model_argument, quiet_option
+from fewbit.cli.options import json_option, model_argument, quiet_option
 from fewbit.cli.places import refuse_unwritable
-from fewbit.cli.saying import say
+from fewbit.cli.saying import say, show
 
 FORMATS = (
     *("comfy-int8", "comfy-w4a8", "comfy-convrot-w4a4", "comfy-nvfp4"),
@@ -28,8 +28,11 @@ FORMATS = (
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="The file.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@json_option
 @quiet_option
-def export(model: str, name: str, output: Path, overwrite: bool, quiet: bool) -> None:
+def export(
+    model: str, name: str, output: Path, overwrite: bool, as_json: bool, quiet: bool
+) -> None:
     """Write MODEL, a folder that fewbit wrote, as a file for another runtime.
 
     Layers are written as they are stored. `fewbit quantize ORIGINAL --recipe portable:FORMAT` makes
@@ -40,5 +43,8 @@ def export(model: str, name: str, output: Path, overwrite: bool, quiet: bool) ->
     from fewbit.formats.names import megabytes
 
     fewbit.export(fewbit.load(model), output, name, overwrite=overwrite)
-    if not quiet:
-        say(f"{output}: {name}, {megabytes(output.stat().st_size)}")
+    size = output.stat().st_size
+    if as_json:
+        show({"file": str(output), "format": name, "bytes": size})
+    elif not quiet:
+        say(f"{output}: {name}, {megabytes(size)}")

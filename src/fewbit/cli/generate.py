@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,13 @@ from fewbit.cli.options import (
     device_option,
     dtype_named,
     dtype_option,
+    json_option,
     model_argument,
     named,
     quiet_option,
 )
 from fewbit.cli.places import refuse_files
-from fewbit.cli.saying import say
+from fewbit.cli.saying import say, show
 from fewbit.errors import BadModel
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--compare", metavar="MODEL", help="A second model's pictures, a row above.")
 @device_option
 @dtype_option
+@json_option
 @quiet_option
 def generate(
     model: str,
@@ -57,6 +60,7 @@ def generate(
     compare: str | None,
     device: str,
     dtype: str,
+    as_json: bool,
     quiet: bool,
 ) -> None:
     """Draw pictures with MODEL.
@@ -108,9 +112,15 @@ def generate(
     else:
         for picture, file in zip(cells, files, strict=True):
             save_png(picture, file, common_facts([picture]))
-    if not quiet:
+    beside = None
+    if compare:
+        exact, drawn = (torch.stack([as_bytes(picture) for picture in row]) for row in rows)
+        beside = psnr(exact, drawn)
+    if as_json:
+        psnr_db = beside if beside is None or isfinite(beside) else str(beside)
+        show({"files": list(map(str, files)), "seeds": list(seeds), "psnr": psnr_db})
+    elif not quiet:
         for file in files:
             say(f"written to {file}")
-        if compare:
-            exact, drawn = (torch.stack([as_bytes(picture) for picture in row]) for row in rows)
-            say(f"PSNR to {compare}: {psnr(exact, drawn):.2f} dB")
+        if beside is not None:
+            say(f"PSNR to {compare}: {beside:.2f} dB")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fewbit.cli.completing import DEMOS, models
 from fewbit.errors import BadArgument, BrokenFile
 from fewbit.storage.provenance import LARGEST_SEED
 
@@ -19,13 +20,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 MODEL_HELP = (
     "MODEL is a folder (a diffusers pipeline or transformer, or what fewbit wrote), an original "
-    "DiT checkpoint (.pt, .pth, .safetensors), a hub id (org/name), or a shipped demo (shapes, "
-    "scenes)."
+    "DiT checkpoint (.pt, .pth, .safetensors), a hub id (org/name), or a shipped demo "
+    f"({', '.join(DEMOS)})."
 )
 
 SEEDS = click.IntRange(0, LARGEST_SEED)
 
-model_argument = click.argument("model", metavar="MODEL")
+model_argument = click.argument("model", metavar="MODEL", shell_complete=models)
 seed_option = click.option("--seed", type=SEEDS, default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")

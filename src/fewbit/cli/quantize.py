@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fewbit.cli.completing import recipes
 from fewbit.cli.options import (
     MODEL_HELP,
     call_option,
@@ -43,6 +44,7 @@ DISK = 200e6  # bytes a second, to guess how long saving takes
 @model_argument
 @click.option(
     "--recipe",
+    shell_complete=recipes,
     help="A name (see `fewbit recipes`) or a JSON file; best if left out, and balanced if nothing "
     "else is said of it.",
 )

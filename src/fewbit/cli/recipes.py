@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fewbit.cli import completing
 from fewbit.cli.options import json_option
 from fewbit.cli.saying import say, show
 
@@ -17,7 +18,7 @@ WIDTH = 80
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.recipes)
 @json_option
 def recipes(name: str | None, as_json: bool) -> None:
     """List the recipes, or tell all of the recipe NAME: bits, presets and settings.

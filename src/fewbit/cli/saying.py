@@ -21,4 +21,4 @@ def end(ctx: click.Context, message: str, code: int) -> NoReturn:
 
 def show(content: object) -> None:
     is_data = isinstance(content, dict | list)
-    say(json.dumps(content, indent=1) if is_data else content)
+    say(json.dumps(content, indent=1, allow_nan=False) if is_data else content)
