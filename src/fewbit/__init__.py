@@ -56,6 +56,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """What is public."""
+    return sorted([*__all__, "demo"])
+
+
 def __getattr__(name: str) -> Any:
     """Names come when first asked for, so that `fewbit --help` does not wait for torch."""
     if name == "demo":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -13,10 +14,10 @@ from torch import nn
 
 from fewbit.engine.call import call_for
 from fewbit.engine.columns import Row, aligned
-from fewbit.engine.offers import Offer, offered, offers_for
+from fewbit.engine.offers import HEAD, Offer, by_size, offered, offers_for
 from fewbit.engine.recipe import unknown_part
 from fewbit.engine.size import Size, by_owner, bytes_by_name
-from fewbit.formats.names import brief
+from fewbit.formats.names import brief, megabytes
 from fewbit.layers.adapters import adapter_names, inner_layer
 from fewbit.layers.attention import OPERANDS, quantized_attentions
 from fewbit.layers.linear import QLinear, quantized_layers
@@ -30,6 +31,7 @@ from fewbit.models import (
     quantized_components,
 )
 from fewbit.models.hidden import shown
+from fewbit.pages.notebook import shown as in_notebook
 from fewbit.storage.folder import component_folders, skeleton
 from fewbit.storage.foreign.loading import DIALECTS
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX, Artefact
@@ -37,6 +39,7 @@ from fewbit.storage.spec_file import Given, spec_from, specs_from
 from fewbit.storage.strict_json import read_table
 
 WIDTH = 80
+_HEAD = ("role", "n", "status", "shape", "weight", "input", "MB")
 NUMBERS, INPUT = (
     (1, 6),
     5,
@@ -101,22 +104,38 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "size": asdict(self.size), "bytes": self.bytes}
 
-    def __str__(self) -> str:
-        """One row for each role and way of storing; `table()` has a row for each layer."""
+    def __repr__(self) -> str:
+        return f"<Inspection: {self._head()}, {self.size}>"
+
+    def _repr_html_(self) -> str:
+        other = ("no linear layer", *[""] * 5, f"{self.other_bytes / 1e6:.2f}")
+        told = (f"{self.size}", *self.notes, *self._matmuls(), *self.warnings)
+        own = in_notebook(self._head(), _HEAD, [*self._rows(), other], told)
+        return own + (in_notebook("", HEAD, by_size(self.offers), ()) if self.offers else "")
+
+    def _head(self) -> str:
         made = f", {self.recipe['method']}:{self.recipe['bits']}" if self.recipe else ""
-        made += f", with {', '.join(self.adapters)}" if self.adapters else ""
+        return f"{self.family}{made}" + (
+            f", with {', '.join(self.adapters)}" if self.adapters else ""
+        )
+
+    def _rows(self) -> list[Row]:
+        """One for each role and way of storing."""
         kinds: dict[tuple[Any, ...], list[InspectedLayer]] = {}
         for layer in self.layers:
             key = (layer.role, layer.status, layer.shape, layer.weight, layer.input)
             kinds.setdefault(key, []).append(layer)
-        rows = [
+        return [
             _row(role, str(len(same)), status, _size(shape), weight, how, _megabytes(same))
             for (role, status, shape, weight, how), same in kinds.items()
         ]
-        table = _table([("role", "n", "status", "shape", "weight", "input", "MB"), *rows])
+
+    def __str__(self) -> str:
+        """One row for each role and way of storing; `table()` has a row for each layer."""
+        table = _table([_HEAD, *self._rows()])
         return "\n".join(
             [
-                f"{self.family}{made}",
+                self._head(),
                 f"  {self.size}",
                 *self.notes,
                 *table,
@@ -162,6 +181,14 @@ class Inspections:
 
     def to_dict(self) -> dict[str, Any]:
         return {name: part.to_dict() for name, part in self.parts.items()}
+
+    def __repr__(self) -> str:
+        return f"<Inspections: {', '.join(self.parts)}, {megabytes(self.bytes)}>"
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            f"<p>{escape(name)}</p>\n{part._repr_html_()}" for name, part in self.parts.items()
+        )
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {part}" for name, part in self.parts.items())

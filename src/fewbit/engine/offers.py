@@ -18,6 +18,7 @@ from fewbit.engine.size import Stored, smaller
 from fewbit.errors import BadArgument
 from fewbit.models import Structure
 
+HEAD = ("MB", "bf16/", "if quantized with recipe: bits")
 WIDTH, INDENT = 80, 20
 
 
@@ -48,16 +49,21 @@ def offers_for(
     return tuple(sorted(found, key=lambda one: -one.bytes))
 
 
-def offered(offers: Sequence[Offer]) -> Iterator[str]:
-    """A table for people: a row for each size, as far as two digits tell."""
+def by_size(offers: Sequence[Offer]) -> list[tuple[str, str, str]]:
+    """Size, factor and recipes with their bits: a row for each size, as far as two digits tell."""
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
     for one in offers:
         key = f"{one.bytes / 1e6:.2f}", f"{one.smaller:.2f}"
         rows.setdefault(key, {}).setdefault(one.recipe, []).append(one.bits)
-    if rows:
-        yield f"  {'MB':>9} {'bf16/':>6}  if quantized with recipe: bits"
-    for (size, factor), by_recipe in rows.items():
-        names = "; ".join(f"{recipe}: {', '.join(bits)}" for recipe, bits in by_recipe.items())
+    return [
+        (*key, "; ".join(f"{recipe}: {', '.join(bits)}" for recipe, bits in by_recipe.items()))
+        for key, by_recipe in rows.items()
+    ]
+
+
+def offered(offers: Sequence[Offer]) -> Iterator[str]:
+    """The table for the terminal."""
+    for size, factor, names in [HEAD, *by_size(offers)] if offers else []:
         first, *more = wrap(names, WIDTH - INDENT, break_on_hyphens=False)
         yield f"  {size:>9} {factor:>6}  {first}"
         yield from (f"{'':{INDENT}}{line}" for line in more)

@@ -24,6 +24,7 @@ from fewbit.methods.method import BlockJob, Rule, SurveyJob
 from fewbit.models import Attention, Layer, ModelSpec, Structure, describe, is_known
 from fewbit.models.own_forward import is_wrapped, refuse_bound_to_one
 from fewbit.models.structure import some
+from fewbit.pages.notebook import shown
 from fewbit.progress import Track
 
 ALLOWED_UNKNOWN = 0.01  # of all weights, where a plan is strict
@@ -140,27 +141,43 @@ class Plan:
     def _weights(self) -> dict[str, int]:
         return {one.name: self.rules[one.name].bytes(*one.shape) for one in self.layers}
 
-    def __str__(self) -> str:
-        blocks = len(self.structure.blocks)
-        lines = [
-            f"plan: {self.recipe} for {self.structure.family}, {blocks} blocks",
-            *told(self.size_after, self.stored.bf16_bytes),
-        ]
+    def __repr__(self) -> str:
+        return f"<Plan: {self._head()}, {len(self.rules)} layers, {self.size_after}>"
+
+    def _repr_html_(self) -> str:
+        size = told(self.size_after, self.stored.bf16_bytes)
+        return shown(f"plan: {self._head()}", ("role", "n", "what"), self._kinds(), [
+            *size, *self._notes()
+        ])  # fmt: skip
+
+    def _head(self) -> str:
+        return f"{self.recipe} for {self.structure.family}, {len(self.structure.blocks)} blocks"
+
+    def _kinds(self) -> list[tuple[str, str, str]]:
+        """Of each role and rule, how many there are and what they become."""
         kinds = Counter(
             (str(layer.role), self.rules.get(layer.name))
             for layer in self.structure.layers
             if layer.status == "quantize"
         )
-        for (role, rule), count in kinds.items():
-            what = "kept" if rule is None else f"weight {rule.weight}"
-            if rule is not None:
-                what += f", input {rule.activation or 'as it comes'}"
-                what += f", {rule.directions} directions" if rule.directions else ""
-            lines.append(f"  {role:<9} {count:>4} x {what}")
-        lines += self.structure.notes()
+        return [(role, str(count), _becomes(rule)) for (role, rule), count in kinds.items()]
+
+    def __str__(self) -> str:
+        lines = [f"plan: {self._head()}", *told(self.size_after, self.stored.bf16_bytes)]
+        lines += [f"  {role:<9} {count:>4} x {what}" for role, count, what in self._kinds()]
+        return "\n".join([*lines, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        """Where the blocks are, and what stays as it is."""
         kept = sum(layer.status != "quantize" for layer in self.structure.layers)
-        lines.append(f"  {kept} other layers stay in high precision")
-        return "\n".join(lines)
+        return [*self.structure.notes(), f"  {kept} other layers stay in high precision"]
+
+
+def _becomes(rule: Rule | None) -> str:
+    if rule is None:
+        return "kept"
+    what = f"weight {rule.weight}, input {rule.activation or 'as it comes'}"
+    return f"{what}, {rule.directions} directions" if rule.directions else what
 
 
 def make_plan(

@@ -15,6 +15,7 @@ from fewbit.engine.size import Size, smaller
 from fewbit.engine.verdict import verdict
 from fewbit.files import write_text
 from fewbit.formats.names import brief, megabytes
+from fewbit.pages.notebook import shown
 from fewbit.storage.provenance import source_sha256
 
 _SPELLED = ("inf", "-inf", "nan")
@@ -158,18 +159,30 @@ class Report:
         write_text(Path(path), json.dumps(_spelled(self.to_dict()), indent=1, allow_nan=False))
 
     def __str__(self) -> str:
-        rows = [*self._head(), *self._roles(), *self._worst(), *self._foot()]
-        return "\n".join([*rows, *self._verdict()])
+        table = aligned([_HEAD, *self._rows()], _NUMBERS)
+        below = [*self._worst(), *self._foot(), *self._verdict()]
+        return "\n".join([self._head(), *table, *below])
 
-    def _head(self) -> list[str]:
-        name = f"{self.recipe['method']}:{self.recipe['bits']}"
-        return [
-            f"{self.family} quantized with {name} in {sum(self.seconds.values()):.1f} s, "
-            f"{len(self.layers)} layers",
-        ]
+    def __repr__(self) -> str:
+        return f"<Report: {self.family} by {self._made}, {len(self.layers)} layers, {self.size}>"
 
-    def _roles(self) -> list[str]:
-        rows: list[Row | str] = [_HEAD]
+    def _repr_html_(self) -> str:
+        below = [*self._worst(), *self._foot(), *self._verdict()]
+        return shown(self._head(), _HEAD, self._rows(), below)
+
+    @property
+    def _made(self) -> str:
+        return f"{self.recipe['method']}:{self.recipe['bits']}"
+
+    def _head(self) -> str:
+        seconds = sum(self.seconds.values())
+        return (
+            f"{self.family} quantized with {self._made} in {seconds:.1f} s, "
+            f"{len(self.layers)} layers"
+        )
+
+    def _rows(self) -> list[Row | str]:
+        rows: list[Row | str] = []
         for name in self.components or ("",):
             layers = [
                 layer for layer in self.layers if not name or layer.name.startswith(f"{name}.")
@@ -177,7 +190,7 @@ class Report:
             rows += self._component(name)
             for role in dict.fromkeys(layer.role for layer in layers):
                 rows += _role_rows(role, [layer for layer in layers if layer.role == role])
-        return aligned(rows, _NUMBERS)
+        return rows
 
     def _component(self, name: str) -> list[str]:
         if not name:

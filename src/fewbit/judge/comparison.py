@@ -13,6 +13,7 @@ from fewbit.engine.report import Report
 from fewbit.files import write_text
 from fewbit.judge.bootstrap import Interval, difference, interval
 from fewbit.judge.scores import Evaluation
+from fewbit.pages.notebook import shown
 
 EQUAL_SIZE = 1.05  # sizes up to this ratio count as equal
 EQUAL_DB = 100.0  # stands for a picture without any difference
@@ -79,12 +80,21 @@ class Comparison:
     def save(self, path: Path) -> None:
         write_text(path, json.dumps(self.to_dict(), indent=1, allow_nan=False))
 
+    def __repr__(self) -> str:
+        return f"<Comparison of {self._head()}>"
+
+    def _repr_html_(self) -> str:
+        rows = [_cells(row) for row in self.rows]
+        return shown(self._head(), _HEAD, rows, [*self._legend(), *self._broken()])
+
     def __str__(self) -> str:
-        head = (
+        rows = [_line(*_HEAD), *(_line(*_cells(row)) for row in self.rows)]
+        return "\n".join([self._head(), *rows, *self._legend(), *self._broken()])
+
+    def _head(self) -> str:
+        return (
             f"{self.model}: {len(self.rows)} recipes, {self.pictures} pictures of seed {self.seed}"
         )
-        rows = [_line(*_HEAD), *(_line(*_cells(row)) for row in self.rows)]
-        return "\n".join([head, *rows, *self._legend(), *self._broken()])
 
     def _legend(self) -> list[str]:
         marks = [
