@@ -14,6 +14,7 @@ from fewbit.engine import measured
 from fewbit.engine.measured import Measured, Measurement, attempted, seconds_in_turns
 
 ROWS = [small.arguments(tiny.DIT, 1, seed) for seed in range(4)]
+MEASURED = {"calibration": ROWS, "progress": False, "measure": True}
 
 
 def rows() -> CallSet:
@@ -60,13 +61,13 @@ def test_where_memory_is_short_only_the_error_is_measured(monkeypatch):
     assert "for a copy in bfloat16, 0.0 MB are free" in found.why_not
 
 
-def test_long_calls_are_timed_twice_at_least(monkeypatch):
+def test_calls_as_long_as_all_may_take_are_timed_once(monkeypatch):
     monkeypatch.setattr(measured, "SECONDS", 0.0)
     called = []
     monkeypatch.setattr(measured, "_seconds", lambda network, _: called.append(network) or 1.0)
     one, other = tiny.make(), tiny.make()
     assert seconds_in_turns(one, other, {}) == (1.0, 1.0)
-    assert called == [one, other] * 2
+    assert called == [one, other]
 
 
 def test_what_fails_is_told_and_ends_nothing(monkeypatch):
@@ -75,20 +76,19 @@ def test_what_fails_is_told_and_ends_nothing(monkeypatch):
 
     assert attempted(lambda: broken()) == "RuntimeError: no such kernel"
     monkeypatch.setattr(measured, "seconds_in_turns", broken)
-    report = fewbit.quantize(tiny.make(), "hq-dit", calibration=ROWS, progress=False)
+    report = fewbit.quantize(tiny.make(), "hq-dit", **MEASURED)
     [found] = report.measured.values()
     assert found.db > 0
     assert found.why_not == "RuntimeError: no such kernel"
     assert "not measured (RuntimeError: no such kernel)" in str(report)
 
 
-def test_quantize_measures_unless_told_not_to():
-    report = fewbit.quantize(tiny.make(), "hq-dit", calibration=ROWS, progress=False)
+def test_quantize_measures_if_told_to():
+    report = fewbit.quantize(tiny.make(), "hq-dit", **MEASURED)
     [found] = report.measured.values()
     assert found.db > 0
     assert found.faster > 0
-    left_out = {"calibration": ROWS, "progress": False, "measure": False}
-    report = fewbit.quantize(tiny.make(), "hq-dit", **left_out)
+    report = fewbit.quantize(tiny.make(), "hq-dit", calibration=ROWS, progress=False)
     assert report.measured == {"transformer": Measured(why_not="not asked for")}
 
 
@@ -103,10 +103,10 @@ def test_measuring_changes_no_bit():
 
 def test_without_data_the_pipeline_gives_a_call_and_a_bare_network_none(capfd):
     pipe = tiny.pipeline(tiny.make())
-    [found] = fewbit.quantize(pipe, "rtn", progress=False).measured.values()
+    [found] = fewbit.quantize(pipe, "rtn", progress=False, measure=True).measured.values()
     assert found.faster > 0
     assert found.db is None
     assert "it/s" not in capfd.readouterr().err
-    [found] = fewbit.quantize(tiny.make(), "rtn", progress=False).measured.values()
+    [found] = fewbit.quantize(tiny.make(), "rtn", progress=False, measure=True).measured.values()
     assert found.faster is None
     assert found.why_not == "nothing says how the network is called"

@@ -63,7 +63,8 @@ SHOWN = {
 def test_the_words_are_those_of_the_terminal_and_repr_is_one_short_line(kind):
     one = SHOWN[kind]()
     words = Balanced(one._repr_html_()).words
-    assert {word for word in str(one).split() if len(word) > 3} <= {*words, *(f"{word}:" for word in words)}
+    shown = {*words, *(f"{word}:" for word in words)}
+    assert {word for word in str(one).split() if len(word) > 3} <= shown
     assert len(repr(one)) < 160
     assert "\n" not in repr(one)
 

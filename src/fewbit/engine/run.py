@@ -67,7 +67,7 @@ def quantize(
     allow_unknown: bool = False,
     strict: bool = False,
     components: Sequence[str] | None = None,
-    measure: bool = True,
+    measure: bool = False,
     **settings: Any,
 ) -> Report:
     """Quantize a model in place and report what each layer lost.
