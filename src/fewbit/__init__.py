@@ -12,7 +12,7 @@ from fewbit.diffusers.registration import register
 from fewbit.version import __version__
 
 if TYPE_CHECKING:
-    from fewbit.api import dequantize, export, inspect, prepare, save
+    from fewbit.api import dequantize, export, inspect, prepare, push, save
     from fewbit.calibration import Calibration
     from fewbit.diffusers.plugin import FewbitConfig
     from fewbit.engine.recipe import recipes
@@ -33,6 +33,7 @@ _HOMES = {
     "inspect": "fewbit.api",
     "load": "fewbit.pipelines.opening",
     "prepare": "fewbit.api",
+    "push": "fewbit.api",
     "quantize": "fewbit.engine.run",
     "recipes": "fewbit.engine.recipe",
     "save": "fewbit.api",
@@ -50,6 +51,7 @@ __all__ = [
     "inspect",
     "load",
     "prepare",
+    "push",
     "quantize",
     "recipes",
     "save",

@@ -1,4 +1,4 @@
-"""save, inspect, prepare, dequantize: what a user calls after quantize."""
+"""save, push, export, inspect, prepare, dequantize: what a user calls after quantize."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fewbit.engine.card import write_card
+from fewbit.engine.card import RECIPE, published_card, write_card
 from fewbit.engine.inspection import Inspection, Inspections, inspect_folder, inspect_model
 from fewbit.engine.report import Report
 from fewbit.errors import BadArgument, BadModel, BadOutput
@@ -16,10 +16,12 @@ from fewbit.layers.dequantize import dequantize_layers
 from fewbit.layers.linear import quantized_layers
 from fewbit.models import Component, quantized_components
 from fewbit.pipelines.opening import check_folder, locate, open_model
-from fewbit.storage.folder import save_module
+from fewbit.storage.folder import holds_quantized, save_module
 from fewbit.storage.foreign.writing import write_foreign
+from fewbit.storage.hub import CARD, upload
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
 from fewbit.storage.spec_file import Given
+from fewbit.storage.strict_json import read_table
 
 MODES = ("compact", "fast")
 
@@ -50,6 +52,35 @@ def save(
         else:
             save_module(model, folder)
         write_card(model, folder, report)
+
+
+def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
+    """Send a folder that `save` wrote to the Hugging Face hub, in one commit.
+
+    The card there names the base model and has its licence, which is taken from the card of the
+    base model. The folder is not changed. `fewbit.load(repo)` brings it back.
+
+    Args:
+        folder: The folder.
+        repo: The repository, such as `"user/name"`. It is made if it is not there.
+        private: Whether a new repository is hidden from others.
+
+    Returns:
+        The address of the repository.
+    """
+    place = checked_path("the folder", folder)
+    check_folder(place)
+    if not holds_quantized(place):
+        raise BadModel(f"{place} holds no network that fewbit has quantized")
+    files: dict[str, Path | bytes] = {
+        file.relative_to(place).as_posix(): file
+        for file in sorted(place.rglob("*"))
+        if file.is_file() and not file.relative_to(place).as_posix().startswith(".")
+    }
+    files[CARD] = published_card(place, repo).encode()
+    recipe = read_table(place / RECIPE)
+    message = f"Add {recipe.get('method')}:{recipe.get('bits')}, made by fewbit"
+    return upload(files, repo, message, private)
 
 
 def export(model: Any, path: str | Path, format: str, *, overwrite: bool = False) -> None:

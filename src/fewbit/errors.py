@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class FewbitError(Exception):
     """Base of all errors that are the caller's to fix; the command line exits with 2 on them.
@@ -44,6 +46,12 @@ def printable(text: str) -> str:
     The spelling is also that of JSON, so a printed table stays one.
     """
     return "".join(c if c.isprintable() or c in "\n\t" else _spelled(c) for c in text)
+
+
+def first_sentence(error: Exception) -> str:
+    """What a foreign error says first, for a message of our own."""
+    sentence = re.split(r"\. | \(|\n", str(error).strip())[0].rstrip(".")
+    return sentence[:200] or type(error).__name__
 
 
 def _spelled(character: str) -> str:

@@ -14,7 +14,7 @@ from fewbit.cli import main
 
 WEIGHTS = Path("tiny/transformer/diffusion_pytorch_model.safetensors")
 VERBS = ("quantize", "generate", "evaluate", "compare", "bench", "inspect", "recipes", "doctor")
-VERBS += ("export",)
+VERBS += ("export", "push")
 
 
 @pytest.fixture(autouse=True)

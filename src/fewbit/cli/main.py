@@ -15,6 +15,7 @@ from fewbit.cli.evaluate import evaluate
 from fewbit.cli.export import export
 from fewbit.cli.generate import generate
 from fewbit.cli.inspect import inspect
+from fewbit.cli.push import push
 from fewbit.cli.quantize import quantize
 from fewbit.cli.recipes import recipes
 from fewbit.cli.saying import end, say
@@ -56,5 +57,5 @@ def main() -> None:
     """Few-bit diffusion transformers: quantize them, look inside, draw pictures."""
 
 
-for verb in (quantize, generate, evaluate, compare, bench, inspect, export, recipes, doctor):
+for verb in (quantize, generate, evaluate, compare, bench, inspect, export, push, recipes, doctor):
     main.add_command(verb)

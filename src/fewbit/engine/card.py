@@ -12,11 +12,13 @@ from fewbit.engine.report import Report
 from fewbit.engine.size import size_of
 from fewbit.formats.names import megabytes
 from fewbit.models import quantized_components
+from fewbit.storage.hub import CARD, licence_of
 from fewbit.storage.provenance import Provenance
 from fewbit.storage.reader import Artefact
 
-RECIPE, REPORT, CARD = "fewbit_recipe.json", "fewbit_report.json", "README.md"
+RECIPE, REPORT = "fewbit_recipe.json", "fewbit_report.json"
 PAGE = "fewbit_report.html"
+BASE, PLACE = "base_model: ", '"PATH"'
 
 
 def write_card(model: Any, folder: Path, report: Report | None) -> None:
@@ -27,6 +29,18 @@ def write_card(model: Any, folder: Path, report: Report | None) -> None:
         report.save(folder / REPORT)
         write_page(folder / PAGE, report)
     (folder / CARD).write_text(_card(model, provenance, report, artefacts))
+
+
+def published_card(folder: Path, repo: str) -> str:
+    """The card in a folder as it stands on the hub: with the licence of the base model, which is
+    looked up there, and with how to load it from there."""
+    card = (folder / CARD).read_text().replace(PLACE, f'"{repo}"')
+    base = next((line for line in card.splitlines() if line.startswith(BASE)), None)
+    if base is None:
+        return card
+    licence = licence_of(base.removeprefix(BASE))
+    lines = [f"{key}: {value}" for key, value in licence.items()]
+    return card.replace(base, "\n".join([base, *lines]), 1)
 
 
 def _card(
@@ -40,7 +54,7 @@ def _card(
     base = _base_model(model)
     lines = [
         "---",
-        *([f"base_model: {base}", "base_model_relation: quantized"] if base else []),
+        *([f"{BASE}{base}", "base_model_relation: quantized"] if base else []),
         f"library_name: {'diffusers' if hasattr(model, 'save_pretrained') else 'fewbit'}",
         "tags: [fewbit, quantized]",
         "---",
@@ -84,9 +98,9 @@ def _how_to_load(model: Any) -> list[str]:
             "import fewbit  # registers fewbit with diffusers",
             f"from diffusers import {name}",
             "",
-            f'model = {name}.from_pretrained("PATH")',
+            f"model = {name}.from_pretrained({PLACE})",
         ]
-    return ["import fewbit", "", 'model = fewbit.load("PATH")']
+    return ["import fewbit", "", f"model = fewbit.load({PLACE})"]
 
 
 def _copies(artefact: Artefact) -> str:

@@ -5,7 +5,6 @@ The command line and the Python door open and inspect it alike.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from fewbit import demo
-from fewbit.errors import BadArgument, BadModel, BrokenFile, FewbitError
+from fewbit.errors import BadArgument, BadModel, BrokenFile, FewbitError, first_sentence
 from fewbit.files import checked_path
 from fewbit.models import denoises, load_original, transformer_of
 from fewbit.models.component import DENOISERS
@@ -27,6 +26,7 @@ from fewbit.storage.folder import (
 )
 from fewbit.storage.foreign.loading import dialect_of, load_foreign
 from fewbit.storage.header import read_header
+from fewbit.storage.hub import HUB_ID, downloaded
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
 from fewbit.storage.regular_file import refuse_special_files
 from fewbit.storage.strict_json import read_table
@@ -66,7 +66,8 @@ def load(path: str | Path, like: Any = None) -> Any:
     Files of ComfyUI (`.safetensors`) and GGUF are read as they are stored: no weight is unpacked.
 
     Args:
-        path: A folder that `save` wrote, the name of a demo, or a file of another runtime.
+        path: A folder that `save` wrote, the hub id of one that `push` sent, the name of a demo, or
+            a file of another runtime.
         like: For a folder of a class that neither fewbit nor diffusers knows, an instance in full
             precision. For a file, which does not say what its layers belong to, the model: an
             instance or a pipeline of it, whose layers are replaced, or its configuration, which is
@@ -74,7 +75,9 @@ def load(path: str | Path, like: Any = None) -> Any:
     """
     if isinstance(path, str) and path in demo.names():
         return demo.load(path)
-    place = checked_path("path", path)
+    place = locate(path)
+    if isinstance(place, str):
+        place = downloaded(place)
     if place.is_file():
         return _load_file(place, like)
     if not isinstance(like, nn.Module | None):
@@ -122,7 +125,7 @@ def locate(text: str | Path) -> Path | str:
     if path.exists():
         return path
     name = str(text)
-    looks_like_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix not in CHECKPOINTS
+    looks_like_id = HUB_ID.fullmatch(name) and path.suffix not in CHECKPOINTS
     if looks_like_id and not path.parent.exists():
         return name
     raise BrokenFile(
@@ -210,7 +213,7 @@ def _from_pretrained(cls: Any, where: Path | str, dtype: torch.dtype, complaint:
     except FewbitError:
         raise
     except _FOREIGN as error:
-        raise BrokenFile(f"{complaint}: {_first_sentence(error)}") from None
+        raise BrokenFile(f"{complaint}: {first_sentence(error)}") from None
 
 
 def _refuse_holes(model: Any, text: str | Path) -> None:
@@ -224,8 +227,3 @@ def _refuse_holes(model: Any, text: str | Path) -> None:
 def _modules(model: Any) -> list[nn.Module]:
     parts = [model] if isinstance(model, nn.Module) else model.components.values()
     return [part for part in parts if isinstance(part, nn.Module)]
-
-
-def _first_sentence(error: Exception) -> str:
-    sentence = re.split(r"\. | \(|\n", str(error).strip())[0].rstrip(".")
-    return sentence[:200] or type(error).__name__

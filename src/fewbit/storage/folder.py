@@ -104,6 +104,12 @@ def is_quantized(folder: Path) -> bool:
     return isinstance(said, Mapping) and said.get("quant_method") == "fewbit"
 
 
+def holds_quantized(folder: Path) -> bool:
+    """Whether fewbit has quantized the network of this folder, or one of this pipeline."""
+    folders = folder, *(one for one in folder.iterdir() if one.is_dir())
+    return any((one / CONFIG).is_file() and is_quantized(one) for one in folders)
+
+
 def skeleton(
     folder: Path, config: Mapping[str, Any], artefact: Artefact | None = None
 ) -> nn.Module:
