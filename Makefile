@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install native demo test quick lowest peers wheel lint docs clean
+.PHONY: install native demo test quick lowest peers graphs wheel lint docs clean
 
 install: $(VENV)/.installed
 
@@ -65,7 +65,7 @@ $(PEERS)/.installed: pyproject.toml
 	$(PEERS)/bin/python -m pip install --quiet --editable ".[diffusers]" \
 		"orbitquant==0.15.0" "comfy-kitchen==0.2.40" "sdnq==0.2.8" "nncf==3.4.0" "openvino==2026.4.1" \
 		"onnxruntime==1.32.0" "onnx==1.23.2" "onnxscript==0.7.2" "torchao==0.18.0" "gguf==0.19.0" \
-		"ninja==1.13.2"
+		"ninja==1.13.2" "pytest>=8"
 	-PATH="$(abspath $(PEERS))/bin:$$PATH" $(PEERS)/bin/orbitquant kernels-install --build > /dev/null
 	touch $@
 
@@ -96,6 +96,10 @@ wheel: $(BUILD)/.installed
 	$(ALONE) pytest tests/packaging/test_wheel.py $(INSTALLED_TESTS) tests/kernels/test_native.py
 	$(ALONE) pip install --quiet --no-deps --force-reinstall dist/*.tar.gz
 	$(ALONE) pytest tests/packaging/test_pure.py $(INSTALLED_TESTS) -k "not native"
+
+# What needs the runtimes of others.
+graphs: peers
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest tests/engine/graphs
 
 # The site of the documents, with the Python reference, in build/site; in an environment of its own,
 # which needs neither torch nor diffusers.

@@ -21,7 +21,7 @@ from models import dit_rows, dit_xl_2
 from torch import nn
 
 import fewbit
-from fewbit.bench.levels import output
+from fewbit.calibration.flat import output
 
 BLOCKS, STEPS, ROUNDS, WARM = 2, 4, 10, 2
 

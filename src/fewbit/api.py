@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fewbit.engine.call import usual_call
 from fewbit.engine.card import RECIPE, published_card, write_card
+from fewbit.engine.graphs.writing import GRAPHS, write_graph
 from fewbit.engine.inspection import Inspection, Inspections, inspect_folder, inspect_model
 from fewbit.engine.report import Report
 from fewbit.errors import BadArgument, BadModel, BadOutput
@@ -17,7 +20,7 @@ from fewbit.layers.linear import quantized_layers
 from fewbit.models import Component, quantized_components
 from fewbit.pipelines.opening import check_folder, locate, open_model
 from fewbit.storage.folder import holds_quantized, save_module
-from fewbit.storage.foreign.writing import write_foreign
+from fewbit.storage.foreign.writing import TARGETS, write_foreign
 from fewbit.storage.hub import CARD, upload
 from fewbit.storage.reader import CONFIG, PIPELINE_INDEX
 from fewbit.storage.spec_file import Given
@@ -83,27 +86,49 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     return upload(files, repo, message, private)
 
 
-def export(model: Any, path: str | Path, format: str, *, overwrite: bool = False) -> None:
+def export(
+    model: Any,
+    path: str | Path,
+    format: str,
+    *,
+    overwrite: bool = False,
+    call: Mapping[str, Any] | None = None,
+) -> list[Path]:
     """Write a quantized model as a file that another runtime reads, each layer as it is stored.
 
     A format says how its inputs are rotated and rounded, so that not every recipe fits: the recipe
-    `portable` makes the layers of each format, and its bits are called as the formats are.
+    `portable` makes the layers of each format, and its bits are called as the formats are. ONNX and
+    OpenVINO get a graph of the whole network, for inputs in the shapes of one call.
 
     Args:
         model: A quantized pipeline, whose first network that denoises is written, or a module.
-        path: The file, ending in `.safetensors` for formats of ComfyUI and in `.gguf` for GGUF.
+        path: The file, ending in `.safetensors` for formats of ComfyUI, in `.gguf` for GGUF, in
+            `.onnx` or in `.xml` for OpenVINO.
         format: `"comfy-int8"`, `"comfy-w4a8"`, `"comfy-convrot-w4a4"`, `"comfy-nvfp4"`,
-            `"gguf-q8_0"`, `"gguf-q5_1"`, `"gguf-q5_0"`, `"gguf-q4_1"`, `"gguf-q4_0"` or
-            `"gguf-mxfp4"`.
+            `"gguf-q8_0"`, `"gguf-q5_1"`, `"gguf-q5_0"`, `"gguf-q4_1"`, `"gguf-q4_0"`,
+            `"gguf-mxfp4"`, `"onnx"` or `"openvino"`.
         overwrite: Whether to replace a file that is there.
+        call: For a graph, the keyword arguments of one forward; a pipeline needs none.
+
+    Returns:
+        The files that were written: weights of a graph may lie beside it.
     """
     place = checked_path("path", path)
+    if format not in (*TARGETS, *GRAPHS):
+        known = ", ".join((*TARGETS, *GRAPHS))
+        raise BadArgument(f"unknown format {format!r:.80}; formats: {known}")
+    if call is not None and format not in GRAPHS:
+        raise BadArgument(f"{format} holds no graph, so call has no meaning; leave it out")
     denoiser = next((one for one in _quantized(model) if one.denoises), None)
     if denoiser is None:
         raise BadModel("no network that denoises is quantized; a file holds the denoiser alone")
     if place.exists() and not overwrite:
         raise BadOutput(f"{place} already exists; choose another or overwrite it")
+    if format in GRAPHS:
+        given = usual_call(model, denoiser) if call is None else call
+        return write_graph(denoiser.network, given, place, format)
     write_foreign(denoiser.network, place, format)
+    return [place]
 
 
 def inspect(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from operator import attrgetter
 from types import ModuleType
@@ -42,6 +44,14 @@ def _value(module: ModuleType, marker: str) -> Any:
         return attrgetter(marker)(module)
     except AttributeError:
         return None
+
+
+def missing(packages: Sequence[str]) -> str | None:
+    """Why what needs these packages cannot run."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    if not absent:
+        return None
+    return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed"
 
 
 def build(package: str, config: dict[str, Any]) -> Any:

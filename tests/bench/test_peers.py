@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.bench.peers.graph import Flat, Graph
-from fewbit.bench.peers.here import missing
+from fewbit.bench.peers.graph import Graph
 from fewbit.bench.peers.layers import Layers
+from fewbit.calibration.flat import Flat
 from fewbit.calibration.tree import tensors
+from fewbit.registry import missing
 
 
 class Gated(nn.Module):

@@ -168,8 +168,10 @@ def test_a_recipe_that_does_not_fit_names_the_one_that_does(bits, settings, name
 
 def test_what_else_is_refused(quantized, tmp_path):
     model = quantized("comfy-int8")
-    with pytest.raises(BadArgument, match="unknown format 'onnx'; formats: comfy-int8, "):
-        fewbit.export(model, tmp_path / "x", "onnx")
+    with pytest.raises(BadArgument, match=r"unknown format 'pickle'; formats: comfy-int8, .*onnx"):
+        fewbit.export(model, tmp_path / "x", "pickle")
+    with pytest.raises(BadArgument, match="gguf-q4_0 holds no graph, so call has no meaning"):
+        fewbit.export(model, tmp_path / "x.gguf", "gguf-q4_0", call={})
     with pytest.raises(BadArgument, match=r"must end in .gguf, as files of gguf-q4_0 do"):
         fewbit.export(model, tmp_path / "x.safetensors", "gguf-q4_0")
     with pytest.raises(BadModel, match="the model is not quantized"):

@@ -17,7 +17,7 @@ from fewbit.api import prepare
 from fewbit.bench import onednn
 from fewbit.bench.peers import comfy, onnxruntime, openvino, torchao
 from fewbit.bench.peers.gguf import gguf
-from fewbit.bench.peers.here import compiling_for_our_threads, missing
+from fewbit.bench.peers.here import compiling_for_our_threads
 from fewbit.bench.peers.layers import Layers
 from fewbit.bench.peers.orbitquant import w4a4
 from fewbit.bench.peers.sdnq import SVD, sdnq, with_openvinos_product, with_torchs_product
@@ -26,6 +26,7 @@ from fewbit.errors import BadArgument
 from fewbit.kernels.choose import VARIABLE, backend_named
 from fewbit.layers.bind import bind, bind_attention, unbind
 from fewbit.models import describe
+from fewbit.registry import missing
 
 REFERENCE = "reference"
 FP32, BF16 = torch.float32, torch.bfloat16

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.bench.subject import Call, Subject, calls
+from fewbit.calibration.flat import output
 from fewbit.calibration.tree import tensors
 from fewbit.errors import BadModel
 from fewbit.kernels.values import NOTHING
@@ -90,13 +91,6 @@ def called(level: str, subject: Subject) -> dict[str, Call]:
     return dict.fromkeys(names, calls(subject, names[:1])[names[0]])
 
 
-def output(module: nn.Module, arguments: dict[str, Any]) -> Tensor:
-    """The first tensor. An only argument has another name in every kind of linear."""
-    alone = len(arguments) == 1
-    result = module(*arguments.values()) if alone else module(**arguments)
-    return next(iter(tensors(_plain(result)).values()))
-
-
 class ProductAlone(nn.Module):
     """A layer with its input rounded beforehand."""
 
@@ -127,10 +121,6 @@ class _Denoising(nn.Module):
             noise = output(self.network, {**inputs, **now})[:, : latent.shape[1]]
             latent = scheduler.step(noise, int(t), latent).prev_sample
         return latent
-
-
-def _plain(result: Any) -> Any:
-    return result.to_tuple() if hasattr(result, "to_tuple") else result
 
 
 def _sizes(call: Call) -> str:

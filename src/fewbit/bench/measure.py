@@ -16,12 +16,13 @@ from fewbit.bench.arms import DEFINITION, EXACT, Arm, arms_named
 from fewbit.bench.environment import environment
 from fewbit.bench.footprint import resident_bytes, working_bytes
 from fewbit.bench.gpu import captured
-from fewbit.bench.levels import LEVELS, PRODUCT, Case, ProductAlone, blocks_needed, called, output
+from fewbit.bench.levels import LEVELS, PRODUCT, Case, ProductAlone, blocks_needed, called
 from fewbit.bench.quantizing import quantized
 from fewbit.bench.result import Result, Row, Table
 from fewbit.bench.shares import shares, waiting_for
 from fewbit.bench.subject import open_subject
 from fewbit.bench.turns import Times, Turn, ratio, take_turns
+from fewbit.calibration.flat import output
 from fewbit.engine.decibel import sqnr
 from fewbit.errors import BadArgument
 from fewbit.layers.linear import QLinear

@@ -14,6 +14,7 @@ FORMATS = (
     *("comfy-int8", "comfy-w4a8", "comfy-convrot-w4a4", "comfy-nvfp4"),
     *("gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0", "gguf-mxfp4"),
 )
+GRAPHS = ("onnx", "openvino")
 
 
 @click.command()
@@ -21,10 +22,10 @@ FORMATS = (
 @click.option(
     "--format",
     "name",
-    type=click.Choice(FORMATS),
+    type=click.Choice((*FORMATS, *GRAPHS)),
     metavar="FORMAT",
     required=True,
-    help=f"One of {', '.join(FORMATS)}.",
+    help=f"One of {', '.join((*FORMATS, *GRAPHS))}.",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="The file.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
@@ -36,15 +37,15 @@ def export(
     """Write MODEL, a folder that fewbit wrote, as a file for another runtime.
 
     Layers are written as they are stored. `fewbit quantize ORIGINAL --recipe portable:FORMAT` makes
-    those that a format holds.
+    those that a format holds. For onnx and openvino MODEL is a folder of a pipeline.
     """
     refuse_unwritable(output)
     import fewbit
     from fewbit.formats.names import megabytes
 
-    fewbit.export(fewbit.load(model), output, name, overwrite=overwrite)
-    size = output.stat().st_size
+    files = fewbit.export(fewbit.load(model), output, name, overwrite=overwrite)
+    size = sum(file.stat().st_size for file in files)
     if as_json:
-        show({"file": str(output), "format": name, "bytes": size})
+        show({"files": [str(file) for file in files], "format": name, "bytes": size})
     elif not quiet:
         say(f"{output}: {name}, {megabytes(size)}")

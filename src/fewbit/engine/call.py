@@ -34,3 +34,10 @@ def call_for(
     except BadModel:  # a pipeline that is asked in a way of its own
         return None
     return first_call(model, manner) or None
+
+
+def usual_call(model: Any, component: Component) -> Mapping[str, Any] | None:
+    """As a pipeline makes it for a picture of its usual size; None for a network alone."""
+    if isinstance(model, nn.Module):
+        return None
+    return first_call(model, manner_of(model, AS_USUAL, component.name)) or None

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewbit.bench.levels import output
-from fewbit.calibration.tree import rebuild, tensors
+from fewbit.calibration.tree import tensors
 
 Call = Mapping[str, Any]
 
@@ -30,18 +29,6 @@ class Graph(nn.Module):
 
     def compute(self, inputs: list[Tensor]) -> Tensor:
         raise NotImplementedError
-
-
-class Flat(nn.Module):
-    """A module that takes the tensors of a nested call one after another, and gives one tensor."""
-
-    def __init__(self, module: nn.Module, call: Call, names: Sequence[str]) -> None:
-        super().__init__()
-        self.module, self.call, self.names = module, call, names
-
-    def forward(self, *given: Tensor) -> Tensor:
-        now = dict(zip(self.names, given, strict=True))
-        return output(self.module, rebuild(self.call, lambda path, leaf: now.get(path, leaf)))
 
 
 def name_inside(layer: str) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.bench.peers.graph import Call, Flat, Graph
+from fewbit.bench.peers.graph import Call, Graph
 from fewbit.bench.peers.layers import Layers
+from fewbit.calibration.flat import Flat
 from fewbit.calibration.tree import tensors
 
 GROUP = 32

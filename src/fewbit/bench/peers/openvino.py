@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.bench.peers.graph import Call, Flat, Graph, name_inside
+from fewbit.bench.peers.graph import Call, Graph, name_inside
+from fewbit.calibration.flat import Flat
 from fewbit.calibration.tree import tensors
 
 Rounded = Callable[[Any, "Arrays"], Any]

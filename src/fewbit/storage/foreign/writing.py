@@ -23,8 +23,6 @@ TARGETS: Mapping[str, Target] = {one.name: one for one in (*comfy.TARGETS, *gguf
 
 def write_foreign(model: nn.Module, path: Path, name: str) -> None:
     """The file has the names and the other tensors of the model as they are."""
-    if name not in TARGETS:
-        raise BadArgument(f"unknown format {name!r:.80}; formats: {', '.join(TARGETS)}")
     target = TARGETS[name]
     if path.suffix != target.suffix:
         raise BadArgument(f"{path} must end in {target.suffix}, as files of {name} do")

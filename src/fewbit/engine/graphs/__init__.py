@@ -1,0 +1,1 @@
+"""A quantized model as a graph of another runtime: ONNX and OpenVINO."""
