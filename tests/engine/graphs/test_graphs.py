@@ -1,6 +1,8 @@
 """Graphs of ONNX and OpenVINO: their runtimes compute what we compute, and what they cannot hold is
 refused. The runtimes are those of `make peers`."""
 
+from pathlib import Path
+
 import foreign_files as foreign
 import pytest
 import tiny_transformers as tiny
@@ -145,6 +147,21 @@ def test_weights_rest_in_the_graph_in_their_bits(quantized, graph, tmp_path):
     saved, expected = (one["fp4 weights"] - one["q4_0"] for one in (sizes, packed))
     assert expected > 30_000
     assert saved == pytest.approx(expected, rel=0.15)
+
+
+@BOTH
+def test_equal_weights_are_stored_once_and_no_place_on_this_disk_is_told(graph, tmp_path):
+    need(graph)
+    model = tiny.make()
+    first, second = (block.norm1.emb for block in model.transformer_blocks)
+    second.load_state_dict(first.state_dict())
+    fewbit.quantize(model, "rtn", bits="w4a16", progress=False)
+    exported(model, graph, tmp_path)
+    content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    table = next(tensor for tensor in first.state_dict().values() if tensor.dim() == 2)
+    assert content.count(table.numpy().tobytes()) == 1
+    assert b"site-packages" not in content
+    assert str(Path(fewbit.__file__).parent).encode() not in content
 
 
 @BOTH

@@ -18,6 +18,7 @@ from fewbit.engine.graphs.layer import GraphLayer, blocks, packed_halves
 NAME, SUFFIX, PACKAGES = "onnx", ".onnx", ("onnx", "onnxscript")
 FLOAT_INPUTS, INT8_INPUTS = 1, 4  # accuracy levels
 INT8 = (-128, 127)  # what QuantizeLinear clips at by itself
+LARGEST = 1 << 62  # of tensors that are compared
 LEAST_BLOCK, MOST_BLOCK = 16, 128  # columns
 
 
@@ -28,7 +29,13 @@ def module(name: str, layer: GraphLayer) -> nn.Module:
 
 
 def write(flat: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
-    """Weights of more than 2 GB go into a file beside it."""
+    """Weights of more than 2 GB go into a file beside it. Equal ones are stored once, and where our
+    sources lie on this disk, which the exporter notes at each operation, is nobody's business."""
+    from onnx_ir.passes.common import (
+        ClearMetadataAndDocStringPass,
+        DeduplicateInitializersPass,
+    )
+
     for exporter in ("onnx_ir", "onnxscript"):
         logging.getLogger(exporter).setLevel(logging.WARNING)
     with redirect_stdout(sys.stderr):  # what exports says much
@@ -40,6 +47,11 @@ def write(flat: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
+    for improve in (
+        ClearMetadataAndDocStringPass(),
+        DeduplicateInitializersPass(size_limit=LARGEST),
+    ):
+        improve(program.model)
     program.save(path)
 
 
