@@ -12,7 +12,9 @@ from torch import nn
 import fewbit
 from fewbit.activations.clock import TimeBins
 from fewbit.activations.static import Static
-from fewbit.engine.graphs.layer import graph_layer, packed_halves
+from fewbit.calibration.tree import tensors
+from fewbit.engine.graphs.layer import graph_layer
+from fewbit.engine.graphs.onnx import packed_halves
 from fewbit.engine.graphs.writing import GRAPHS, write_graph
 from fewbit.errors import BadArgument, BadModel, BadOutput
 from fewbit.formats import FORMATS, QTensor, Spec
@@ -130,6 +132,22 @@ def test_a_static_layer_is_exact_and_clips_alike(graph, bits, tmp_path):
     file = tmp_path / f"x{GRAPHS[graph].SUFFIX}"
     assert set(write_graph(nn.Sequential(layer), call, file, graph)) == set(tmp_path.iterdir())
     torch.testing.assert_close(RUNTIMES[graph](file, call), layer(call["input"]))
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["PixArtTransformer2DModel", "HunyuanDiT2DModel"])
+def test_other_families_with_nested_arguments(graph, name, tmp_path):
+    need(graph)
+    model, call = tiny.quantized(name, "w4a16"), {}
+    look = model.register_forward_pre_hook(
+        lambda _, __, given: call.update(given), with_kwargs=True
+    )
+    expected = tiny.run(model)
+    look.remove()
+    file = tmp_path / f"x{GRAPHS[graph].SUFFIX}"
+    fewbit.export(model, file, graph, call=call)
+    found = RUNTIMES[graph](file, tensors(call))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
 
 
 @BOTH

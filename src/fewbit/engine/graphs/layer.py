@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fewbit.activations.static import Static
@@ -38,9 +37,10 @@ class GraphLayer:
     @property
     def range(self) -> tuple[float, float] | None:
         """Beyond which the input is clipped."""
-        return (
-            None if self.step is None else (self.step * self.levels[0], self.step * self.levels[1])
-        )
+        if self.step is None:
+            return None
+        lowest, highest = self.levels
+        return self.step * lowest, self.step * highest
 
     @property
     def rows(self) -> int:
@@ -96,19 +96,3 @@ def _rounding(
 
 def _refused(name: str, stage: InputStage, graph: str) -> BadModel:
     return BadModel(f"{name} has the input {stage}, {unfit(graph)}")
-
-
-def blocks(layer: GraphLayer, name: str, least: int, most: int) -> int:
-    """Columns of a block that is a power of two and lies within a group."""
-    block = min(layer.group & -layer.group, most)
-    if block < least:
-        raise BadModel(
-            f"{name} has groups of {layer.group} columns; a graph of onnx has blocks of {least}, "
-            f"{2 * least} and so on, up to {most}"
-        )
-    return block
-
-
-def packed_halves(codes: Tensor) -> Tensor:
-    """Unsigned codes of 4 bits, two in a byte, the first one low."""
-    return (codes[..., 0::2] | (codes[..., 1::2] << 4)).to(torch.uint8)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.engine.graphs.layer import GraphLayer, blocks, packed_halves
+from fewbit.engine.graphs.layer import GraphLayer
+from fewbit.errors import BadModel
 
 NAME, SUFFIX, PACKAGES = "onnx", ".onnx", ("onnx", "onnxscript")
 FLOAT_INPUTS, INT8_INPUTS = 1, 4  # accuracy levels
@@ -31,10 +32,7 @@ def module(name: str, layer: GraphLayer) -> nn.Module:
 def write(flat: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
     """Weights of more than 2 GB go into a file beside it. Equal ones are stored once, and where our
     sources lie on this disk, which the exporter notes at each operation, is nobody's business."""
-    from onnx_ir.passes.common import (
-        ClearMetadataAndDocStringPass,
-        DeduplicateInitializersPass,
-    )
+    from onnx_ir.passes import common
 
     for exporter in ("onnx_ir", "onnxscript"):
         logging.getLogger(exporter).setLevel(logging.WARNING)
@@ -47,12 +45,18 @@ def write(flat: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
-    for improve in (
-        ClearMetadataAndDocStringPass(),
-        DeduplicateInitializersPass(size_limit=LARGEST),
-    ):
-        improve(program.model)
+    _drop_idle_squeezes(program.model.graph)
+    common.ClearMetadataAndDocStringPass()(program.model)
+    common.DeduplicateInitializersPass(size_limit=LARGEST)(program.model)
     program.save(path)
+
+
+def _drop_idle_squeezes(graph: Any) -> None:
+    """torch leaves an axis that is longer than one as it is (PixArt), and ONNX refuses it."""
+    for node in list(graph):
+        if node.op_type == "Squeeze" and node.inputs[0].shape == node.outputs[0].shape:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            graph.remove(node, safe=True)
 
 
 class Idiom(nn.Module):
@@ -103,7 +107,7 @@ class NBits(Idiom):
 
     def __init__(self, name: str, layer: GraphLayer) -> None:
         super().__init__(layer)
-        block = blocks(layer, name, LEAST_BLOCK, MOST_BLOCK)
+        block = _block(layer, name)
         unsigned = (layer.codes.int() + 2 ** (layer.bits - 1)).view(layer.rows, -1, block)
         packed = unsigned.to(torch.uint8) if layer.bits == 8 else packed_halves(unsigned)
         self._hold("packed", packed.contiguous())
@@ -131,3 +135,19 @@ def _operation(
         name, inputs, {**attributes}, dtype=dtype, shape=tuple(shape), version=version
     )
     return found
+
+
+def _block(layer: GraphLayer, name: str) -> int:
+    """Columns of a block that is a power of two and lies within a group."""
+    block = min(layer.group & -layer.group, MOST_BLOCK)
+    if block < LEAST_BLOCK:
+        raise BadModel(
+            f"{name} has groups of {layer.group} columns; a graph of onnx has blocks of "
+            f"{LEAST_BLOCK}, {2 * LEAST_BLOCK} and so on, up to {MOST_BLOCK}"
+        )
+    return block
+
+
+def packed_halves(codes: Tensor) -> Tensor:
+    """Unsigned codes of 4 bits, two in a byte, the first one low."""
+    return (codes[..., 0::2] | (codes[..., 1::2] << 4)).to(torch.uint8)
