@@ -15,10 +15,11 @@ from fewbit.bench import Result, bench, random_models
 from fewbit.bench.arms import ARMS, PEERS, Arm, forced
 from fewbit.bench.levels import LEVELS, ProductAlone
 from fewbit.bench.onednn import OneDnnLinear
-from fewbit.bench.peers.graph import Flat, Graph
+from fewbit.bench.peers.graph import Graph
 from fewbit.bench.peers.layers import Layers
 from fewbit.bench.peers.sdnq import sdnq
 from fewbit.bench.random_models import grown, inputs_for, one_block, told_apart
+from fewbit.calibration.flat import Flat
 from fewbit.calibration.tree import tensors
 from fewbit.cli import main
 from fewbit.engine.decibel import sqnr
