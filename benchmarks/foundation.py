@@ -53,7 +53,7 @@ def quantize() -> dict[str, float]:
     import fewbit
     from fewbit.engine.plan import make_plan
     from fewbit.engine.recipe import Recipe
-    from fewbit.engine.size import size_of
+    from fewbit.engine.stored_size import size_of
 
     model = dit_xl_2()
     before = size_of(model).bytes

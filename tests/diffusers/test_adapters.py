@@ -342,7 +342,7 @@ def test_inspect_sees_the_layers_inside():
     assert [one.status for one in seen.layers] == [one.status for one in bare.layers]
     assert [one.weight for one in seen.layers] == [one.weight for one in bare.layers]
     assert seen.adapters == ("a",)
-    assert "with a," in str(seen)
+    assert ", with a\n" in str(seen)
     parameters = (p for name, p in model.named_parameters() if "lora_" in name)
     assert seen.bytes == bare.bytes + sum(p.nbytes for p in parameters)
 

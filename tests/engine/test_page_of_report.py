@@ -6,7 +6,7 @@ from pages import sound
 
 from fewbit.engine.page import write_page
 from fewbit.engine.report import LayerReport, Report
-from fewbit.engine.size import Size
+from fewbit.engine.stored_size import Size
 
 LAYER = LayerReport(
     "blocks.0.to_q", "q", "e2m1/row/fp32", "int8/row/fp32", 4.5, 4000, 500, 20.0, 18.0, 17.0, 15.5

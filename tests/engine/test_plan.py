@@ -7,7 +7,7 @@ from torch import nn
 from fewbit import ModelSpec
 from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
-from fewbit.engine.size import size_of
+from fewbit.engine.stored_size import size_of
 from fewbit.errors import BadArgument, BadModel
 
 FAMILIES = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel")

@@ -9,7 +9,7 @@ import torch
 
 from fewbit.engine.decibel import energies, ratio_db, sqnr
 from fewbit.engine.report import LayerReport, Report
-from fewbit.engine.size import Size
+from fewbit.engine.stored_size import Size
 
 LAYER = LayerReport(
     name="blocks.0.to_q",

@@ -11,7 +11,7 @@ import fewbit
 from fewbit import ModelSpec
 from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe
-from fewbit.engine.size import size_of
+from fewbit.engine.stored_size import size_of
 from fewbit.errors import BadArgument, BadCalibration, BadModel
 from fewbit.layers.linear import QLinear
 

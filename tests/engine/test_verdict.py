@@ -6,7 +6,7 @@ import pytest
 
 from fewbit.engine.measured import Measured
 from fewbit.engine.recipe import method_named, recipes
-from fewbit.engine.size import Size
+from fewbit.engine.stored_size import Size
 from fewbit.engine.verdict import CLOSER, closer, verdict, words_for
 
 

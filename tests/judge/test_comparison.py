@@ -6,7 +6,7 @@ import pytest
 from pages import sound
 
 from fewbit.engine.report import Report
-from fewbit.engine.size import Size
+from fewbit.engine.stored_size import Size
 from fewbit.judge.comparison import Candidate, compared
 from fewbit.judge.cost import Cost
 from fewbit.judge.page import About, shown_of, write_page

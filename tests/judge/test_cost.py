@@ -5,7 +5,7 @@ import torch
 
 import fewbit
 from fewbit.calibration import RowSet
-from fewbit.engine.size import Size, size_of
+from fewbit.engine.stored_size import Size, size_of
 from fewbit.judge.cost import Cost, cost_of
 
 

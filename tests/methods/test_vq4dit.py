@@ -7,7 +7,7 @@ from small_dit import bits_of, rows, run
 
 import fewbit
 from fewbit.engine.decibel import sqnr
-from fewbit.engine.size import size_of
+from fewbit.engine.stored_size import size_of
 from fewbit.errors import BadArgument, BadCalibration, BadModel, BrokenFile
 from fewbit.formats import Codebook, Spec
 from fewbit.layers.linear import quantized_layers

@@ -10,7 +10,7 @@ import fewbit
 from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.engine.report import Report
-from fewbit.engine.size import Size
+from fewbit.engine.stored_size import Size
 from fewbit.judge.comparison import Candidate, compared
 from fewbit.judge.scores import Evaluation
 from fewbit.pages.notebook import shown

@@ -96,9 +96,8 @@ def test_row_scales_help_rows_of_unequal_size():
 def test_a_silent_channel_still_counts():
     weight, moments = normal(32, 32), torch.ones(32)
     moments[5] = 0
-    units = Units.of(
-        weight, (spec := Spec.parse("vq16x4/row/fp16")), vector._scales(weight, spec), moments
-    )
+    spec = Spec.parse("vq16x4/row/fp16")
+    units = Units.of(weight, spec, spec.load(vector._scales(weight, spec)), moments)
     assert units.importance.min() > 0
 
 

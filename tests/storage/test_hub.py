@@ -79,7 +79,8 @@ def test_the_card_names_the_base_its_licence_the_figures_and_the_repository(hub,
     assert b"quantized" in card.split(b"tags:")[1].split(b"---")[0]
     assert f'from_pretrained("{REPO}")'.encode() in card
     assert b"## Report" in card
-    assert b"weight files of the transformer" in card
+    assert b"- transformer: " in card
+    assert b"MB saved and loaded" in card
     assert (folder / "README.md").read_bytes() == before
 
 

@@ -34,7 +34,7 @@ from fewbit.cli.saying import say, show
 from fewbit.errors import BadArgument
 
 if TYPE_CHECKING:
-    from fewbit.engine.expected import Expected
+    from fewbit.engine.forecast import Expected
     from fewbit.engine.plan import Plan
 
 DISK = 200e6  # bytes a second, to guess how long saving takes
@@ -131,7 +131,7 @@ def quantize(
     import fewbit
     from fewbit.engine.call import call_for
     from fewbit.engine.card import REPORT
-    from fewbit.engine.expected import cost_of
+    from fewbit.engine.forecast import cost_of
     from fewbit.engine.plan import make_plan
     from fewbit.engine.recipe import Recipe, split_bits
     from fewbit.files import keeping
@@ -192,7 +192,7 @@ def _bytes(model: Any) -> int:
     """Of all networks that will be written, before any is quantized."""
     from torch import nn
 
-    from fewbit.engine.size import size_of
+    from fewbit.engine.stored_size import size_of
 
     parts = model.components.values() if hasattr(model, "components") else [model]
     return sum(size_of(part).bytes for part in parts if isinstance(part, nn.Module))

@@ -9,7 +9,7 @@ from typing import Any
 
 from fewbit.engine.page import write_page
 from fewbit.engine.report import Report
-from fewbit.engine.size import size_of
+from fewbit.engine.stored_size import size_of
 from fewbit.formats.names import megabytes
 from fewbit.models import quantized_components
 from fewbit.storage.hub import CARD, licence_of

@@ -16,7 +16,7 @@ from fewbit.engine.call import call_for
 from fewbit.engine.columns import Row, aligned
 from fewbit.engine.offers import HEAD, Offer, by_size, offered, offers_for
 from fewbit.engine.recipe import unknown_part
-from fewbit.engine.size import Size, by_owner, bytes_by_name
+from fewbit.engine.stored_size import Size, by_owner, bytes_by_name
 from fewbit.formats.names import brief, megabytes
 from fewbit.layers.adapters import adapter_names, inner_layer
 from fewbit.layers.attention import OPERANDS, quantized_attentions

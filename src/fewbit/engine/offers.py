@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fewbit.engine.allocate import budget_of
 from fewbit.engine.plan import Plan, rules_of
 from fewbit.engine.recipe import Recipe, method_named, recipes
-from fewbit.engine.size import Stored, smaller
+from fewbit.engine.stored_size import Stored, smaller
 from fewbit.errors import BadArgument
 from fewbit.models import Structure
 

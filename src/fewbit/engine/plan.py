@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fewbit.calibration import CalibrationSet
 from fewbit.calibration.trial import Trial
 from fewbit.engine.recipe import Recipe
-from fewbit.engine.size import Size, Stored, told
+from fewbit.engine.stored_size import Size, Stored, told
 from fewbit.errors import BadArgument, BadModel
 from fewbit.layers.adapters import refuse_adapted
 from fewbit.layers.linear import QLinear

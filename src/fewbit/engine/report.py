@@ -11,7 +11,7 @@ from typing import Any
 
 from fewbit.engine.columns import Row, aligned
 from fewbit.engine.measured import Measured
-from fewbit.engine.size import Size, smaller
+from fewbit.engine.stored_size import Size, smaller
 from fewbit.engine.verdict import verdict
 from fewbit.files import write_text
 from fewbit.formats.names import brief, megabytes

@@ -22,7 +22,7 @@ from fewbit.engine import memory
 from fewbit.engine.allocate import allocate, budget_of, promise
 from fewbit.engine.call import call_for
 from fewbit.engine.decibel import sqnr
-from fewbit.engine.expected import BLOCKS, SURVEY, TRAINING, rows_of
+from fewbit.engine.forecast import BLOCKS, SURVEY, TRAINING, rows_of
 from fewbit.engine.identity import model_sha256, pipeline_sha256
 from fewbit.engine.idle import round_plainly
 from fewbit.engine.measured import CALLS, ROWS, Measured, Measurement, attempted
@@ -31,8 +31,8 @@ from fewbit.engine.output_error import OutputError, output_errors
 from fewbit.engine.plan import Plan, make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.engine.report import LayerReport, Report, together
-from fewbit.engine.size import size_of
 from fewbit.engine.source import Asked, asked_by, note_of, source_of
+from fewbit.engine.stored_size import size_of
 from fewbit.engine.workdir import BlockDone, Workdir, alone_in
 from fewbit.errors import BadArgument, BadCalibration, BadModel, printable
 from fewbit.files import checked_path, keeping

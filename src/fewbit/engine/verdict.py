@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from fewbit.engine.size import Size, told
+from fewbit.engine.stored_size import Size, told
 
 if TYPE_CHECKING:
     from fewbit.engine.measured import Measured

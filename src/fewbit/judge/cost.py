@@ -10,7 +10,7 @@ from torch import nn
 
 from fewbit.calibration import CalibrationSet
 from fewbit.engine.measured import BATCH, seconds_in_turns
-from fewbit.engine.size import Size, Stored, size_of, smaller
+from fewbit.engine.stored_size import Size, Stored, size_of, smaller
 
 
 @dataclass(frozen=True)

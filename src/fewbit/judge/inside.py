@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from fewbit.engine.size import Size
+from fewbit.engine.stored_size import Size
 from fewbit.judge.cost import Cost, cost_of
 from fewbit.judge.layers import LayerErrors
 from fewbit.judge.scores import Basis, Score

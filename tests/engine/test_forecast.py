@@ -4,8 +4,8 @@ import pytest
 import tiny_transformers as tiny
 
 from fewbit.calibration import Calibration
-from fewbit.engine import expected
-from fewbit.engine.expected import Expected, cost_of, rows_of
+from fewbit.engine import forecast
+from fewbit.engine.forecast import Expected, cost_of, rows_of
 from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe
 from fewbit.engine.source import PASSES, source_of
@@ -34,17 +34,17 @@ def test_rows_of_each_phase_by_hand():
 
 def test_the_time_is_that_of_rows_and_weights(monkeypatch):
     pipe, part, plan = planned("hq-dit", samples=8)
-    monkeypatch.setattr(expected, "_of_a_row", lambda *_: (0.5, 1000.0))
-    monkeypatch.setattr(expected, "resident_bytes", lambda: 10**9)
+    monkeypatch.setattr(forecast, "_of_a_row", lambda *_: (0.5, 1000.0))
+    monkeypatch.setattr(forecast, "resident_bytes", lambda: 10**9)
     asked = Calibration(steps=5)
     source = source_of(pipe, part, plan.recipe, asked, 0)
     weights = sum(rows * columns for rows, columns in (one.shape for one in plan.layers))
     found = cost_of(pipe, part, plan, asked, 0)
-    threads = expected.torch.get_num_threads()
+    threads = forecast.torch.get_num_threads()
     rows = source.rows_run + PASSES * 8
-    assert found.seconds == pytest.approx(0.5 * rows + weights / expected.SOLVED / threads)
+    assert found.seconds == pytest.approx(0.5 * rows + weights / forecast.SOLVED / threads)
     block = sum(one.bytes for one in plan.layers if one.block == 0)
-    beside = expected.WORKING + expected.COPIES * block + expected.STREAMS * 8 * 1000
+    beside = forecast.WORKING + forecast.COPIES * block + forecast.STREAMS * 8 * 1000
     assert found.peak_bytes == round(10**9 + beside)
 
 
@@ -53,7 +53,7 @@ def test_a_call_is_timed_where_there_are_data_and_none_where_not(monkeypatch):
     assert cost_of(pipe, part, plan, Calibration(steps=5), 0).seconds > 0
     assert not part.network.transformer_blocks[0]._forward_pre_hooks
     pipe, part, plan = planned("rtn")
-    monkeypatch.setattr(expected, "_of_a_row", None)
+    monkeypatch.setattr(forecast, "_of_a_row", None)
     assert 0 < cost_of(pipe, part, plan, None, 0).seconds < 1
 
 

@@ -8,7 +8,7 @@ from torch import nn
 import fewbit
 from fewbit.engine.plan import make_plan
 from fewbit.engine.recipe import Recipe
-from fewbit.engine.size import Size, Stored, size_of, smaller, told
+from fewbit.engine.stored_size import Size, Stored, size_of, smaller, told
 
 WHOLE = torch.zeros(10)
 
