@@ -5,7 +5,6 @@ goes on from `studies/cache`.
 """
 
 from pathlib import Path
-from time import perf_counter
 
 from cases import key_of, once
 from demo import bits, fidelity, pipeline, write_table
@@ -18,10 +17,9 @@ DEMOS = ("shapes", "scenes")
 
 def measured(demo: str, preset: str) -> list[float]:
     def measure(_: Path) -> list[float]:
-        pipe, start = pipeline(demo), perf_counter()
+        pipe = pipeline(demo)
         fewbit.quantize(pipe, "best", preset=preset, progress=False)
-        seconds = perf_counter() - start
-        return [fidelity(pipe, demo).sqnr, bits(pipe.transformer, modulation=True), seconds]
+        return [fidelity(pipe, demo).sqnr, bits(pipe.transformer, modulation=True)]
 
     found: list[float] = once("effort", key_of("best", demo, {"preset": preset}), measure)
     return found
@@ -32,8 +30,8 @@ write_table(
     "Time for calibration, presets of best",
     "Each preset draws the calibration rows that it asks for: `fast` 64, `max` 1,024, others 512. "
     "SQNR of the noise prediction over 128 rows of held-out trajectories; bits of a quantized "
-    "weight, the modulation included; seconds of one thread of a busy machine.",
-    ("case", "trajectory SQNR, dB", "bits per weight", "seconds"),
+    "weight, the modulation included.",
+    ("case", "trajectory SQNR, dB", "bits per weight"),
     [(f"{demo}, {preset}", *measured(demo, preset)) for demo in DEMOS for preset in PRESETS],
     plotted=("trajectory SQNR, dB",),
 )

@@ -21,9 +21,10 @@ def test_three_lines_and_what_to_try():
         "  size   4.3 MB saved and loaded: packed 2.8, kept layers 0.7, other 0.8",
         "         2.00x smaller than in bfloat16 (8.6 MB)",
         "  speed  2.50x that of bfloat16 here: 20.0 ms a call beside 50.0",
-        "  match  25.0 dB beside full precision: pictures are alike, some details differ",
-        "         (from 40 dB none can tell, from 30 only side by side, from 20 they are",
-        "         alike)",
+        "  match  25.0 dB beside full precision, on inputs that the calibration saw:",
+        "         pictures are alike, some details differ (from 40 dB none can tell, from",
+        "         30 only side by side, from 20 they are alike); on others it may be some",
+        "         dB less, as `fewbit evaluate` says",
         "  closer best:w4a4 or best:w4a8",
     ]
 

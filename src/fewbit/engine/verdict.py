@@ -76,8 +76,9 @@ def _match(found: Measured | None) -> str:
     if found is None or found.db is None:
         return "not measured, for there is no calibration data; `fewbit evaluate` measures it"
     return (
-        f"{found.db:.1f} dB beside full precision: {words_for(found.db)} "
-        "(from 40 dB none can tell, from 30 only side by side, from 20 they are alike)"
+        f"{found.db:.1f} dB beside full precision, on inputs that the calibration saw: "
+        f"{words_for(found.db)} (from 40 dB none can tell, from 30 only side by side, from 20 they "
+        "are alike); on others it may be some dB less, as `fewbit evaluate` says"
     )
 
 
