@@ -67,4 +67,4 @@ def test_what_cannot_be_known_is_told_in_words():
 
 def test_the_words():
     text = str(Expected(83.0, 812_000_000))
-    assert text == "  about 1:23 and 0.8 GB of memory on this machine, within 2x"
+    assert text == "  about 1:23 and 0.8 GB of memory here, within 2x on the demo shapes"

@@ -49,7 +49,8 @@ def test_the_scale(db, words):
     ("method", "bits", "better"),
     [
         ("hq-dit", "w4a4", "best:w4a4 or best:w4a8"),
-        ("rtn", "w4a8", "best:w4a8"),
+        ("rtn", "w4a8", "best:w4a8 or best:w8a8"),
+        ("rtn", "w8a8", "best:w8a8"),
         ("fp4dit", "w4a6", "best:w4a8 or best:w8a8"),
         ("best", "w2a8", "best:w4a4 or best:w3a8"),
         ("best", "w4a8", "best:w8a8"),

@@ -71,8 +71,7 @@ class MultiRegion(Activation, FixedDtype):
             fixed = backend.fixed(integer, rotation, 2, self.whole)
         if fixed is None:
             return super().coder(backend, rotation)
-        by_group = self.steps[..., 0].t()  # [groups, regions]
-        return lambda x: fixed(x, self.bins.pick(by_group).t())
+        return lambda x: fixed(x, self.bins.pick(self.steps[..., 0].t()).t())
 
     def code(
         self, backend: Reference, rotation: Rotation | None, x: Tensor | AdaLNInput

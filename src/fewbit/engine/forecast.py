@@ -48,8 +48,8 @@ class Expected:
 
     def __str__(self) -> str:
         return (
-            f"  about {clock(self.seconds)} and {self.peak_bytes / 1e9:.1f} GB of memory on this "
-            f"machine, within {WITHIN:g}x"
+            f"  about {clock(self.seconds)} and {self.peak_bytes / 1e9:.1f} GB of memory here, "
+            f"within {WITHIN:g}x on the demo shapes"
         )
 
 

@@ -45,7 +45,8 @@ def closer(recipe: Mapping[str, Any]) -> str | None:
     if recipe["method"] == "best":
         better = CLOSER[CLOSER.index(bits) + 1 :][:2] if bits in CLOSER else ("w4a8", "w8a8")
     else:
-        better = tuple(dict.fromkeys((bits, "w4a8"))) if bits in CLOSER else ("w4a8", "w8a8")
+        more = CLOSER[CLOSER.index(bits) :] if bits in CLOSER else ("w4a8", "w8a8")
+        better = (bits, "w4a8") if "w4a8" in more[1:] else more
     return " or ".join(f"best:{one}" for one in better) or None
 
 

@@ -307,10 +307,12 @@ class _Multiplier:
             product = epilogue(self.floats(x, exact))
         elif self.takes(x) and epilogue.addend is None:
             return self.exactly(x, dtype, epilogue)
-        elif x.parts == 2 and self.takes(x.part(0)) and epilogue.addend is None and self.adds:
-            other = x.part(1)
+        elif x.parts == 2 and self.adds and epilogue.addend is None:
+            one, other = x.part(0), x.part(1)
+            if not self.takes(one):
+                return self.general(x, dtype, epilogue)
             side = self.integers, other.integers, other.scales
-            return self.exactly(x.part(0), dtype, epilogue, side)
+            return self.exactly(one, dtype, epilogue, side)
         else:
             return self.general(x, dtype, epilogue)
         return product.to(dtype)

@@ -62,7 +62,8 @@ struct Packed {
         if (size < int64_t(sizeof(Header))) return false;
         const Header& h = *reinterpret_cast<const Header*>(bytes);
         const bool known = h.bits == 2 || h.bits == 4 || h.bits == 8;
-        return h.magic == kMagic && known && h.n >= 0 && h.k >= 0 && h.tables >= 0 && h.tables <= kTables && size == Packed::bytes(h.n, h.k, h.bits, h.tables);
+        return h.magic == kMagic && known && h.n >= 0 && h.k >= 0 && h.tables >= 0 &&
+               h.tables <= kTables && size == Packed::bytes(h.n, h.k, h.bits, h.tables);
     }
 
     const uint8_t* panel(int64_t index) const {
